@@ -1,0 +1,68 @@
+"""Two clocks: the market's, which may run fast or in jumps, and the wall's."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import Final, Literal, Protocol
+
+ClockKind = Literal["live", "simulated", "replay"]
+
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def wall_now() -> datetime:
+    """Tell the wall clock's time, in UTC: for ids, expiry, idempotency, tokens and log lines."""
+    return datetime.now(UTC)
+
+
+def monotonic() -> float:
+    """Tell seconds that never go back: for intervals and time limits."""
+    return time.monotonic()
+
+
+def rfc3339(moment: datetime) -> str:
+    """Write an aware time as RFC 3339 in UTC with microseconds (contract, head)."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+class Clock(Protocol):
+    """The market clock: it rules event times, schedule, rule windows, trading day and exits."""
+
+    @property
+    def kind(self) -> ClockKind:
+        """Say where the time comes from."""
+
+    def now(self) -> datetime:
+        """Tell the market time, in UTC."""
+
+
+class LiveClock:
+    """The market clock of a live feed: the wall clock."""
+
+    kind: ClockKind = "live"
+
+    def now(self) -> datetime:
+        """Tell the market time, in UTC."""
+        return wall_now()
+
+
+class SteppedClock:
+    """A market clock that its feed moves forward, slice by slice."""
+
+    def __init__(self, kind: ClockKind, start: datetime = EPOCH) -> None:
+        self._kind: ClockKind = kind
+        self._now = start
+
+    @property
+    def kind(self) -> ClockKind:
+        """Say where the time comes from."""
+        return self._kind
+
+    def now(self) -> datetime:
+        """Tell the market time, in UTC."""
+        return self._now
+
+    def advance(self, moment: datetime) -> None:
+        """Move to `moment`; time never goes back, so an earlier one is ignored."""
+        self._now = max(self._now, moment)

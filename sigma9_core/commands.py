@@ -1,0 +1,326 @@
+"""The commands: one table that MQTT, REST, the command line and the scheduler share (contract 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import Field, StringConstraints, model_validator
+
+from sigma9_core.clock import rfc3339
+from sigma9_core.errors import CommandError
+from sigma9_core.models import Frozen, Money, OrderType, Side, Symbol, TimeInForce
+
+Right = Literal["read", "trade", "admin"]
+RIGHTS: Final[tuple[Right, ...]] = ("read", "trade", "admin")
+CommandSource = Literal["api", "mqtt", "cli", "schedule", "signal", "socket", "risk", "dead_man", "engine"]
+"""Where a command came from; `socket` is the kill's own door on this machine."""
+
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=500)]
+CommandId = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+
+
+def allows(have: Right, need: Right) -> bool:
+    """Tell whether the right `have` covers `need`: read < trade < admin."""
+    return RIGHTS.index(have) >= RIGHTS.index(need)
+
+
+# --- arguments: one model a command; an unknown key is an error that names it ---------------------------------
+
+
+class NoArgs(Frozen):
+    """A command without arguments; every command takes an optional reason."""
+
+    reason: Text | None = None
+
+
+class Scope(Frozen):
+    """A part of the trading: one strategy or one symbol."""
+
+    strategy: str | None = None
+    symbol: Symbol | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Scope:
+        if (self.strategy is None) == (self.symbol is None):
+            raise ValueError("name exactly one of strategy and symbol")
+        return self
+
+
+class ControlArgs(NoArgs):
+    """`control`: the short form for dashboards."""
+
+    command: Literal["start", "stop", "kill"]
+
+
+class KillArgs(NoArgs):
+    """`kill_switch`; `flatten` absent takes the configuration's, `scope` absent means everything."""
+
+    flatten: bool | None = None
+    scope: Scope | None = None
+
+
+class ResetKillArgs(Frozen):
+    """`reset_kill_switch`: a person says why."""
+
+    reason: Text
+    scope: Scope | None = None
+
+
+class ScanArgs(NoArgs):
+    """`scan`; absent strategies mean all that are enabled."""
+
+    strategies: tuple[str, ...] | None = None
+
+
+class BracketArgs(Frozen):
+    """The protective legs of an order: prices, in the account's currency."""
+
+    stop_price: Annotated[Money, Field(gt=0)]
+    take_profit: Annotated[Money, Field(gt=0)] | None = None
+
+
+Positive = Annotated[Money, Field(gt=0, allow_inf_nan=False)]
+
+
+class OrderArgs(NoArgs):
+    """`place_order` and `preview_order`."""
+
+    symbol: Symbol
+    side: Side
+    quantity: Positive
+    order_type: OrderType = "market"
+    limit_price: Positive | None = None
+    stop_price: Positive | None = None
+    trail_amount: Positive | None = None
+    trail_percent: Positive | None = None
+    time_in_force: TimeInForce = "day"
+    outside_rth: bool = False
+    bracket: BracketArgs | None = None
+
+    @model_validator(mode="after")
+    def _prices(self) -> OrderArgs:
+        needs: Mapping[str, tuple[str, ...]] = {
+            "limit": ("limit_price",),
+            "limit_on_close": ("limit_price",),
+            "stop": ("stop_price",),
+            "stop_limit": ("limit_price", "stop_price"),
+        }
+        wanted = needs.get(self.order_type, ())
+        for name in ("limit_price", "stop_price"):
+            if name in wanted and getattr(self, name) is None:
+                raise ValueError(f"{name} is required for a {self.order_type} order")
+            if name not in wanted and getattr(self, name) is not None:
+                raise ValueError(f"{name} does not go with a {self.order_type} order")
+        trails = (self.trail_amount is not None) + (self.trail_percent is not None)
+        if trails != (1 if self.order_type == "trailing_stop" else 0):
+            raise ValueError("a trailing_stop takes exactly one of trail_amount and trail_percent, others none")
+        return self
+
+
+class ModifyOrderArgs(NoArgs):
+    """`modify_order`: the fields that change."""
+
+    order_id: str
+    quantity: Positive | None = None
+    limit_price: Positive | None = None
+    stop_price: Positive | None = None
+    trail_amount: Positive | None = None
+    trail_percent: Positive | None = None
+
+
+class OrderIdArgs(NoArgs):
+    """`cancel_order`."""
+
+    order_id: str
+
+
+class CancelAllArgs(NoArgs):
+    """`cancel_all`: our entries; protective orders only where it says so."""
+
+    protective: bool = False
+
+
+class SymbolArgs(NoArgs):
+    """`watchlist_add`, `watchlist_remove`."""
+
+    symbol: Symbol
+
+
+class CloseArgs(NoArgs):
+    """`close_position`: one symbol, or `*` for all that are ours."""
+
+    symbol: Symbol | Literal["*"]
+
+
+class AdoptArgs(NoArgs):
+    """`adopt_position`: a foreign position becomes ours."""
+
+    symbol: Symbol
+    strategy: str
+
+
+class PluginArgs(NoArgs):
+    """`plugin_enable`, `plugin_disable`."""
+
+    name: str
+
+
+class RiskSetArgs(NoArgs):
+    """`risk_set`: the rule, and the settings that change."""
+
+    rule: str
+    settings: dict[str, Any]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _flat(cls, value: Any) -> Any:
+        """Take the settings beside `rule` as well as in an object of their own."""
+        if isinstance(value, Mapping) and "settings" not in value:
+            known = {"rule", "reason"}
+            return {
+                **{key: value[key] for key in value if key in known},
+                "settings": {key: value[key] for key in value if key not in known},
+            }
+        return value
+
+
+class RiskClearArgs(NoArgs):
+    """`risk_clear`."""
+
+    rule: str
+
+
+class EventsArgs(NoArgs):
+    """`events`: durable events after a number, for clients that have only MQTT."""
+
+    after: Annotated[int, Field(ge=0)]
+    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+
+
+# --- the table ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """The REST path of a command; a name in braces becomes the argument of that name."""
+
+    method: Literal["POST", "PUT", "PATCH", "DELETE"]
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class CommandSpec:
+    """One row of the command table."""
+
+    name: str
+    args: type[Frozen]
+    right: Right
+    summary: str
+    alias: Alias | None = None
+    word: str | None = None
+    """The argument that a plain word in the payload fills, such as `command` of `control`."""
+    fixed_words: frozenset[str] = frozenset(("PRESS", "ON"))
+    """Plain words that mean "do it, with no arguments"."""
+    repeats: bool = True
+    """Hold back the same (command, id) for 24 hours; off where a button with a constant id must work twice."""
+    journalled: bool = True
+    needs_id: bool = False
+
+
+def _spec(
+    name: str, args: type[Frozen], right: Right, summary: str, alias: Alias | None = None, **more: Any
+) -> CommandSpec:
+    words = frozenset(("PRESS", "ON", name))
+    return CommandSpec(name, args, right, summary, alias, fixed_words=more.pop("fixed_words", words), **more)
+
+
+BUILT_IN: Final[Mapping[str, CommandSpec]] = {
+    spec.name: spec
+    for spec in (
+        _spec("start", NoArgs, "trade", "Start the engine; starting what runs is fine.", Alias("POST", "/api/engine/start")),
+        _spec("stop", NoArgs, "trade", "End entries and strategies; exits go on.", Alias("POST", "/api/engine/stop"), repeats=False),
+        _spec("pause", NoArgs, "trade", "Take no new entries; exits go on.", Alias("POST", "/api/engine/pause"), repeats=False),
+        _spec("resume", NoArgs, "trade", "Take entries again.", Alias("POST", "/api/engine/resume")),
+        _spec("control", ControlArgs, "trade", "Start, stop or kill by one word.", Alias("POST", "/api/control"), word="command", fixed_words=frozenset()),
+        _spec("kill_switch", KillArgs, "trade", "Close the gate, cancel our orders, close our positions.", Alias("POST", "/api/kill-switch"), repeats=False),
+        _spec("reset_kill_switch", ResetKillArgs, "admin", "Unlatch the kill switch; the engine stays stopped.", Alias("DELETE", "/api/kill-switch"), fixed_words=frozenset()),
+        _spec("kill_drill", NoArgs, "admin", "Try the whole kill on a paper or simulated account.", Alias("POST", "/api/kill-switch/drill")),
+        _spec("heartbeat", NoArgs, "trade", "Feed the dead man's switch.", Alias("POST", "/api/heartbeat"), repeats=False, journalled=False),
+        _spec("scan", ScanArgs, "trade", "Scan the market and renew the watchlist.", Alias("POST", "/api/scan")),
+        _spec("place_order", OrderArgs, "trade", "Send an order through the risk gate.", Alias("POST", "/api/orders"), needs_id=True, fixed_words=frozenset()),
+        _spec("preview_order", OrderArgs, "trade", "Say what the risk rules would say; send nothing.", Alias("POST", "/api/orders/preview"), fixed_words=frozenset(), repeats=False, journalled=False),
+        _spec("modify_order", ModifyOrderArgs, "trade", "Change a working order.", Alias("PATCH", "/api/orders/{order_id}"), fixed_words=frozenset()),
+        _spec("cancel_order", OrderIdArgs, "trade", "Cancel a working order.", Alias("DELETE", "/api/orders/{order_id}"), word="order_id", fixed_words=frozenset(), repeats=False),
+        _spec("cancel_all", CancelAllArgs, "trade", "Cancel our entries.", Alias("DELETE", "/api/orders"), repeats=False),
+        _spec("close_position", CloseArgs, "trade", "Close a position at the market.", Alias("POST", "/api/positions/{symbol}/close"), word="symbol", fixed_words=frozenset()),
+        _spec("adopt_position", AdoptArgs, "admin", "Make a foreign position ours.", Alias("POST", "/api/positions/{symbol}/adopt"), fixed_words=frozenset()),
+        _spec("watchlist_add", SymbolArgs, "trade", "Watch a symbol.", Alias("PUT", "/api/watchlist/{symbol}"), word="symbol", fixed_words=frozenset()),
+        _spec("watchlist_remove", SymbolArgs, "trade", "Stop watching a symbol.", Alias("DELETE", "/api/watchlist/{symbol}"), word="symbol", fixed_words=frozenset()),
+        _spec("broker_connect", NoArgs, "trade", "Connect the broker.", Alias("POST", "/api/broker/connect")),
+        _spec("broker_disconnect", NoArgs, "trade", "Disconnect the broker.", Alias("POST", "/api/broker/disconnect")),
+        _spec("plugin_enable", PluginArgs, "admin", "Enable a plugin.", Alias("POST", "/api/plugins/{name}/enable"), word="name", fixed_words=frozenset()),
+        _spec("plugin_disable", PluginArgs, "admin", "Disable a plugin.", Alias("POST", "/api/plugins/{name}/disable"), word="name", fixed_words=frozenset()),
+        _spec("risk_set", RiskSetArgs, "admin", "Change a risk rule's settings.", Alias("PATCH", "/api/risk/{rule}"), fixed_words=frozenset()),
+        _spec("risk_clear", RiskClearArgs, "admin", "Clear a trip that a person must clear.", Alias("POST", "/api/risk/{rule}/clear"), word="rule", fixed_words=frozenset()),
+        _spec("events", EventsArgs, "read", "Give durable events after a number.", None, fixed_words=frozenset(), repeats=False, journalled=False),
+    )
+}  # fmt: skip
+"""Every built-in command, in the order of contract 4."""
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command as it arrived, from whatever surface; `args` are raw until the dispatcher validates them."""
+
+    name: str
+    args: Mapping[str, Any]
+    source: CommandSource
+    right: Right = "admin"
+    id: str | None = None
+    expires_at: datetime | None = None
+    actor: str | None = None
+    """Who sent it, as far as the surface knows: a token's name, an MQTT user."""
+    received: float = field(default=0.0)
+    """Monotonic seconds at arrival, for `duration_ms`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """The answer to a command: the same object on every surface (contract 4)."""
+
+    id: str | None
+    command: str
+    ok: bool
+    result: Mapping[str, Any] | None
+    error: Mapping[str, Any] | None
+    source: CommandSource
+    ts: datetime
+    duration_ms: float
+
+    @classmethod
+    def failed(cls, command: Command, error: CommandError, *, ts: datetime, duration_ms: float) -> Response:
+        """Answer a command with the error that refused it."""
+        body = {"code": error.code, "message": error.message, "details": error.details}
+        return cls(command.id, command.name, False, None, body, command.source, ts, duration_ms)
+
+    def body(self) -> dict[str, Any]:
+        """Give the JSON object of contract 4."""
+        return {
+            "id": self.id,
+            "command": self.command,
+            "ok": self.ok,
+            "result": None if self.result is None else dict(self.result),
+            "error": None if self.error is None else dict(self.error),
+            "source": self.source,
+            "ts": rfc3339(self.ts),
+            "duration_ms": round(self.duration_ms, 1),
+        }
+
+
+def decimal(value: object) -> Decimal:
+    """Turn a JSON number into `Decimal` by its shortest text, so that 0.1 stays 0.1."""
+    return Decimal(str(value))

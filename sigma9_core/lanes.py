@@ -1,0 +1,75 @@
+"""Lanes: event loops in threads of their own, and the messages between them.
+
+The money lane carries what moves money and the kill; the market lane carries the feed; the outer loop (the main
+thread) carries integrations and everything else. Nothing of unknown speed runs on the money lane.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class Lane:
+    """An asyncio loop in a daemon thread of its own."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """Give the lane's loop; it exists between `start` and `stop`."""
+        if self._loop is None:
+            raise RuntimeError(f"the lane {self.name} is not running: call start() first")
+        return self._loop
+
+    def start(self) -> None:
+        """Start the thread and return once its loop runs."""
+        ready = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(ready,), name=f"sigma9-{self.name}", daemon=True)
+        self._thread.start()
+        ready.wait()
+
+    def stop(self) -> None:
+        """Cancel what still runs on the lane, end its loop and join its thread."""
+        if self._loop is None or self._thread is None:
+            return
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop = self._thread = None
+
+    def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Run a coroutine on the lane; the result comes as a thread-safe future."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop)
+
+    async def call(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the lane and await its result from another loop (or directly on this one)."""
+        if asyncio.get_running_loop() is self._loop:
+            return await work
+        return await asyncio.wrap_future(self.submit(work))
+
+    def post(self, function: Callable[..., object], *args: object) -> None:
+        """Call a function on the lane soon, in the order of posting, without waiting."""
+        self.loop.call_soon_threadsafe(function, *args)
+
+    def _run(self, ready: threading.Event) -> None:
+        loop = asyncio.new_event_loop()
+        self._loop = loop
+        asyncio.set_event_loop(loop)
+        loop.call_soon(ready.set)
+        try:
+            loop.run_forever()
+        finally:
+            pending = asyncio.all_tasks(loop)
+            for task in pending:
+                task.cancel()
+            loop.run_until_complete(asyncio.gather(*pending, return_exceptions=True))
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.close()

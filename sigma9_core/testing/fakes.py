@@ -1,0 +1,92 @@
+"""Small stand-ins for tests; each is the least that its contract allows."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Literal
+
+from sigma9_core.board import Board
+from sigma9_core.bus import EventBus
+from sigma9_core.clock import SteppedClock, wall_now
+from sigma9_core.commands import BUILT_IN, Command, CommandSpec, Response, Right
+from sigma9_core.config import Settings
+from sigma9_core.contracts import EventPage
+from sigma9_core.events import Event, EventData, EventType, encode
+from sigma9_core.lanes import Lane
+
+
+class FakeServer:
+    """A `Server` without an engine: it records commands, answers them, and keeps its events in a list."""
+
+    def __init__(self, settings: Settings | None = None, start: datetime | None = None) -> None:
+        self.settings = settings or Settings()
+        self.clock = SteppedClock("simulated", start or wall_now())
+        self.bus = EventBus(self.settings.node)
+        self.board = Board()
+        self.money = Lane("money")
+        self.specs: Mapping[str, CommandSpec] = BUILT_IN
+        self.commands: list[Command] = []
+        self.kills: list[Command] = []
+        self.banner: list[str] = []
+        self.mqtt = "disconnected"
+        self.journal: list[Event] = []
+        self.tokens: dict[str, tuple[str, Right]] = {"secret-admin": ("admin", "admin")}
+        self.answers: dict[str, Mapping[str, Any]] = {}
+
+    async def __aenter__(self) -> FakeServer:
+        """Start the money lane and bind the bus to the running loop."""
+        self.money.start()
+        self.bus.bind(asyncio.get_running_loop())
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        """Stop the money lane."""
+        self.money.stop()
+
+    def emit(self, kind: EventType, data: EventData, *, durable: bool) -> Event:
+        """Dispatch an event as the engine would: numbered and kept where it is durable."""
+        seq = len(self.journal) + 1 if durable else None
+        ts = self.clock.now()
+        event = Event(kind, seq, ts, data, encode(kind, data, seq=seq, ts=ts, node=self.settings.node))
+        if durable:
+            self.journal.append(event)
+        self.bus.dispatch([event])
+        return event
+
+    async def dispatch(self, command: Command) -> Response:
+        """Record a command and answer it."""
+        self.commands.append(command)
+        result = self.answers.get(command.name, {})
+        return Response(command.id, command.name, True, result, None, command.source, wall_now(), 0.1)
+
+    async def kill(self, command: Command) -> Response:
+        """Record a kill and answer it."""
+        self.kills.append(command)
+        result: dict[str, Any] = {"cancelled_orders": [], "closed_positions": [], "pending": []}
+        return Response(command.id, command.name, True, result, None, command.source, wall_now(), 0.1)
+
+    async def events(self, after: int, limit: int, types: frozenset[EventType] | None = None) -> EventPage:
+        """Read kept events after a number."""
+        found = [e for e in self.journal if (e.seq or 0) > after and (types is None or e.type in types)]
+        more = found[limit - 1].seq if len(found) > limit else None
+        return EventPage([e.raw for e in found[:limit]], more, "fake", 1, len(self.journal))
+
+    async def trades(
+        self, *, symbol: str | None, since: datetime | None, limit: int, cursor: str | None
+    ) -> Mapping[str, Any]:
+        """Read no fills."""
+        return {"trades": [], "cursor": None}
+
+    def right_of(self, token: str) -> tuple[str, Right] | None:
+        """Tell a token's name and right."""
+        return self.tokens.get(token)
+
+    def report_mqtt(self, state: Literal["connected", "disconnected", "disabled"]) -> None:
+        """Remember how the MQTT connection stands."""
+        self.mqtt = state
+
+    def announce(self, line: str) -> None:
+        """Keep a banner line."""
+        self.banner.append(line)
