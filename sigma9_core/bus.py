@@ -78,7 +78,7 @@ class Subscription:
         self._wake.set()
 
     async def take(self, most: int = 100) -> list[Event]:
-        """Wait until something is there and take up to `most` events: durable ones first, then logs, then market data.
+        """Wait for something and take up to `most` events: durable ones, then logs, then market data.
 
         Gives an empty list only when the mailbox has overflowed or was closed and is empty.
         """

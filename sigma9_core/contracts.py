@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from sigma9_core.board import Board
     from sigma9_core.bus import EventBus
+    from sigma9_core.calendar import Calendar
     from sigma9_core.clock import Clock, ClockKind
     from sigma9_core.commands import Command, CommandSpec, Response, Right
     from sigma9_core.config import Settings
@@ -62,6 +63,8 @@ class PluginContext:
     """The instance's name in the configuration."""
     settings: Settings
     clock: Clock
+    calendar: Calendar
+    """The exchange calendar; `await calendar.ready()` before it is asked, it loads in the background."""
     data_dir: Path | None
     """Where the instance may keep files of its own; None means: keep everything in memory."""
 
@@ -211,7 +214,7 @@ class Trip:
 
 
 class RiskRule(ABC):
-    """One pre-trade rule; it only tightens. `check` is synchronous, has no side effects and is asked for each order."""
+    """One pre-trade rule; it only tightens. `check` is synchronous and has no side effects."""
 
     code: ClassVar[str]
     """The reason code, such as `R2`."""
