@@ -1,72 +1,414 @@
 """The exchange calendar: sessions with their real opens and closes, early closes and holidays right.
 
-exchange_calendars brings pandas (about a second and 78 MB), so it runs in a child process once in a while; the
-sessions it gives are kept as a small file, and most starts need no child at all.
+exchange_calendars brings pandas (about a second and 78 MB), so it runs in a child process once in a while
+(`calendar_build.py`); the sessions it gives are kept as a small file, and most starts need no child at all.
 """
 
 from __future__ import annotations
 
 import asyncio
 import bisect
-from collections.abc import Sequence
-from datetime import date, datetime
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from importlib import metadata
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Final
 
+from sigma9_core.clock import wall_now
+from sigma9_core.errors import DataError
 from sigma9_core.models import Session
+
+FIRST: Final = date(2010, 1, 1)
+"""The calendar starts here, unless the data ask for more."""
+AHEAD: Final = timedelta(days=2 * 365)
+"""A calendar is built this far beyond the day that is needed."""
+SPARE: Final = timedelta(days=60)
+"""A calendar that ends sooner than this after the day that is needed is built anew."""
+VERSION: Final = 1
+"""Version of the cache file."""
+BUILD_SECONDS: Final = 120.0
+"""A child that takes longer has failed."""
+RETRY_SECONDS: Final = (5.0, 300.0)
+"""The first pause after a failure, doubled each time, and the longest one."""
+CHECK_SECONDS: Final = 60.0
+"""How often a loaded calendar is compared with the clock."""
+
+log = logging.getLogger(__name__)
+
+
+class CalendarMissing(DataError):
+    """exchange_calendars has no exchange of this name: asking again does not help."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """The sessions and the columns to search them by; replaced as a whole, so that readers need no lock."""
+
+    sessions: tuple[Session, ...] = ()
+    opens: tuple[datetime, ...] = ()
+    days: tuple[str, ...] = ()
 
 
 class Calendar:
-    """The sessions of one exchange, sorted by time; empty until it is loaded."""
+    """The sessions of one exchange, sorted by time; empty until it is loaded. Safe to use from every lane."""
 
     def __init__(self, name: str, sessions: Sequence[Session] = ()) -> None:
         self.name = name
-        self._sessions: list[Session] = []
-        self._opens: list[datetime] = []
-        self._days: list[str] = []
-        self._loaded = asyncio.Event()
+        self.error: str | None = None
+        """Why the sessions could not be loaded, in one sentence; None while nothing is wrong."""
+        self._table = _Table()
+        self._lock = threading.Lock()
+        self._loaded = False
+        self._waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
         if sessions:
             self.fill(sessions)
 
+    @property
+    def loaded(self) -> bool:
+        """Tell whether the sessions are there."""
+        return self._loaded
+
+    @property
+    def first(self) -> date | None:
+        """Give the date of the first session that is known."""
+        days = self._table.days
+        return date.fromisoformat(days[0]) if days else None
+
+    @property
+    def final(self) -> date | None:
+        """Give the date of the last session that is known."""
+        days = self._table.days
+        return date.fromisoformat(days[-1]) if days else None
+
     def fill(self, sessions: Sequence[Session]) -> None:
-        """Take the sessions, sorted by time, and let those who wait go on."""
-        self._sessions = list(sessions)
-        self._opens = [session.open for session in sessions]
-        self._days = [session.day for session in sessions]
-        self._loaded.set()
+        """Take the sessions, sorted by time, and let those who wait on any loop go on; from any thread."""
+        opens = tuple(session.open for session in sessions)
+        if any(later <= earlier for earlier, later in pairwise(opens)):
+            raise ValueError(f"the sessions of the calendar {self.name} are not sorted by time")
+        table = _Table(tuple(sessions), opens, tuple(session.day for session in sessions))
+        with self._lock:
+            self._table = table
+            self._loaded = True
+            waiting, self._waiting = self._waiting, []
+        for loop, future in waiting:
+            try:
+                loop.call_soon_threadsafe(_wake, future)
+            except RuntimeError:  # that loop was closed meanwhile: nobody waits there any more
+                continue
 
     async def ready(self) -> None:
-        """Wait until the sessions are there."""
-        await self._loaded.wait()
+        """Wait, on whatever loop this is, until the sessions are there."""
+        loop = asyncio.get_running_loop()
+        with self._lock:
+            if self._loaded:
+                return
+            future: asyncio.Future[None] = loop.create_future()
+            entry = (loop, future)
+            self._waiting.append(entry)
+        try:
+            await future
+        finally:
+            with self._lock:
+                if entry in self._waiting:
+                    self._waiting.remove(entry)
 
     def at(self, moment: datetime) -> Session | None:
         """Give the session that is in progress (open ≤ moment < close), None outside of one."""
-        index = bisect.bisect_right(self._opens, moment) - 1
-        if index < 0 or moment >= self._sessions[index].close:
-            return None
-        return self._sessions[index]
+        session = self.last(moment)
+        return session if session is not None and moment < session.close else None
 
     def on(self, day: date) -> Session | None:
         """Give the session of a New York date, None on a day without one."""
-        index = bisect.bisect_left(self._days, day.isoformat())
-        if index < len(self._days) and self._days[index] == day.isoformat():
-            return self._sessions[index]
+        table = self._table
+        index = bisect.bisect_left(table.days, day.isoformat())
+        if index < len(table.days) and table.days[index] == day.isoformat():
+            return table.sessions[index]
         return None
 
     def after(self, moment: datetime) -> Session | None:
         """Give the next session that opens after a moment, None past the end of the calendar."""
-        index = bisect.bisect_right(self._opens, moment)
-        return self._sessions[index] if index < len(self._sessions) else None
+        table = self._table
+        index = bisect.bisect_right(table.opens, moment)
+        return table.sessions[index] if index < len(table.sessions) else None
 
     def last(self, moment: datetime) -> Session | None:
         """Give the newest session that has opened by a moment."""
-        index = bisect.bisect_right(self._opens, moment) - 1
-        return self._sessions[index] if index >= 0 else None
+        table = self._table
+        index = bisect.bisect_right(table.opens, moment) - 1
+        return table.sessions[index] if index >= 0 else None
 
     def before(self, day: date, count: int) -> list[Session]:
         """Give the `count` sessions up to and including a date, oldest first."""
-        end = bisect.bisect_right(self._days, day.isoformat())
-        return self._sessions[max(0, end - count) : end]
+        table = self._table
+        end = bisect.bisect_right(table.days, day.isoformat())
+        return list(table.sessions[max(0, end - count) : end])
 
     def between(self, first: date, last: date) -> list[Session]:
         """Give the sessions from `first` to `last`, both included."""
-        start = bisect.bisect_left(self._days, first.isoformat())
-        return self._sessions[start : bisect.bisect_right(self._days, last.isoformat())]
+        table = self._table
+        start = bisect.bisect_left(table.days, first.isoformat())
+        return list(table.sessions[start : bisect.bisect_right(table.days, last.isoformat())])
+
+
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+# --- loading --------------------------------------------------------------------------------------------------
+
+
+def load_calendar(
+    name: str,
+    cache_dir: Path | None,
+    *,
+    first: date = FIRST,
+    need: date | None = None,
+    today: date | None = None,
+) -> Calendar:
+    """Load the sessions from `first` to two years beyond `need` (default: today), and wait for them.
+
+    The cache in `cache_dir` is used where it covers that, and made where it doesn't; None keeps nothing. Raise
+    DataError in one sentence where the sessions can't be had.
+    """
+    need = max(need or date.min, today or wall_now().date())
+    calendar = Calendar(name)
+    kept = _read_cache(name, cache_dir)
+    if kept is None or not kept.fresh(first, need):
+        try:
+            kept = _build(name, min(first, FIRST), need)
+        except CalendarMissing:
+            raise
+        except DataError:
+            if kept is None or not kept.covers(first, need):
+                raise
+            log.warning("the calendar %s could not be renewed; the old one is used", name)
+        else:
+            _write_cache(kept, cache_dir)
+    calendar.fill(kept.sessions)
+    return calendar
+
+
+def start_loading(
+    calendar: Calendar,
+    cache_dir: Path | None,
+    *,
+    first: date = FIRST,
+    now: Callable[[], datetime] = wall_now,
+) -> asyncio.Task[None]:
+    """Load the sessions in the background, on the running loop, and keep them two years ahead; return at once.
+
+    A cache that covers `now()` is taken before this returns. The task is the caller's: cancel and await it.
+    What goes wrong stands in `calendar.error` and is tried again.
+    """
+    kept = _read_cache(calendar.name, cache_dir)
+    if kept is not None and kept.covers(first, now().date()):
+        calendar.fill(kept.sessions)
+    else:
+        kept = None
+    work = _keep_loaded(calendar, cache_dir, first, now, kept)
+    return asyncio.get_running_loop().create_task(work, name=f"calendar-{calendar.name}")
+
+
+async def _keep_loaded(
+    calendar: Calendar,
+    cache_dir: Path | None,
+    first: date,
+    now: Callable[[], datetime],
+    kept: _Kept | None,
+) -> None:
+    pause, longest = RETRY_SECONDS
+    while True:
+        if kept is not None and kept.fresh(first, now().date()):
+            await asyncio.sleep(CHECK_SECONDS)
+            continue
+        try:
+            need = max(now(), wall_now()).date()
+            kept = await _build_async(calendar.name, min(first, FIRST), need)
+            calendar.fill(kept.sessions)
+        except CalendarMissing as error:
+            calendar.error = str(error)
+            log.error("%s", error)  # noqa: TRY400 - the sentence says it all
+            return
+        except DataError as error:
+            calendar.error = f"{error}; trying again in {pause:g} seconds"
+            log.warning("%s", calendar.error)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, longest)
+            continue
+        calendar.error = None
+        pause = RETRY_SECONDS[0]
+        _write_cache(kept, cache_dir)
+
+
+def user_cache() -> Path | None:
+    """Give the folder for caches of commands that need no server: `SIGMA9_DATA_DIR`, else the user's own."""
+    if folder := os.environ.get("SIGMA9_DATA_DIR"):
+        return Path(folder)
+    if folder := os.environ.get("XDG_CACHE_HOME"):
+        return Path(folder) / "sigma9"
+    try:
+        return Path.home() / ".cache" / "sigma9"
+    except RuntimeError:  # an account without a home: every call then builds the calendar anew
+        return None
+
+
+# --- the cache file and the child -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """What the child gives and the cache file keeps: all sessions from `first` to `last`."""
+
+    name: str
+    package: str
+    first: date
+    last: date
+    sessions: Sequence[Session]
+    text: bytes
+    """The JSON object that it was read from."""
+
+    @classmethod
+    def parse(cls, text: bytes) -> _Kept:
+        """Read the JSON; raise ValueError, KeyError or TypeError where it is broken."""
+        body: dict[str, Any] = json.loads(text)
+        if body["version"] != VERSION:
+            raise ValueError(f"its version is {body['version']}, not {VERSION}")
+        read = datetime.fromisoformat
+        sessions = [Session(day, read(opens), read(closes)) for day, opens, closes in body["sessions"]]
+        if not sessions:
+            raise ValueError("it has no sessions")
+        if any(later.open < earlier.close for earlier, later in pairwise(sessions)):
+            raise ValueError("its sessions are out of order")
+        first, last = date.fromisoformat(body["first"]), date.fromisoformat(body["last"])
+        return cls(str(body["name"]), str(body["package"]), first, last, sessions, text)
+
+    def covers(self, first: date, need: date) -> bool:
+        """Tell whether it reaches from `first` to `need`."""
+        return self.first <= first and need <= self.last
+
+    def fresh(self, first: date, need: date) -> bool:
+        """Tell whether it covers that with time to spare, and is of the package that is installed."""
+        return self.covers(first, need + SPARE) and self.package == package_version()
+
+
+def package_version() -> str:
+    """Tell the version of exchange_calendars that is installed."""
+    try:
+        return metadata.version("exchange_calendars")
+    except metadata.PackageNotFoundError:
+        return "missing"
+
+
+def _cache_file(name: str, cache_dir: Path) -> Path:
+    return cache_dir / f"calendar-{re.sub('[^A-Za-z0-9._-]', '_', name)}.json"
+
+
+def _read_cache(name: str, cache_dir: Path | None) -> _Kept | None:
+    """Read the cache; whatever is wrong with it, it is built anew."""
+    if cache_dir is None:
+        return None
+    try:
+        kept = _Kept.parse(_cache_file(name, cache_dir).read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning(
+            "the calendar's cache %s is broken (%r): it is built anew", _cache_file(name, cache_dir), error
+        )
+        return None
+    return kept if kept.name == name else None
+
+
+def _write_cache(kept: _Kept, cache_dir: Path | None) -> None:
+    """Keep the sessions for the next start; a folder that can't be written costs time, not correctness."""
+    if cache_dir is None:
+        return
+    target = _cache_file(kept.name, cache_dir)
+    scratch = target.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        scratch.unlink(missing_ok=True)
+        with open(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:  # noqa: PTH123 - the mode is set as the file is made
+            file.write(kept.text)
+        scratch.replace(target)
+    except OSError as error:
+        log.warning("the calendar could not be kept in %s: %s", target, error)
+        with suppress(OSError):
+            scratch.unlink(missing_ok=True)
+
+
+def _command(name: str, first: date, need: date) -> list[str]:
+    last = need + AHEAD
+    build = [sys.executable, "-P", "-m", "sigma9_core.calendar_build"]
+    return [*build, name, first.isoformat(), last.isoformat()]
+
+
+def _environment() -> dict[str, str]:
+    """Let the child find this very package: `-P` keeps the current folder out of its path."""
+    root = str(Path(__file__).resolve().parent.parent)
+    path = os.environ.get("PYTHONPATH")
+    return {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{path}" if path else root}
+
+
+def _build(name: str, first: date, need: date) -> _Kept:
+    try:
+        done = subprocess.run(  # noqa: S603 - our own module, its arguments are a name and two dates
+            _command(name, first, need),
+            env=_environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=BUILD_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise DataError(f"the exchange calendar {name} can't be built: {error}") from error
+    return _outcome(name, done.returncode, done.stdout, done.stderr)
+
+
+async def _build_async(name: str, first: date, need: date) -> _Kept:
+    try:
+        child = await asyncio.create_subprocess_exec(
+            *_command(name, first, need),
+            env=_environment(),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+    except OSError as error:
+        raise DataError(f"the exchange calendar {name} can't be built: {error}") from error
+    try:
+        async with asyncio.timeout(BUILD_SECONDS):
+            out, err = await child.communicate()
+    except TimeoutError as error:
+        raise DataError(
+            f"the exchange calendar {name} can't be built: it took over {BUILD_SECONDS:g} seconds"
+        ) from error
+    finally:
+        if child.returncode is None:  # too slow, or the owner cancels: leave no child behind
+            child.kill()
+            await child.wait()
+    return _outcome(name, child.returncode or 0, out, err)
+
+
+def _outcome(name: str, code: int, out: bytes, err: bytes) -> _Kept:
+    said = err.decode(errors="replace").strip().splitlines()
+    why = said[-1] if said else f"its process ended with code {code}"
+    if code == 2:
+        raise CalendarMissing(f"the exchange calendar {name} can't be built: {why}")
+    if code != 0:
+        raise DataError(f"the exchange calendar {name} can't be built: {why}")
+    try:
+        return _Kept.parse(out)
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"the exchange calendar {name} can't be built: the child's answer is broken") from error

@@ -450,6 +450,9 @@ class Server(Protocol):
     async def events(self, after: int, limit: int, types: frozenset[EventType] | None = None) -> EventPage:
         """Read durable events after a number from the journal."""
 
+    async def order(self, order_id: str) -> Mapping[str, Any] | None:
+        """Read an order, working or ended, in the shape of `state/orders`; None where there is none."""
+
     async def trades(
         self, *, symbol: str | None, since: datetime | None, limit: int, cursor: str | None
     ) -> Mapping[str, Any]:
@@ -460,6 +463,9 @@ class Server(Protocol):
 
     def report_mqtt(self, state: Literal["connected", "disconnected", "disabled"]) -> None:
         """Say how the MQTT connection stands, for the status."""
+
+    def serves_at(self, url: str) -> None:
+        """Say where REST is reached on this machine, for the local command line."""
 
     def announce(self, line: str) -> None:
         """Add a line to the start banner: an address, where a secret is found, what to try."""

@@ -30,6 +30,11 @@ class Lane:
             raise RuntimeError(f"the lane {self.name} is not running: call start() first")
         return self._loop
 
+    @property
+    def running(self) -> bool:
+        """Tell whether the lane takes work."""
+        return self._loop is not None
+
     def start(self) -> None:
         """Start the thread and return once its loop runs."""
         ready = threading.Event()

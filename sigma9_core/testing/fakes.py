@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from sigma9_core.board import Board
 from sigma9_core.bus import EventBus
-from sigma9_core.clock import SteppedClock, wall_now
-from sigma9_core.commands import BUILT_IN, Command, CommandSpec, Response, Right
+from sigma9_core.clock import Clock, SteppedClock, wall_now
+from sigma9_core.commands import BUILT_IN, Command, CommandSpec, Response, Right, allows
 from sigma9_core.config import Settings
 from sigma9_core.contracts import EventPage
-from sigma9_core.events import Event, EventData, EventType, encode
+from sigma9_core.errors import CommandError
+from sigma9_core.events import Event, EventData, EventType, TradeEvent, encode
 from sigma9_core.lanes import Lane
 
 
@@ -22,7 +23,8 @@ class FakeServer:
 
     def __init__(self, settings: Settings | None = None, start: datetime | None = None) -> None:
         self.settings = settings or Settings()
-        self.clock = SteppedClock("simulated", start or wall_now())
+        self.stepped = SteppedClock("simulated", start or wall_now())
+        self.clock: Clock = self.stepped
         self.bus = EventBus(self.settings.node)
         self.board = Board()
         self.money = Lane("money")
@@ -31,11 +33,12 @@ class FakeServer:
         self.kills: list[Command] = []
         self.banner: list[str] = []
         self.mqtt = "disconnected"
+        self.url: str | None = None
         self.journal: list[Event] = []
         self.tokens: dict[str, tuple[str, Right]] = {"secret-admin": ("admin", "admin")}
         self.answers: dict[str, Mapping[str, Any]] = {}
 
-    async def __aenter__(self) -> FakeServer:
+    async def __aenter__(self) -> Self:
         """Start the money lane and bind the bus to the running loop."""
         self.money.start()
         self.bus.bind(asyncio.get_running_loop())
@@ -56,7 +59,11 @@ class FakeServer:
         return event
 
     async def dispatch(self, command: Command) -> Response:
-        """Record a command and answer it."""
+        """Record a command and answer it; one beyond its sender's right is refused and not recorded."""
+        spec = self.specs.get(command.name)
+        if spec is not None and not allows(command.right, spec.right):
+            error = CommandError("forbidden", f"{command.name} needs the right {spec.right}, not {command.right}")
+            return Response.failed(command, error, ts=wall_now(), duration_ms=0.1)
         self.commands.append(command)
         result = self.answers.get(command.name, {})
         return Response(command.id, command.name, True, result, None, command.source, wall_now(), 0.1)
@@ -73,6 +80,14 @@ class FakeServer:
         more = found[limit - 1].seq if len(found) > limit else None
         return EventPage([e.raw for e in found[:limit]], more, "fake", 1, len(self.journal))
 
+    async def order(self, order_id: str) -> Mapping[str, Any] | None:
+        """Read the newest trade event of an order."""
+        for event in reversed(self.journal):
+            if isinstance(event.data, TradeEvent) and event.data.order_id == order_id:
+                body = event.data.model_dump(mode="json", exclude={"trade_id"})
+                return {"status": body.pop("event"), **body, "foreign": False}
+        return None
+
     async def trades(
         self, *, symbol: str | None, since: datetime | None, limit: int, cursor: str | None
     ) -> Mapping[str, Any]:
@@ -86,6 +101,10 @@ class FakeServer:
     def report_mqtt(self, state: Literal["connected", "disconnected", "disabled"]) -> None:
         """Remember how the MQTT connection stands."""
         self.mqtt = state
+
+    def serves_at(self, url: str) -> None:
+        """Remember where REST is reached."""
+        self.url = url
 
     def announce(self, line: str) -> None:
         """Keep a banner line."""

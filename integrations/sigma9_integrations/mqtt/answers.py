@@ -1,0 +1,109 @@
+"""Answers to commands: written once, to the command's response topic and to where the request asked for it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections import deque
+from dataclasses import dataclass
+from typing import Final, NoReturn
+
+from sigma9_core.clock import monotonic, wall_now
+from sigma9_core.commands import Command, Response
+from sigma9_core.errors import CommandError, ErrorCode
+from sigma9_integrations.mqtt.connection import Arrival, Wire
+from sigma9_integrations.mqtt.topics import Topics
+
+_LOG = logging.getLogger("sigma9.mqtt")
+
+ROOM: Final = 5000
+"""Messages that wait to be written; beyond that the oldest are dropped, and the log says so."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Letter:
+    topic: str
+    payload: str
+    correlation: bytes | None = None
+    retain: bool = False
+
+
+class Answers:
+    """A bounded outbox of answers; what was handed to a connection once is never sent again.
+
+    An answer that finds no connection waits for the next one. It belongs to the loop of its connection.
+    """
+
+    def __init__(self, topics: Topics) -> None:
+        self._topics = topics
+        self._letters: deque[_Letter] = deque()
+        self._wake = asyncio.Event()
+        self._dropped = 0
+
+    def give(self, response: Response, arrival: Arrival) -> None:
+        """Answer a command: on `{p}/response/{name}`, and below `{base}/reply/` where it named a topic there."""
+        try:
+            text = json.dumps(response.body(), separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        except (TypeError, ValueError):
+            _LOG.exception("the result of %s can't be written as JSON", response.command)
+            error = CommandError("internal", f"the result of {response.command} can't be written as JSON")
+            command = Command(response.command, {}, response.source, id=response.id)
+            text = json.dumps(
+                Response.failed(command, error, ts=response.ts, duration_ms=response.duration_ms).body()
+            )
+        if arrival.reply_to is not None and self._topics.may_reply(arrival.reply_to):
+            self._put(_Letter(arrival.reply_to, text, arrival.correlation))
+        self._put(_Letter(self._topics.response(response.command), text))
+
+    def refuse(self, name: str, arrival: Arrival, error: CommandError, command_id: str | None = None) -> None:
+        """Answer a command that is not carried out."""
+        command = Command(name, {}, "mqtt", id=command_id)
+        took = (monotonic() - arrival.at) * 1000
+        self.give(Response.failed(command, error, ts=wall_now(), duration_ms=took), arrival)
+
+    def refuse_with(self, name: str, arrival: Arrival, code: ErrorCode, message: str) -> None:
+        """Answer a command that was not read with a code and one sentence."""
+        self.refuse(name, arrival, CommandError(code, message), id_of(arrival.payload))
+
+    def clear(self, topic: str) -> None:
+        """Clear a retained topic of this node."""
+        self._put(_Letter(topic, "", retain=True))
+
+    async def write(self, wire: Wire) -> NoReturn:
+        """Send what is there and what comes, until cancelled."""
+        while True:
+            while not self._letters:
+                self._wake.clear()
+                await self._wake.wait()
+            await wire.room()
+            letter = self._letters.popleft()
+            wire.post(letter.topic, letter.payload, qos=1, retain=letter.retain, correlation=letter.correlation)
+
+    async def written(self, wire: Wire) -> None:
+        """Wait until everything is sent and acknowledged; the caller sets the deadline."""
+        while self._letters:  # noqa: ASYNC110 - `write` empties it
+            await asyncio.sleep(0.005)
+        await wire.settled()
+
+    def _put(self, letter: _Letter) -> None:
+        if len(self._letters) >= ROOM:
+            self._letters.popleft()
+            if not self._dropped:
+                _LOG.warning("more than %d answers wait for the MQTT broker: the oldest are dropped", ROOM)
+            self._dropped += 1
+        else:
+            self._dropped = 0
+        self._letters.append(letter)
+        self._wake.set()
+
+
+def id_of(payload: bytes) -> str | None:
+    """Find the id of a command that can't be read, so that its answer can be told from others."""
+    if len(payload) > 65536 or not payload.lstrip().startswith(b"{"):
+        return None
+    try:
+        found = json.loads(payload).get("id")
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, str) and 1 <= len(found) <= 64 and found.isprintable() else None

@@ -1,0 +1,221 @@
+"""Commands from MQTT: read at once, worked on side by side, every one answered (contract 4).
+
+A message is taken by `on_message` without waiting. Each command name has a lane of its own with a few places, so
+that a slow `scan` or a flood of one command stands in nobody else's way, and a limit, beyond which it is answered
+`rate_limited`. Kills pass all of that by.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import aiomqtt
+
+from sigma9_core.clock import monotonic, wall_now
+from sigma9_core.commands import Command, Response
+from sigma9_core.contracts import Server
+from sigma9_core.errors import CommandError
+from sigma9_core.payload import read_command
+from sigma9_integrations.mqtt.answers import Answers, id_of
+from sigma9_integrations.mqtt.connection import Arrival, Wire
+from sigma9_integrations.mqtt.kill import KillLedger, carry_out_kill, clear_retained, read_kill, refuse_stored
+from sigma9_integrations.mqtt.topics import KILL, Topics
+
+_LOG = logging.getLogger("sigma9.mqtt")
+
+RATE: Final = 100.0
+"""Commands of one name a second that are taken in the long run."""
+BURST: Final = 200.0
+"""Commands of one name that are taken at once."""
+PLACES: Final = 16
+"""Commands of one name that are worked on at once."""
+WAITING: Final = 500
+"""Commands that wait for a place, all names together."""
+KILLS_WATCHED: Final = 5000
+"""Kills of a flood that this connection looks after while the kill's own connection is up."""
+KILL_GRACE: Final = 0.25
+"""Seconds that the kill's own connection has before this one carries a kill out in its place."""
+STORED_GRACE: Final = 1.0
+"""The same for a stored kill while the kill's own connection is not up yet: it will get it as well."""
+
+
+@dataclass(slots=True)
+class _Lane:
+    """One command name: what may still come, what waits, what runs."""
+
+    tokens: float = BURST
+    at: float = field(default_factory=monotonic)
+    waiting: deque[tuple[Command, Arrival]] = field(default_factory=deque)
+    running: int = 0
+
+    def admit(self) -> bool:
+        """Take one token, unless none is left."""
+        now = monotonic()
+        self.tokens = min(BURST, self.tokens + (now - self.at) * RATE)
+        self.at = now
+        if self.tokens < 1:
+            return False
+        self.tokens -= 1
+        return True
+
+
+class CommandDoor:
+    """The session of the command connection, on the outer loop."""
+
+    will: aiomqtt.Will | None = None
+
+    def __init__(self, server: Server, topics: Topics, ledger: KillLedger, on_up: Callable[[bool], None]) -> None:
+        self._server = server
+        self._topics = topics
+        self._ledger = ledger
+        self._on_up = on_up
+        self._answers = Answers(topics)
+        self._lanes: dict[str, _Lane] = {}
+        self._unknown = _Lane()
+        self._waiting = 0
+        self._work: set[asyncio.Task[None]] = set()
+        self._stopping = False
+
+    def on_message(self, arrival: Arrival) -> None:
+        """Take a message: answer what can't be carried out, and start or queue what can."""
+        address = self._topics.address(arrival.topic)
+        if address is None or not arrival.payload:
+            return
+        name = address.name
+        if name == KILL:
+            self._take_kill(arrival, own=address.own)
+            return
+        if arrival.stored:
+            refuse_stored(self._answers, name, arrival, own=address.own, topics=self._topics)
+            return
+        self._take(name, arrival)
+        if arrival.retain and address.own:
+            clear_retained(self._answers, name, self._topics)
+
+    async def serve(self, wire: Wire) -> None:
+        """Subscribe, and answer until the connection is lost."""
+        try:
+            await wire.listen(self._topics.commands)
+            self._on_up(True)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(wire.lost(), name="mqtt-commands-lost")
+                group.create_task(self._answers.write(wire), name="mqtt-commands-answers")
+        finally:
+            self._on_up(False)
+
+    async def finish(self, wire: Wire | None, seconds: float) -> None:
+        """Take no more commands, let those in work come to their answer, answer the rest; within a time limit."""
+        self._stopping = True
+        for name, lane in self._lanes.items():
+            while lane.waiting:
+                command, arrival = lane.waiting.popleft()
+                self._refuse_stopping(name, arrival, command.id)
+        try:
+            async with asyncio.timeout(seconds):
+                if self._work:
+                    await asyncio.wait(set(self._work), timeout=seconds * 0.6)
+                for task in tuple(self._work):
+                    task.cancel()  # each answers that its outcome is not known
+                await asyncio.gather(*self._work, return_exceptions=True)
+                if wire is not None:
+                    await self._answers.written(wire)
+        except TimeoutError:
+            pass  # a broker that takes nothing any more gets no answers either
+
+    # --- ordinary commands ------------------------------------------------------------------------------------
+
+    def _take(self, name: str, arrival: Arrival) -> None:
+        lane = self._lanes.setdefault(name, _Lane()) if name in self._server.specs else self._unknown
+        admitted = lane.admit()
+        if not admitted and name != "control":
+            self._answers.refuse_with(
+                name, arrival, "rate_limited", f"more than {RATE:g} {name} commands a second: send fewer"
+            )
+            return
+        try:
+            command = read_command(name, arrival.payload, self._server.specs, source="mqtt", right="admin")
+            is_kill = name == "control" and command.args.get("command") == "kill"
+            if not admitted and not is_kill:
+                raise CommandError("rate_limited", f"more than {RATE:g} {name} commands a second: send fewer")
+            if self._stopping:
+                raise CommandError("not_running", "the server is stopping; nothing was done")
+            if lane.running >= PLACES and not is_kill and self._waiting >= WAITING:
+                raise CommandError("busy", f"{WAITING} commands are waiting already: try again soon")
+        except CommandError as error:
+            self._answers.refuse(name, arrival, error, id_of(arrival.payload))
+            return
+        if lane.running < PLACES or is_kill:
+            self._start(lane, command, arrival)
+        else:
+            self._waiting += 1
+            lane.waiting.append((command, arrival))
+
+    def _start(self, lane: _Lane, command: Command, arrival: Arrival) -> None:
+        lane.running += 1
+        self._spawn(self._dispatch(lane, command, arrival), command.name)
+
+    async def _dispatch(self, lane: _Lane, command: Command, arrival: Arrival) -> None:
+        try:
+            response = await self._server.dispatch(command)
+        except asyncio.CancelledError:
+            error = CommandError("internal", "the server is stopping: whether this was done is not known")
+            self._answers.refuse(command.name, arrival, error, command.id)
+            raise
+        except Exception as error:  # noqa: BLE001 - every command is answered, whatever a handler raised
+            _LOG.exception("the command %s raised", command.name)
+            failure = CommandError("internal", f"{command.name} failed: {error}")
+            took = (monotonic() - arrival.at) * 1000
+            response = Response.failed(command, failure, ts=wall_now(), duration_ms=took)
+        finally:
+            lane.running -= 1
+            self._next(lane)
+        self._answers.give(response, arrival)
+
+    def _next(self, lane: _Lane) -> None:
+        while lane.waiting and lane.running < PLACES:
+            self._waiting -= 1
+            self._start(lane, *lane.waiting.popleft())
+
+    # --- kills ------------------------------------------------------------------------------------------------
+
+    def _take_kill(self, arrival: Arrival, *, own: bool) -> None:
+        """Leave a kill to its own connection, and carry it out where that one has not taken it."""
+        if self._ledger.up:
+            if len(self._work) > KILLS_WATCHED:
+                return  # its own connection has it; this one would only look whether it does
+            pause = KILL_GRACE
+        else:
+            pause = STORED_GRACE if arrival.stored else 0.0
+        self._spawn(self._kill(arrival, own, pause), KILL)
+
+    async def _kill(self, arrival: Arrival, own: bool, pause: float) -> None:
+        await asyncio.sleep(pause)
+        if not self._ledger.take("command", arrival):
+            return
+        if arrival.stored:
+            refuse_stored(self._answers, KILL, arrival, own=own, topics=self._topics)
+            return
+        try:
+            command = read_kill(self._server, arrival)
+        except CommandError as error:
+            self._answers.refuse(KILL, arrival, error, id_of(arrival.payload))
+        else:
+            self._answers.give(await self._server.money.call(carry_out_kill(self._server, command)), arrival)
+        if arrival.retain and own:
+            clear_retained(self._answers, KILL, self._topics)
+
+    # --- owned work -------------------------------------------------------------------------------------------
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.get_running_loop().create_task(work, name=f"mqtt-command-{name}")
+        self._work.add(task)
+        task.add_done_callback(self._work.discard)
+
+    def _refuse_stopping(self, name: str, arrival: Arrival, command_id: str | None) -> None:
+        error = CommandError("not_running", "the server is stopping; nothing was done")
+        self._answers.refuse(name, arrival, error, command_id)

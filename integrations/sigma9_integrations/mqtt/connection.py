@@ -1,0 +1,528 @@
+"""One connection to the broker, and what keeps it connected.
+
+A `Wire` is one client for one connection, never used again: aiomqtt's client with publishing that is not awaited
+one by one, messages that go straight to their handler, and an end that never waits. A `Link` makes one wire after
+another, with back-off and jitter, and lets its session work on each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import secrets
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, NoReturn, Protocol
+
+import aiomqtt
+import paho.mqtt.client as paho
+from aiomqtt.exceptions import MqttConnectError
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from sigma9_core.clock import monotonic
+from sigma9_core.config import MqttTls
+from sigma9_integrations.mqtt.topics import QoS
+
+_LOG = logging.getLogger("sigma9.mqtt")
+_CLIENT_LOG = logging.getLogger("sigma9.mqtt.client")
+_CLIENT_LOG.setLevel(logging.ERROR)
+
+KEEPALIVE: Final = 10
+"""Seconds; a broker that is frozen is noticed after twice as many."""
+CONNECT_SECONDS: Final = 3.0
+"""How long a TCP connect may take."""
+CALL_SECONDS: Final = 5.0
+"""How long the broker may take to answer a CONNECT or a SUBSCRIBE."""
+FIRST_SECONDS: Final = 2.0
+"""How long it may take to answer a CONNECT while there is an older protocol left to try."""
+WINDOW: Final = 100
+"""QoS 1 messages that may wait for their acknowledgement."""
+BATCH: Final = 50
+"""Messages that are handed over before the loop gets to write and read."""
+CLOSE_SECONDS: Final = 0.3
+"""How long an orderly disconnect may take."""
+PAUSE_LEAST: Final = 0.1
+PAUSE_MOST: Final = 15.0
+"""The shortest and longest pause between two attempts, in seconds."""
+STEADY_SECONDS: Final = 5.0
+"""A connection that lasted this long starts the pauses anew."""
+FAILURE: Final = 0x80
+"""Reason codes from here on are refusals."""
+
+_NODELAY: Final = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+_TOO_OLD: Final = frozenset((1, 0x84))
+"""CONNACK codes of a broker that does not speak MQTT 5."""
+
+Protocol5 = Literal["5", "3.1.1"]
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """The broker, as the node's three connections reach it."""
+
+    host: str
+    port: int
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    tls: MqttTls = field(default_factory=MqttTls)
+    is_amqtt: bool = False
+    """The embedded amqtt: it speaks MQTT 3.1.1 only, and anybody who knows a client id can end its session."""
+
+    def __str__(self) -> str:
+        """Give the address for a log line."""
+        return f"mqtt{'s' if self.tls != MqttTls() else ''}://{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A message that has arrived."""
+
+    topic: str
+    payload: bytes
+    retain: bool
+    stored: bool
+    """The broker had kept it: it is not new. Only MQTT 3.1.1 delivers such commands, 5 is asked not to."""
+    at: float
+    """Monotonic seconds."""
+    reply_to: str | None = None
+    correlation: bytes | None = None
+
+
+class Session(Protocol):
+    """What is done with a connection, again with each new one."""
+
+    will: aiomqtt.Will | None
+
+    def on_message(self, arrival: Arrival) -> None:
+        """Take a message at once, without waiting for anything."""
+
+    async def serve(self, wire: Wire) -> None:
+        """Work on a connection until it is lost, which raises MqttError."""
+
+
+class Wire(aiomqtt.Client):
+    """One connection: a client that is made, connected, used and dropped."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        identifier: str,
+        protocol: Protocol5,
+        on_message: Callable[[Arrival], None],
+        will: aiomqtt.Will | None = None,
+    ) -> None:
+        super().__init__(
+            endpoint.host,
+            endpoint.port,
+            username=endpoint.username,
+            password=endpoint.password,
+            logger=_CLIENT_LOG,
+            identifier=identifier,
+            protocol=aiomqtt.ProtocolVersion.V5 if protocol == "5" else aiomqtt.ProtocolVersion.V311,
+            will=will,
+            timeout=CALL_SECONDS,
+            keepalive=KEEPALIVE,
+            max_inflight_messages=WINDOW,
+            socket_options=[_NODELAY],
+            tls_params=_tls_parameters(endpoint.tls),
+        )
+        self._client.connect_timeout = CONNECT_SECONDS
+        self.protocol: Protocol5 = protocol
+        self.largest: int | None = None
+        """The largest packet that the broker takes, in bytes, where it says so."""
+        self.on_subscribed: Callable[[], None] = lambda: None
+        """Called at once when a subscription is confirmed, before a message that follows it is handled."""
+        self._handle = on_message
+        self._thread = threading.get_ident()
+        self._acks: dict[int, Callable[[int], None]] = {}
+        self._unwritten = 0
+        self._room = asyncio.Event()
+        self._window = WINDOW
+        self._given_up = False
+        self._opened = False
+
+    # --- life -------------------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Connect; raise MqttError where that fails. Whatever happens, nothing is left behind."""
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS + self.timeout):
+                await self.__aenter__()
+        except (TimeoutError, aiomqtt.MqttError) as error:
+            silent = self._opened and not self._connected.done()
+            self._give_up()
+            if silent:
+                raise NoAnswer(f"no answer to a CONNECT within {self.timeout:g} s") from error
+            if isinstance(error, TimeoutError):
+                raise aiomqtt.MqttError(f"no connection within {CONNECT_SECONDS:g} s") from error
+            raise
+        except BaseException:
+            self._give_up()
+            raise
+
+    async def close(self) -> None:
+        """Disconnect orderly, within a short time, and drop what is left of the connection."""
+        if not self._disconnected.done() and self._client.socket() is not None:
+            self._client.disconnect()
+            await asyncio.wait([self._disconnected], timeout=CLOSE_SECONDS)
+        await self.drop()
+
+    async def drop(self) -> None:
+        """End the connection at once, without a word to the broker, which then publishes the will."""
+        self._give_up()
+        if self._misc_task is not None:
+            self._misc_task.cancel()
+            await asyncio.gather(self._misc_task, return_exceptions=True)
+
+    async def lost(self) -> NoReturn:
+        """Wait until the connection is lost and raise MqttError."""
+        await asyncio.wait([self._disconnected])
+        reason = self._disconnected.exception()
+        raise aiomqtt.MqttError(f"the connection was lost: {reason or 'closed'}") from reason
+
+    def _give_up(self) -> None:
+        self._given_up = True
+        if self._opened:
+            self._client._sock_close()  # noqa: SLF001 - paho has no public way to end without writing first
+        for future in (self._connected, self._disconnected):
+            if not future.done():
+                future.cancel()
+            elif not future.cancelled():
+                future.exception()  # it has been seen
+        self._room.set()
+
+    # --- messages ---------------------------------------------------------------------------------------------
+
+    async def listen(self, filters: Sequence[str]) -> None:
+        """Subscribe at QoS 1 to live messages; raise MqttError where the broker refuses one of the filters.
+
+        On MQTT 5 stored messages are not asked for, and the retain flag stays as it was published.
+        """
+        if self.protocol == "5":
+            options = SubscribeOptions(
+                qos=1, retainAsPublished=True, retainHandling=SubscribeOptions.RETAIN_DO_NOT_SEND
+            )
+            codes = await self.subscribe([(topic, options) for topic in filters])
+        else:
+            codes = await self.subscribe([(topic, 1) for topic in filters])
+        self._check_codes(filters, codes)
+
+    async def fetch(self, filters: Sequence[str]) -> None:
+        """Subscribe at QoS 0 to live and stored messages; raise MqttError where the broker refuses."""
+        self._check_codes(filters, await self.subscribe([(topic, 0) for topic in filters]))
+
+    async def room(self) -> None:
+        """Wait until one more message may be posted; between batches the loop gets to write and read.
+
+        Raise MqttError where the connection is gone.
+        """
+        while len(self._acks) >= self._window or self._unwritten >= BATCH:
+            await self._stir()
+
+    def post(
+        self,
+        topic: str,
+        payload: str | bytes,
+        *,
+        qos: QoS,
+        retain: bool = False,
+        correlation: bytes | None = None,
+        on_ack: Callable[[int], None] | None = None,
+    ) -> None:
+        """Hand one message over, after `room`; `on_ack` gets the reason code of its acknowledgement (QoS 1).
+
+        Raise MqttError where the connection is gone.
+        """
+        properties = None
+        if correlation is not None and self.protocol == "5":
+            properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+            properties.CorrelationData = correlation
+        info = self._client.publish(topic, payload, qos, retain, properties)
+        if info.rc != paho.MQTT_ERR_SUCCESS:
+            raise aiomqtt.MqttError(f"the connection is gone: {paho.error_string(info.rc)}")
+        self._unwritten += 1
+        if qos:
+            self._acks[info.mid] = on_ack or _ignore
+
+    async def settled(self) -> None:
+        """Wait until all is written and every QoS 1 message acknowledged; raise MqttError as `room` does."""
+        while self._acks or self._unwritten:
+            await self._stir()
+
+    def fits(self, topic: str, payload: str) -> bool:
+        """Tell whether the broker takes a message of this size, as far as it says."""
+        return self.largest is None or len(topic.encode()) + len(payload.encode()) + 32 <= self.largest
+
+    async def _stir(self) -> None:
+        """Wait until something is written, acknowledged or lost."""
+        if self._disconnected.done():
+            raise aiomqtt.MqttError("the connection is gone")
+        self._room.clear()
+        await self._room.wait()
+
+    def _check_codes(self, filters: Sequence[str], codes: Sequence[int | ReasonCode]) -> None:
+        for topic, code in zip(filters, codes, strict=True):
+            if (code.value if isinstance(code, ReasonCode) else code) >= FAILURE:
+                raise aiomqtt.MqttError(f"the broker refuses the subscription to {topic}: check the user's rights")
+
+    # --- what paho calls; while connecting, the two that open and write run on the connecting thread --------
+
+    def _on_connect(
+        self, client: Any, userdata: Any, flags: Any, reason_code: Any, properties: Any = None
+    ) -> None:
+        if reason_code.value == 0 and properties is not None:
+            self._window = min(WINDOW, getattr(properties, "ReceiveMaximum", WINDOW))
+            self.largest = getattr(properties, "MaximumPacketSize", None)
+        if not self._connected.done():
+            super()._on_connect(client, userdata, flags, reason_code, properties)
+
+    def _on_disconnect(
+        self, client: Any, userdata: Any, flags: Any, reason_code: Any, properties: Any = None
+    ) -> None:
+        if not self._connected.done():
+            self._connected.set_exception(NoAnswer("the broker closed the connection without an answer"))
+        super()._on_disconnect(client, userdata, flags, reason_code, properties)
+        self._room.set()
+
+    def _on_subscribe(
+        self, client: Any, userdata: Any, mid: int, reason_codes: Any, properties: Any = None
+    ) -> None:
+        if all(code.value < FAILURE for code in reason_codes):
+            self.on_subscribed()
+        super()._on_subscribe(client, userdata, mid, reason_codes, properties)
+
+    def _on_publish(self, client: Any, userdata: Any, mid: int, reason_code: Any, properties: Any) -> None:
+        acknowledged = self._acks.pop(mid, None)
+        if acknowledged is not None:
+            acknowledged(reason_code.value)
+            self._room.set()
+
+    def _on_message(self, client: Any, userdata: Any, message: paho.MQTTMessage) -> None:
+        properties = message.properties if self.protocol == "5" else None
+        try:
+            self._handle(
+                Arrival(
+                    message.topic,
+                    bytes(message.payload),
+                    message.retain,
+                    message.retain and self.protocol != "5",
+                    monotonic(),
+                    getattr(properties, "ResponseTopic", None),
+                    getattr(properties, "CorrelationData", None),
+                )
+            )
+        except Exception:  # noqa: BLE001 - one bad message must not end the connection that a kill may need
+            _LOG.exception("a message of %d bytes could not be handled", len(message.payload))
+
+    def _on_socket_open(self, client: Any, userdata: Any, sock: Any) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._adopt, sock)
+        except RuntimeError:  # the loop has ended while this thread was connecting
+            sock.close()
+
+    def _on_socket_close(self, client: Any, userdata: Any, sock: Any) -> None:
+        if sock.fileno() > -1:
+            self._loop.remove_reader(sock.fileno())
+        if self._misc_task is not None and not self._misc_task.done():
+            self._misc_task.cancel()
+
+    def _on_socket_register_write(self, client: Any, userdata: Any, sock: Any) -> None:
+        if threading.get_ident() == self._thread:
+            self._loop.add_writer(sock.fileno(), self._write)
+            return
+        with contextlib.suppress(RuntimeError):  # the loop has ended while this thread was connecting
+            self._loop.call_soon_threadsafe(self._start_writing, sock)
+
+    def _on_socket_unregister_write(self, client: Any, userdata: Any, sock: Any) -> None:
+        if sock.fileno() > -1:
+            self._loop.remove_writer(sock.fileno())
+        self._unwritten = 0
+        self._room.set()
+
+    def _adopt(self, sock: Any) -> None:
+        """Take the socket that the connecting thread has opened into the loop."""
+        current = self._client.socket()
+        if current is None or current is not sock:
+            return
+        self._opened = True
+        if self._given_up:
+            self._give_up()
+            return
+        self._misc_task = self._loop.create_task(self._misc_loop(), name=f"mqtt-{self.identifier}-keepalive")
+        self._loop.add_reader(current.fileno(), self._read)
+
+    def _start_writing(self, sock: Any) -> None:
+        current = self._client.socket()
+        if current is not None and current is sock:
+            self._loop.add_writer(current.fileno(), self._write)
+
+    def _read(self) -> None:
+        self._guarded(self._client.loop_read)
+
+    def _write(self) -> None:
+        self._guarded(self._client.loop_write)
+
+    def _guarded(self, step: Callable[[], object]) -> None:
+        try:
+            step()
+        except Exception as error:  # noqa: BLE001 - whatever a broken connection raises ends this connection alone
+            if not self._disconnected.done():
+                self._disconnected.set_exception(error)
+            self._room.set()
+
+
+def _tls_parameters(tls: MqttTls) -> aiomqtt.TLSParameters | None:
+    if tls == MqttTls():
+        return None
+    ca, cert, key = (None if path is None else str(path) for path in (tls.ca, tls.cert, tls.key))
+    return aiomqtt.TLSParameters(ca_certs=ca, certfile=cert, keyfile=key)
+
+
+class NoAnswer(aiomqtt.MqttError):
+    """The broker did not answer a CONNECT, as old ones do with MQTT 5: they hang up, or wait for more."""
+
+
+def _ignore(code: int) -> None:
+    """Take an acknowledgement that nobody waits for."""
+
+
+def protocols(setting: Literal["auto", "5", "3.1.1"]) -> tuple[Protocol5, ...]:
+    """Give the protocols to try, in order, for `mqtt.protocol`."""
+    return ("5", "3.1.1") if setting == "auto" else (setting,)
+
+
+async def open_wire(
+    endpoint: Endpoint,
+    identifier: str,
+    tried: Sequence[Protocol5],
+    on_message: Callable[[Arrival], None],
+    will: aiomqtt.Will | None = None,
+) -> Wire:
+    """Connect with the first protocol that the broker speaks; raise MqttError where it can't be done."""
+    if endpoint.is_amqtt:  # a client id that nobody can guess
+        identifier = f"{identifier}-{secrets.token_hex(4)}"
+    for left, protocol in enumerate(tried, 1 - len(tried)):
+        wire = Wire(endpoint, identifier, protocol, on_message, will)
+        wire.timeout = CALL_SECONDS if left == 0 else FIRST_SECONDS
+        try:
+            await wire.open()
+        except (MqttConnectError, NoAnswer) as error:
+            await wire.drop()
+            if left == 0 or not _is_too_old(error):
+                raise
+        else:
+            wire.timeout = CALL_SECONDS
+            return wire
+    raise aiomqtt.MqttError("no protocol was given")
+
+
+def _is_too_old(error: aiomqtt.MqttError) -> bool:
+    if isinstance(error, MqttConnectError):
+        code = error.rc.value if isinstance(error.rc, ReasonCode) else error.rc
+        return code in _TOO_OLD
+    return True
+
+
+class Link:
+    """Keeps one purpose connected: a new wire after each loss, with pauses that grow and scatter.
+
+    It belongs to the loop that `run` runs on.
+    """
+
+    def __init__(
+        self,
+        purpose: str,
+        session: Session,
+        endpoint: Callable[[], Endpoint],
+        identifier: str,
+        protocol: Literal["auto", "5", "3.1.1"],
+        *,
+        on_failure: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.wire: Wire | None = None
+        self._purpose = purpose
+        self._session = session
+        self._endpoint = endpoint
+        self._identifier = identifier
+        self._protocols = protocols(protocol)
+        self._on_failure = on_failure
+        self._pause = PAUSE_LEAST
+        self._hurry = asyncio.Event()
+        self._last_said = ""
+
+    def hurry(self) -> None:
+        """End a pause: the broker is back."""
+        self._pause = PAUSE_LEAST
+        self._hurry.set()
+
+    async def run(self) -> NoReturn:
+        """Connect, serve, and connect again, until cancelled."""
+        while True:
+            began = monotonic()
+            try:
+                await self._once()
+            except* (aiomqtt.MqttError, OSError) as group:
+                self._say(_first(group))
+            except* Exception as group:  # noqa: BLE001 - a fault must not end it for good: the next starts afresh
+                self._say(_first(group), trace=True)
+            if monotonic() - began > STEADY_SECONDS:
+                self._pause = PAUSE_LEAST
+            await self._rest()
+
+    async def _once(self) -> None:
+        endpoint = self._endpoint()
+        self.wire = await open_wire(
+            endpoint,
+            self._identifier,
+            ("3.1.1",) if endpoint.is_amqtt else self._protocols,
+            self._session.on_message,
+            self._session.will,
+        )
+        if self.wire.protocol != self._protocols[0] and not endpoint.is_amqtt:
+            _LOG.info("%s speaks MQTT %s, not %s", endpoint, self.wire.protocol, self._protocols[0])
+            self._protocols = (self.wire.protocol, self._protocols[0])
+        if self._last_said:
+            _LOG.info("the MQTT connection for %s is back", self._purpose)
+            self._last_said = ""
+        try:
+            await self._session.serve(self.wire)
+        except asyncio.CancelledError:
+            await self.wire.close()
+            raise
+        finally:
+            wire, self.wire = self.wire, None
+            await wire.drop()
+
+    async def _rest(self) -> None:
+        self._hurry.clear()
+        with contextlib.suppress(TimeoutError):
+            pause = self._pause * random.uniform(0.5, 1.0)  # noqa: S311 - it spreads attempts, it keeps no secret
+            await asyncio.wait_for(self._hurry.wait(), pause)
+        self._pause = min(self._pause * 2, PAUSE_MOST)
+
+    def _say(self, error: BaseException, *, trace: bool = False) -> None:
+        """Log a loss once, and again only when its reason changes."""
+        text = f"{self._endpoint()}: {error}"
+        self._on_failure(text)
+        if text != self._last_said:
+            self._last_said = text
+            _LOG.warning(
+                "the MQTT connection for %s failed: %s; trying again",
+                self._purpose,
+                text,
+                exc_info=error if trace else None,
+            )
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -1,0 +1,186 @@
+"""The kill's own door: a connection on the money lane that hears kill commands and nothing else.
+
+Nothing overtakes inside one subscription, so neither a flood of commands nor telemetry may share it. The command
+connection hears kills as well, and carries one out where this one did not: `KillLedger` sees to it that each is
+carried out by exactly one of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Final, Literal
+
+import aiomqtt
+
+from sigma9_core.clock import monotonic, wall_now
+from sigma9_core.commands import Command, Response
+from sigma9_core.contracts import Server
+from sigma9_core.errors import CommandError
+from sigma9_core.payload import read_command
+from sigma9_integrations.mqtt.answers import Answers, id_of
+from sigma9_integrations.mqtt.connection import Arrival, Wire
+from sigma9_integrations.mqtt.topics import KILL, Topics
+
+_LOG = logging.getLogger("sigma9.mqtt")
+
+Door = Literal["kill", "command"]
+MEMORY_SECONDS: Final = 5.0
+"""How long a message that one door took is remembered, for the other one to meet it."""
+ASIDE: Final = 64
+"""Kills of a narrower scope that are worked on at once; a global one is never held back."""
+
+
+class KillLedger:
+    """Knows which kill messages were taken by which door, so that a message is carried out by one of them only."""
+
+    def __init__(self) -> None:
+        self.up = False
+        """Whether the kill's own connection is subscribed."""
+        self._lock = threading.Lock()
+        self._taken: dict[tuple[str, bytes], deque[tuple[Door, float]]] = {}
+        self._order: deque[tuple[float, tuple[str, bytes]]] = deque()
+
+    def take(self, door: Door, arrival: Arrival) -> bool:
+        """Tell whether this door is to carry the message out; False where the other door has taken it."""
+        key = (arrival.topic, hashlib.blake2b(arrival.payload, digest_size=16).digest())
+        now = monotonic()
+        with self._lock:
+            self._forget(now - MEMORY_SECONDS)
+            marks = self._taken.setdefault(key, deque())
+            if marks and marks[0][0] != door:
+                marks.popleft()
+                return False
+            marks.append((door, now))
+            self._order.append((now, key))
+            return True
+
+    def _forget(self, before: float) -> None:
+        while self._order and self._order[0][0] < before:
+            at, key = self._order.popleft()
+            marks = self._taken.get(key)
+            if marks and marks[0][1] == at:
+                marks.popleft()
+            if not marks:
+                self._taken.pop(key, None)
+
+
+class KillDoor:
+    """The session of the kill's connection; everything here runs on the money lane, but for the constructor."""
+
+    will: aiomqtt.Will | None = None
+
+    def __init__(self, server: Server, topics: Topics, ledger: KillLedger, on_up: Callable[[bool], None]) -> None:
+        self._server = server
+        self._topics = topics
+        self._ledger = ledger
+        self._on_up = on_up
+        self._answers = Answers(topics)
+        self._work: set[asyncio.Task[None]] = set()
+        self._aside = 0
+
+    def on_message(self, arrival: Arrival) -> None:
+        """Carry out a kill at once."""
+        if (
+            arrival.topic not in self._topics.kills
+            or not arrival.payload
+            or not self._ledger.take("kill", arrival)
+        ):
+            return
+        own = arrival.topic == self._topics.kills[0]
+        if arrival.stored:
+            refuse_stored(self._answers, KILL, arrival, own=own, topics=self._topics)
+            return
+        try:
+            command = read_kill(self._server, arrival)
+            scoped = command.args.get("scope") is not None
+            if scoped and self._aside >= ASIDE:
+                raise CommandError(
+                    "rate_limited", f"{ASIDE} kills of a narrower scope are in work: try again soon"
+                )
+        except CommandError as error:
+            self._answers.refuse(KILL, arrival, error, id_of(arrival.payload))
+        else:
+            task = asyncio.get_running_loop().create_task(self._kill(command, arrival, scoped), name="mqtt-kill")
+            self._work.add(task)
+            task.add_done_callback(self._work.discard)
+        if arrival.retain and own:
+            clear_retained(self._answers, KILL, self._topics)
+
+    async def serve(self, wire: Wire) -> None:
+        """Subscribe, and answer until the connection is lost."""
+        wire.on_subscribed = self._up
+        try:
+            await wire.listen(self._topics.kills)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(wire.lost(), name="mqtt-kill-lost")
+                group.create_task(self._answers.write(wire), name="mqtt-kill-answers")
+        finally:
+            self._ledger.up = False
+            self._on_up(False)
+
+    async def finish(self, wire: Wire | None, seconds: float) -> None:
+        """Let kills in work come to their answer and the answers leave, within a time limit."""
+        try:
+            async with asyncio.timeout(seconds):
+                if self._work:
+                    await asyncio.wait(set(self._work))
+                if wire is not None:
+                    await self._answers.written(wire)
+        except TimeoutError:
+            pass  # the kill goes on without its answer: it is in the engine's hands
+        for task in tuple(self._work):
+            task.cancel()
+        await asyncio.gather(*self._work, return_exceptions=True)
+
+    def _up(self) -> None:
+        self._ledger.up = True
+        self._on_up(True)
+
+    async def _kill(self, command: Command, arrival: Arrival, scoped: bool) -> None:
+        self._aside += scoped
+        try:
+            response = await carry_out_kill(self._server, command)
+        finally:
+            self._aside -= scoped
+        self._answers.give(response, arrival)
+
+
+def read_kill(server: Server, arrival: Arrival) -> Command:
+    """Read a kill command; raise CommandError."""
+    return read_command(KILL, arrival.payload, server.specs, source="mqtt", right="admin")
+
+
+async def carry_out_kill(server: Server, command: Command) -> Response:
+    """Kill, on the money lane, and give the answer whatever happens."""
+    try:
+        return await server.kill(command)
+    except Exception as error:  # noqa: BLE001 - every command is answered, and a kill most of all
+        _LOG.exception("the kill switch raised")
+        failure = CommandError("internal", f"the kill switch failed: {error}")
+        took = (monotonic() - command.received) * 1000
+        return Response.failed(command, failure, ts=wall_now(), duration_ms=took)
+
+
+def refuse_stored(answers: Answers, name: str, arrival: Arrival, *, own: bool, topics: Topics) -> None:
+    """Answer a stored message with `retained`, and clear it where the topic is the node's own."""
+    answers.refuse_with(
+        name,
+        arrival,
+        "retained",
+        f"{name} was stored by the broker and is not carried out: publish it without retain",
+    )
+    if own:
+        clear_retained(answers, name, topics)
+
+
+def clear_retained(answers: Answers, name: str, topics: Topics) -> None:
+    """Clear the node's own command topic, which somebody published to with the retain flag."""
+    _LOG.warning(
+        "%s was published with the retain flag: commands are never retained, cleared", topics.command(name)
+    )
+    answers.clear(topics.command(name))

@@ -1,0 +1,147 @@
+"""The three connections of a node: one that tells, one that takes commands, and the kill's own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
+
+import aiomqtt
+
+from sigma9_core.contracts import Server
+from sigma9_core.errors import ConfigError, Fault
+from sigma9_integrations.mqtt.commands import CommandDoor
+from sigma9_integrations.mqtt.connection import Endpoint, Link, protocols
+from sigma9_integrations.mqtt.kill import KillDoor, KillLedger
+from sigma9_integrations.mqtt.outbox import Outbox
+from sigma9_integrations.mqtt.presence import Part, Presence
+from sigma9_integrations.mqtt.publisher import Publisher
+from sigma9_integrations.mqtt.survey import Survey
+from sigma9_integrations.mqtt.topics import Topics
+
+_LOG = logging.getLogger("sigma9.mqtt")
+
+START_SECONDS: Final = 3.0
+"""How long a start waits for `online`; afterwards the node goes on trying."""
+STOP_SECONDS: Final = 1.2
+"""How long a stop waits for the broker to take the last words."""
+LANE_SECONDS: Final = 1.0
+"""How long a stop waits for the money lane, which may be busy with a kill."""
+
+
+class Node:
+    """Connects one server to one broker; it belongs to the outer loop, its kill connection to the money lane."""
+
+    def __init__(
+        self, server: Server, endpoint: Callable[[], Endpoint], outbox: Outbox, *, look_first: bool
+    ) -> None:
+        settings = server.settings
+        self._server = server
+        self._endpoint = endpoint
+        self._look_first = look_first
+        self._topics = Topics(settings.mqtt.base_topic, settings.node)
+        self._presence = Presence(self._report)
+        self._settled = asyncio.Event()
+        """Set once the node is online, or once a connection could not be made."""
+        self._loop = asyncio.get_running_loop()
+        ledger = KillLedger()
+        self._publisher = Publisher(server, self._topics, outbox, self._presence, self._settled.set)
+        self._commands = CommandDoor(server, self._topics, ledger, lambda up: self._presence.set("commands", up))
+        self._kill = KillDoor(server, self._topics, ledger, lambda up: self._post_presence("kill", up))
+        mark = hashlib.sha256(self._topics.prefix.encode()).hexdigest()[:8]
+        protocol = settings.mqtt.protocol
+
+        def link(purpose: str, session: Publisher | CommandDoor | KillDoor) -> Link:
+            identifier = f"sigma9-{settings.node}-{mark}-{purpose}"
+            return Link(purpose, session, endpoint, identifier, protocol, on_failure=self._note_failure)
+
+        self._publisher_link = link("events", self._publisher)
+        self._command_link = link("commands", self._commands)
+        self._kill_link = link("kill", self._kill)
+        self._tasks: list[asyncio.Task[Any]] = []
+        self._kill_task: asyncio.Task[Any] | None = None
+
+    async def start(self) -> None:
+        """Connect and return once the node is online, or once it is clear that it will take longer.
+
+        Raise ConfigError where another server is online as the same node.
+        """
+        stale: frozenset[str] = frozenset()
+        if self._look_first:
+            stale = await self._look()
+        self._publisher.start(stale)
+        for name, link in (("publisher", self._publisher_link), ("commands", self._command_link)):
+            self._tasks.append(asyncio.create_task(link.run(), name=f"mqtt-{name}"))
+        await self._server.money.call(self._start_kill())
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._settled.wait(), START_SECONDS)
+
+    async def stop(self) -> None:
+        """Say goodbye and disconnect, within a few seconds even where the broker answers nothing."""
+        commands, publisher = self._command_link.wire, self._publisher_link.wire
+        await self._commands.finish(commands, STOP_SECONDS / 2)
+        await self._publisher.finish(publisher, STOP_SECONDS / 2)
+        ends: list[Coroutine[Any, Any, object]] = [_end(task) for task in self._tasks]
+        ends.append(self._within_lane_time(self._stop_kill()))
+        await asyncio.gather(*ends)
+        self._tasks.clear()
+        self._publisher.stop()
+
+    def hurry(self) -> None:
+        """Try to connect now: the broker is back."""
+        self._publisher_link.hurry()
+        self._command_link.hurry()
+        self._server.money.post(self._kill_link.hurry)
+
+    async def _look(self) -> frozenset[str]:
+        """Look at an external broker; one that can't be reached now is looked at no more."""
+        survey = Survey(self._endpoint(), self._topics, protocols(self._server.settings.mqtt.protocol))
+        try:
+            findings = await survey.look()
+        except (aiomqtt.MqttError, OSError) as error:
+            _LOG.info("%s could not be looked at: %s", self._endpoint(), error)
+            return frozenset()
+        if findings.occupied:
+            message = (
+                f"another server is online as {self._topics.prefix} on {self._endpoint()}: "
+                "give this one another node name, or stop the other"
+            )
+            raise ConfigError([Fault("server_config.yaml", "node", message)])
+        return findings.states
+
+    async def _start_kill(self) -> None:
+        self._kill_task = asyncio.get_running_loop().create_task(self._kill_link.run(), name="mqtt-kill")
+
+    async def _stop_kill(self) -> None:
+        await self._kill.finish(self._kill_link.wire, STOP_SECONDS / 4)
+        if self._kill_task is not None:
+            await _end(self._kill_task)
+
+    async def _within_lane_time(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await asyncio.wait_for(self._server.money.call(work), LANE_SECONDS)
+        except TimeoutError:
+            _LOG.warning("the money lane was busy: the kill's MQTT connection ends with it")
+
+    def _post_presence(self, part: Part, up: bool) -> None:
+        with contextlib.suppress(RuntimeError):  # the outer loop has ended before the money lane
+            self._loop.call_soon_threadsafe(self._presence.set, part, up)
+
+    def _note_failure(self, _: str) -> None:
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._failed)
+
+    def _failed(self) -> None:
+        self._publisher.note_outage()
+        self._settled.set()
+
+    def _report(self, complete: bool) -> None:
+        self._server.report_mqtt("connected" if complete else "disconnected")
+
+
+async def _end(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

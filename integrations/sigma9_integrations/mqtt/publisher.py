@@ -1,0 +1,316 @@
+"""What the node tells: retained state, events, and whether it is there; the session of the first connection.
+
+Durable events leave in the order of their numbers, in a window of unacknowledged ones. After a lost connection
+they go on behind the last acknowledged one, read from the journal and marked late; none is lost, and what is sent
+twice is known by its `seq`. Market data and log lines are conflated and dropped by the bus's mailbox.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections import deque
+from collections.abc import Callable, Set
+from typing import Final
+
+import aiomqtt
+
+from sigma9_core.bus import Interest
+from sigma9_core.contracts import EventPage, Server
+from sigma9_core.errors import CommandError, JournalError
+from sigma9_core.events import mark_late
+from sigma9_integrations.mqtt.connection import FAILURE, Wire
+from sigma9_integrations.mqtt.outbox import Mark, Outbox
+from sigma9_integrations.mqtt.presence import Presence
+from sigma9_integrations.mqtt.state import StateQueue
+from sigma9_integrations.mqtt.topics import QoS, Topics
+
+_LOG = logging.getLogger("sigma9.mqtt")
+
+MAILBOX: Final = 5000
+"""Durable events that wait in memory; beyond that they are read from the journal."""
+PAGE: Final = 200
+"""Events read from the journal at once."""
+YOUNG: Final = 100
+"""A journal with no more events is published whole where nothing is known of an earlier run."""
+SAVE_SECONDS: Final = 1.0
+"""How often the outbox file is written at most."""
+JOURNAL_PAUSE: Final = 1.0
+"""Seconds before a journal that could not be read is asked again."""
+OFFLINE_PATIENCE: Final = 1.0
+"""Seconds that the other connections have to come up before the node says `offline`."""
+
+
+class Publisher:
+    """The session of the connection that publishes."""
+
+    def __init__(
+        self, server: Server, topics: Topics, outbox: Outbox, presence: Presence, on_online: Callable[[], None]
+    ) -> None:
+        self.will: aiomqtt.Will | None = aiomqtt.Will(topics.availability, "offline", qos=1, retain=True)
+        self._server = server
+        self._topics = topics
+        self._outbox = outbox
+        self._presence = presence
+        self._on_online = on_online
+        self._state = StateQueue(server.board)
+        self._mailbox = server.bus.subscribe(
+            "mqtt", Interest(level="debug" if server.settings.server.debug else "info"), durable_room=MAILBOX
+        )
+        self._begin = server.bus.last_seq
+        """The newest durable event at the start."""
+        self._journal_id: str | None = None
+        self._known = False
+        """Whether `_acked` belongs to the journal that there is."""
+        self._sent = self._acked = self._saved = self._begin
+        """Numbers of durable events: handed to the connection, acknowledged, and written to the outbox file."""
+        self._flying: deque[list[int]] = deque()
+        """Sent and not acknowledged, in order: [seq, 1 if acknowledged]."""
+        self._late_until = 0
+        """Events up to this number are delivered after an outage."""
+        self._outage = False
+        self._refused: set[str] = set()
+
+    def start(self, stale: Set[str] = frozenset()) -> None:
+        """Begin to gather; `stale` names state topics that the broker holds from an earlier run."""
+        self._state.published.update(stale)
+        self._state.start()
+
+    def stop(self) -> None:
+        """Leave bus and board, and write down how far the broker is."""
+        self._state.stop()
+        self._mailbox.close()
+        self._save()
+
+    def note_outage(self, _: str = "") -> None:
+        """Learn that a connection was lost or could not be made."""
+        self._outage = True
+
+    def on_message(self, arrival: object) -> None:
+        """Take no messages: this connection subscribes to nothing."""
+
+    async def serve(self, wire: Wire) -> None:
+        """Publish all retained state, then say that the node is there, and tell what happens."""
+        self._flying.clear()
+        self._sent = self._acked
+        if self._outage:
+            self._late_until = self._server.bus.last_seq
+        self._outage = True  # from here on, unless it is stopped, the next connection follows an outage
+        self._state.all_again()
+        while not self._state.idle:
+            await self._post_state(wire)
+        self._presence.set("state", True)
+        try:
+            async with asyncio.TaskGroup() as group:
+                for name, work in (
+                    ("lost", wire.lost()),
+                    ("availability", self._tell_availability(wire)),
+                    ("state", self._tell_state(wire)),
+                    ("events", self._tell_events(wire)),
+                    ("outbox", self._keep_outbox()),
+                ):
+                    group.create_task(work, name=f"mqtt-publisher-{name}")
+        finally:
+            self._presence.set("state", False)
+
+    async def finish(self, wire: Wire | None, seconds: float) -> None:
+        """Let the newest events leave and say `offline`, within a time limit."""
+        if wire is None:
+            return
+        try:
+            async with asyncio.timeout(seconds):
+                try:
+                    async with asyncio.timeout(seconds * 0.6):
+                        while self._acked < self._server.bus.last_seq or not self._state.idle:  # noqa: ASYNC110 - rare
+                            await asyncio.sleep(0.005)
+                except TimeoutError:
+                    _LOG.info(
+                        "not every event reached the MQTT broker before the stop: the next start sends the rest"
+                    )
+                told = asyncio.Event()
+                await wire.room()
+                self._post(
+                    wire, self._topics.availability, "offline", qos=1, retain=True, on_ack=lambda _: told.set()
+                )
+                await told.wait()
+        except (TimeoutError, aiomqtt.MqttError):
+            pass  # a broker that takes nothing any more publishes the last will by itself
+
+    # --- availability and state -------------------------------------------------------------------------------
+
+    async def _tell_availability(self, wire: Wire) -> None:
+        told: bool | None = None
+        while True:
+            self._presence.changed.clear()
+            if told is None and not self._presence.complete:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._presence.changed.wait(), OFFLINE_PATIENCE)
+            complete = self._presence.complete
+            if complete != told:
+                told = complete
+                await wire.room()
+                self._post(
+                    wire,
+                    self._topics.availability,
+                    "online" if complete else "offline",
+                    qos=1,
+                    retain=True,
+                    on_ack=self._told_online if complete else None,
+                )
+            await self._presence.changed.wait()
+
+    def _told_online(self, code: int) -> None:
+        if code < FAILURE:
+            self._on_online()
+
+    async def _tell_state(self, wire: Wire) -> None:
+        while True:
+            await self._post_state(wire)
+
+    async def _post_state(self, wire: Wire) -> None:
+        await wire.room()
+        try:
+            name, payload = await self._state.next()
+        except ValueError:
+            _LOG.exception("a state topic is not published")
+            return
+        await wire.room()
+        self._post(wire, self._topics.state(name), payload, qos=self._topics.state_qos(name), retain=True)
+
+    # --- events -----------------------------------------------------------------------------------------------
+
+    async def _tell_events(self, wire: Wire) -> None:
+        await self._find_place()
+        while True:
+            await self._catch_up(wire, self._server.bus.last_seq)
+            await self._tell_live(wire)
+
+    async def _tell_live(self, wire: Wire) -> None:
+        """Pass on what comes, until events are missing that the journal must give."""
+        while True:
+            for event in await self._mailbox.take():
+                if event.seq is None:
+                    await wire.room()
+                    self._post(wire, self._topics.event(event.type, event.data), event.raw, qos=0)
+                    continue
+                if event.seq > self._sent + 1:
+                    await self._catch_up(wire, event.seq - 1)
+                if event.seq > self._sent:
+                    topic = self._topics.event(event.type, event.data)
+                    await self._post_durable(wire, event.seq, topic, event.raw)
+            if self._mailbox.overflowed:
+                _LOG.info("the MQTT broker is slower than the events: the rest is read from the journal")
+                self._mailbox.resume()
+                self._late_until = self._server.bus.last_seq
+                return
+
+    async def _catch_up(self, wire: Wire, until: int) -> None:
+        """Send the events after the last one sent, up to a number, from the journal."""
+        while self._sent < until:
+            page = await self._read(self._sent, PAGE)
+            if page is None:
+                continue  # the place has moved to what there still is
+            if not page.events:
+                return
+            for raw in page.events:
+                body = json.loads(raw)
+                seq = int(body["seq"])
+                if seq > self._sent:
+                    await self._post_durable(wire, seq, self._topics.event(body["type"], body["data"]), raw)
+
+    async def _post_durable(self, wire: Wire, seq: int, topic: str, raw: str) -> None:
+        payload = mark_late(raw) if seq <= self._late_until else raw
+        await wire.room()
+        flight = [seq, 0]
+        self._flying.append(flight)
+        self._sent = seq
+
+        def acknowledged(_: int) -> None:
+            flight[1] = 1
+            while self._flying and self._flying[0][1]:
+                self._acked = self._flying.popleft()[0]
+
+        if not self._post(wire, topic, payload, qos=1, on_ack=acknowledged):
+            acknowledged(0)
+
+    # --- the journal and the outbox file ----------------------------------------------------------------------
+
+    async def _find_place(self) -> None:
+        """Find the place in the journal to go on from, once in the life of the process."""
+        if self._known:
+            return
+        mark = self._outbox.load()
+        page = await self._read(mark.seq if mark is not None else max(0, self._begin - 1), 1)
+        self._known = True
+        if mark is not None and page is not None and page.journal_id == mark.journal_id and mark.seq <= page.last:
+            self._sent = self._acked = self._saved = mark.seq
+            self._late_until = max(self._late_until, self._begin)
+        elif mark is None or page is not None:
+            self._sent = self._acked = 0 if self._begin <= YOUNG else self._begin
+
+    async def _read(self, after: int, limit: int) -> EventPage | None:
+        """Read from the journal; None where it has no such events any more."""
+        while True:
+            try:
+                page = await self._server.events(after, limit)
+            except JournalError as error:
+                _LOG.warning("the journal can't be read (%s): MQTT waits with the events", error)
+                await asyncio.sleep(JOURNAL_PAUSE)
+            except CommandError as error:
+                first = error.details.get("first")
+                newest = self._server.bus.last_seq
+                start = first - 1 if isinstance(first, int) and after < first - 1 <= newest else newest
+                _LOG.warning(
+                    "events %d to %d are not in the journal any more: MQTT goes on behind them", after + 1, start
+                )
+                self._sent = self._acked = start
+                return None
+            else:
+                self._journal_id = page.journal_id
+                return page
+
+    async def _keep_outbox(self) -> None:
+        while True:
+            await asyncio.sleep(SAVE_SECONDS)
+            if self._acked != self._saved:
+                await asyncio.to_thread(self._save)
+
+    def _save(self) -> None:
+        if self._known and self._journal_id is not None and self._acked != self._saved:
+            self._saved = self._acked
+            self._outbox.save(Mark(self._journal_id, self._saved))
+
+    # --- one message ------------------------------------------------------------------------------------------
+
+    def _post(
+        self,
+        wire: Wire,
+        topic: str,
+        payload: str,
+        *,
+        qos: QoS,
+        retain: bool = False,
+        on_ack: Callable[[int], None] | None = None,
+    ) -> bool:
+        """Post a message; tell whether the broker is to acknowledge it. A refusal is logged once a topic."""
+        if not wire.fits(topic, payload):
+            self._complain(
+                topic, f"its {len(payload)} characters are more than the broker takes ({wire.largest} bytes)"
+            )
+            return False
+
+        def acknowledged(code: int) -> None:
+            if code >= FAILURE:
+                self._complain(topic, f"the broker refuses it with code {code}: check the rights of mqtt.username")
+            if on_ack is not None:
+                on_ack(code)
+
+        wire.post(topic, payload, qos=qos, retain=retain, on_ack=acknowledged if qos else None)
+        return True
+
+    def _complain(self, topic: str, reason: str) -> None:
+        if topic not in self._refused and len(self._refused) < 1000:
+            self._refused.add(topic)
+            _LOG.error("%s is not published: %s", topic, reason)

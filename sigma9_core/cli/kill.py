@@ -1,0 +1,144 @@
+"""`sigma9 kill`: the kill switch, by its own door on this machine, else by REST."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import socket
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from sigma9_core.cli.options import add_format, add_server_address, data_dir_of
+
+if TYPE_CHECKING:
+    from sigma9_core.cli.client import Target
+
+DOOR_SECONDS: Final = 5.0
+"""How long the kill's own door may take; after it REST is tried."""
+REST_SECONDS: Final = 10.0
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `kill`."""
+    parser = subparsers.add_parser(
+        "kill",
+        help="close the gate, cancel our orders, close our positions",
+        description="Fire the kill switch. It stays latched until `sigma9 reset-kill`.",
+    )
+    parser.add_argument("--no-flatten", action="store_true", help="halt only: cancel entries, keep the positions")
+    parser.add_argument(
+        "--flatten", action="store_true", help="close positions, whatever kill_switch.flatten says"
+    )
+    add_scope(parser)
+    parser.add_argument("--reason", default="sigma9 kill", help="why, for the journal")
+    add_server_address(parser)
+    add_format(parser, ("table", "json"))
+
+
+def add_scope(parser: argparse.ArgumentParser) -> None:
+    """Add `--scope strategy=NAME|symbol=SYM`."""
+    parser.add_argument(
+        "--scope", type=scope, metavar="strategy=NAME|symbol=SYM", help="a part only (default: everything)"
+    )
+
+
+def scope(text: str) -> dict[str, str]:
+    """Read a scope; argparse turns the error into a usage message."""
+    kind, equals, name = text.partition("=")
+    if kind not in ("strategy", "symbol") or not equals or not name:
+        raise argparse.ArgumentTypeError("write strategy=NAME or symbol=SYM")
+    return {kind: name}
+
+
+def run(args: argparse.Namespace) -> int:
+    """Kill, and say what was done."""
+    from sigma9_core.cli.answers import tell
+    from sigma9_core.cli.client import Client, Unreachable, WrongUsage
+
+    if args.flatten and args.no_flatten:
+        raise WrongUsage("--flatten and --no-flatten exclude each other")
+    request: dict[str, Any] = {"reason": args.reason}
+    if args.flatten or args.no_flatten:
+        request["flatten"] = bool(args.flatten)
+    if args.scope is not None:
+        request["scope"] = args.scope
+    target = _target(args)
+    answer = by_door(target.local.path, request) if target.local is not None else None
+    if answer is None:
+        try:
+            answer = Client(target, min(target.timeout, REST_SECONDS)).command(
+                "kill_switch", request, repeat="kill again, a second kill joins the first"
+            )
+        except Unreachable as error:
+            raise _nothing_killed(error, target) from error
+    return tell(answer, args.format, describe)
+
+
+def describe(result: Mapping[str, Any]) -> str:
+    """Write what a kill did."""
+    orders, positions = _count(result, "cancelled_orders", "order"), _count(result, "closed_positions", "position")
+    lines = [f"killed: {orders} cancelled, {positions} closed"]
+    pending = result.get("pending") or []
+    if pending:
+        lines.append(f"still going on: {', '.join(map(str, pending))}; `sigma9 status` tells how far it is")
+    if result.get("latched") is False:
+        lines.append("the latch could not be written: the kill holds until the process ends, not beyond; stop it")
+    return "\n".join(lines)
+
+
+def by_door(data_dir: Path, request: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Knock at the kill's own door; None where it is not there or gives no answer, so that REST is tried."""
+    from sigma9_core.datadir import KILL_SOCKET
+
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as door:
+            door.settimeout(DOOR_SECONDS)
+            door.connect(str(data_dir / KILL_SOCKET))
+            door.sendall(json.dumps(request).encode() + b"\n")
+            with door.makefile("rb") as answers:
+                line = answers.readline()
+        answer = json.loads(line)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        why = str(error) or type(error).__name__
+        print(f"sigma9: the kill's own door gave no answer ({why}); trying REST", file=sys.stderr)
+        return None
+    return answer if isinstance(answer, dict) and "ok" in answer else None
+
+
+def _target(args: argparse.Namespace) -> Target:
+    """Find the server; a fault in client_config.yaml must not stand before the kill of this machine's own one."""
+    from sigma9_core.cli.client import Target, find_target
+    from sigma9_core.datadir import DataDir
+    from sigma9_core.errors import ConfigError, StateError
+    from sigma9_core.tokens import TokenBook
+
+    try:
+        return find_target(args)
+    except (ConfigError, StateError) as error:
+        data_dir = DataDir(data_dir_of(args))
+        note = data_dir.server()
+        if note is None or args.url is not None:
+            raise
+        print(f"sigma9: killing the server on this machine ({data_dir.path}), although: {error}", file=sys.stderr)
+        try:
+            token = TokenBook(data_dir).admin()
+        except StateError:
+            token = None
+        return Target(note.url, args.token or token, cert=Path(note.cert) if note.cert else None, local=data_dir)
+
+
+def _nothing_killed(error: Exception, target: Target) -> Exception:
+    from sigma9_core.cli.client import Unreachable
+
+    holder = target.local.holder() if target.local is not None else None
+    last = f"; the last resort is `kill -USR1 {holder.pid}`" if holder is not None and holder.pid else ""
+    return Unreachable(f"the kill was not confirmed: {error}{last}")
+
+
+def _count(result: Mapping[str, Any], key: str, noun: str) -> str:
+    number = len(result.get(key) or [])
+    return f"{number} {noun}{'' if number == 1 else 's'}"

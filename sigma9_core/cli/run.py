@@ -1,0 +1,31 @@
+"""`sigma9 run`: the server."""
+
+from __future__ import annotations
+
+import argparse
+
+from sigma9_core.cli.frame import STARTED
+from sigma9_core.cli.options import add_server_file
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `run`."""
+    parser = subparsers.add_parser("run", help="run the server", description="Run the server until Ctrl-C.")
+    add_server_file(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read the settings and hand over to the process around the engine; logging stands before it."""
+    from sigma9_core.configfile import load_settings
+    from sigma9_core.log import Logging
+
+    logging = Logging(background=True)
+    logging.start()
+    try:
+        settings = load_settings(args.config, args.overrides)
+        logging.set_debug(on=settings.server.debug)
+        from sigma9_core.serve import run_server
+
+        return run_server(settings, STARTED, logging)
+    finally:
+        logging.stop()

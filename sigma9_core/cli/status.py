@@ -1,0 +1,90 @@
+"""`sigma9 status`: how the server is doing."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+from sigma9_core.cli.options import add_format, add_server_address
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `status`."""
+    parser = subparsers.add_parser("status", help="show how the server is doing")
+    add_server_address(parser)
+    add_format(parser, ("table", "json"))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the status."""
+    from sigma9_core.cli.client import Client, find_target
+    from sigma9_core.cli.output import show_object
+
+    body = Client(find_target(args)).get("status")
+    show_object(body, args.format, status_lines(body))
+    return 0
+
+
+def status_lines(status: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Give the lines of the readable form."""
+    broker, feed, market = (status.get(name) or {} for name in ("broker", "feed", "market"))
+    healths = " ".join(f"{name} {broker.get(name)}" for name in ("socket", "link", "data") if name in broker)
+    return [
+        ("node", f"{status.get('node')} (sigma9 {status.get('version')}, up {duration(status.get('uptime'))})"),
+        ("engine", status.get("engine")),
+        ("kill switch", kill_line(status.get("kill_switch") or {})),
+        ("broker", f"{broker.get('name')}: {broker.get('state')}" + (f" ({healths})" if healths else "")),
+        ("feed", f"{feed.get('name')}: {feed.get('state')}, last data {feed.get('last_at') or '-'}"),
+        ("mqtt", status.get("mqtt")),
+        ("market", market_line(market, status.get("clock"))),
+        ("positions", status.get("active_positions")),
+        ("open orders", status.get("open_orders")),
+        ("watchlist", status.get("watchlist_count")),
+        ("day P&L", status.get("day_pnl")),
+    ]
+
+
+def kill_line(kill: Mapping[str, Any]) -> str:
+    """Write the kill switch's state in one line."""
+    parts = [str(kill.get("state", "?"))]
+    if kill.get("phase") not in (None, "off"):
+        parts.append(str(kill["phase"]))
+    if kill.get("detail"):
+        parts.append(str(kill["detail"]))
+    if kill.get("reason") and kill.get("state") == "ON":
+        parts.append(f"because: {kill['reason']} ({kill.get('source')}, {kill.get('at')})")
+    parts += [f"also {_scope(scope)}" for scope in kill.get("scopes") or []]
+    if kill.get("error"):
+        parts.append(f"error: {kill['error']}")
+    return ", ".join(parts)
+
+
+def market_line(market: Mapping[str, Any], clock: object) -> str:
+    """Write whether the market is open, and what comes next."""
+    if market.get("open") is None:
+        state = "not known yet"
+    elif market["open"]:
+        state = f"open until {market.get('next_close') or '?'}"
+    else:
+        state = f"closed until {market.get('next_open') or '?'}"
+    return state if clock in (None, "live") else f"{state} ({clock} clock)"
+
+
+def duration(seconds: object) -> str:
+    """Write seconds as days, hours, minutes and seconds, the two largest that apply."""
+    if not isinstance(seconds, int | float):
+        return "?"
+    left = int(seconds)
+    parts: list[str] = []
+    for name, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        if left >= size or (name == "s" and not parts):
+            parts.append(f"{left // size} {name}")
+            left %= size
+    return " ".join(parts[:2])
+
+
+def _scope(scope: object) -> str:
+    if not isinstance(scope, dict):
+        return str(scope)
+    return " ".join(f"{name} {value}" for name, value in scope.items() if name in ("strategy", "symbol") and value)

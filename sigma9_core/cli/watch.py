@@ -1,0 +1,145 @@
+"""`sigma9 watch`: follow the events as they happen, over any break of the connection."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from sigma9_core.cli.options import add_format, add_server_address
+
+if TYPE_CHECKING:
+    from sigma9_core.cli.client import Target
+
+DURABLE: Final = frozenset(("trade_event", "watchlist_update", "status_update"))
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `watch`."""
+    parser = subparsers.add_parser(
+        "watch", help="follow the events as they happen", description="Print events until Ctrl-C."
+    )
+    parser.add_argument("--types", help="only these, such as trade_event,log")
+    parser.add_argument("--symbols", help="market data and trades of these only, such as AAPL,MSFT")
+    parser.add_argument("--level", choices=("debug", "info", "warning", "error", "critical"), help="of log lines")
+    parser.add_argument("--after", type=int, metavar="SEQ", help="begin with the durable events after this number")
+    add_server_address(parser)
+    add_format(parser, ("lines", "json"))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Watch; json prints one envelope a line."""
+    watcher = Watcher(args)
+    while True:
+        pause = watcher.follow()
+        time.sleep(pause)
+
+
+class Watcher:
+    """Follows one server and remembers the last durable number, so that nothing is missed between connections."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._args = args
+        self._after: int | None = args.after
+        self._journal: str | None = None
+        self._connected = False
+        self._filter = {
+            name: value for name in ("types", "symbols", "level") if (value := getattr(args, name)) is not None
+        }
+
+    def follow(self) -> float:
+        """Follow one connection to its end and give the pause before the next one, in seconds.
+
+        Raise Unreachable where the first connection fails, Refused where the token is not (or no longer) valid.
+        """
+        from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+        from sigma9_core.cli.client import Unreachable, find_target, open_feed
+
+        target = find_target(self._args)  # a server that starts again may listen elsewhere
+        query = dict(self._filter)
+        if self._after is not None:
+            query["after"] = str(self._after)
+        try:
+            connection = open_feed(target, query)
+        except Unreachable as error:
+            if not self._connected:
+                raise
+            _say(f"{error}; trying again in {target.reconnect:g} s")
+            return target.reconnect
+        except InvalidStatus as error:
+            return self._refused(target, error.response.status_code, error.response.body)
+        with connection:
+            if self._connected:
+                _say("connected again")
+            self._connected = True
+            try:
+                for frame in connection:
+                    self._take(json.loads(frame))
+            except ConnectionClosed:
+                pass
+            code, reason = connection.close_code, connection.close_reason
+        if code == 1008:
+            from sigma9_core.cli.client import Refused
+
+            raise Refused(f"the server closed the feed: {reason or 'the token is no longer valid'}")
+        _say(f"the connection ended ({reason or code}); trying again in {target.reconnect:g} s")
+        return target.reconnect
+
+    def _refused(self, target: Target, status: int, content: bytes | bytearray | None) -> float:
+        from sigma9_core.cli.client import Refused
+
+        try:
+            error: Mapping[str, Any] = json.loads(content or b"{}").get("error") or {}
+        except (ValueError, AttributeError):
+            error = {}
+        message = str(error.get("message") or f"the server refused the feed (HTTP {status})")
+        if status == 409 and self._after is not None and self._connected:
+            _say(f"{message}; going on with what comes now")
+            self._after = None
+            return 0.0
+        if status >= 500 and self._connected:
+            _say(f"{message}; trying again in {target.reconnect:g} s")
+            return target.reconnect
+        raise Refused(message, str(error.get("code", "")))
+
+    def _take(self, frame: Any) -> None:
+        for event in frame if isinstance(frame, list) else [frame]:
+            if not isinstance(event, dict):
+                continue
+            data = event.get("data") or {}
+            if event.get("type") in DURABLE and event.get("seq") is not None:
+                self._after = event["seq"]
+            elif data.get("reason") == "snapshot":
+                again = self._note_snapshot(event, data)
+                if again and self._args.format != "json":
+                    continue
+            self._print(event)
+
+    def _note_snapshot(self, event: Mapping[str, Any], data: Mapping[str, Any]) -> bool:
+        """Remember where the live events begin; tell whether this connection only repeats what was shown."""
+        if isinstance(data.get("as_of_seq"), int):
+            self._after = data["as_of_seq"]
+        if event.get("type") != "status_update":
+            return self._journal is not None
+        journal = (data.get("status") or {}).get("journal_id")
+        before, self._journal = self._journal, journal
+        if before is not None and before != journal:
+            _say("the server has another journal: its numbers begin anew")
+            return False
+        return before is not None
+
+    def _print(self, event: Mapping[str, Any]) -> None:
+        if self._args.format == "json":
+            print(json.dumps(event, ensure_ascii=False), flush=True)
+        else:
+            from sigma9_core.cli.eventline import event_line
+
+            print(event_line(event), flush=True)
+
+
+def _say(text: str) -> None:
+    print(f"sigma9: {text}", file=sys.stderr, flush=True)

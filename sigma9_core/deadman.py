@@ -1,0 +1,79 @@
+"""The dead man's switch: without a heartbeat for too long, in session while the engine runs, it acts."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from sigma9_core.clock import monotonic
+from sigma9_core.config import DeadManSettings
+
+log = logging.getLogger("sigma9.deadman")
+
+LOOK: Final = 0.25
+
+
+class DeadMan:
+    """Armed by the first heartbeat; on the outer loop, where heartbeats that wait are read before it judges."""
+
+    def __init__(
+        self,
+        settings: DeadManSettings,
+        *,
+        on_duty: Callable[[], bool],
+        broker_up: Callable[[], bool],
+        act: Callable[[str, str], Awaitable[None]],
+    ) -> None:
+        self._settings = settings
+        self._on_duty = on_duty
+        self._broker_up = broker_up
+        self._act = act
+        self._last: float | None = None
+        self._broker_seen: float | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def armed(self) -> bool:
+        """Tell whether a heartbeat has armed it."""
+        return self._last is not None
+
+    def beat(self) -> None:
+        """Take a heartbeat."""
+        self._last = monotonic()
+
+    def start(self) -> None:
+        """Begin to watch, where the configuration wants it."""
+        if self._settings.timeout is not None or self._settings.broker_lost is not None:
+            self._task = asyncio.get_running_loop().create_task(self._watch(), name="dead-man")
+
+    async def stop(self) -> None:
+        """Stop watching."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK)
+            await asyncio.sleep(0)  # heartbeats that arrived while the loop was busy are handled first
+            now = monotonic()
+            if not self._on_duty():
+                self._broker_seen = None
+                if self._last is not None:
+                    self._last = now  # outside of session nobody is expected to beat
+                continue
+            timeout, lost = self._settings.timeout, self._settings.broker_lost
+            if self._broker_up() or self._broker_seen is None:
+                self._broker_seen = now
+            if timeout is not None and self._last is not None and now - self._last > timeout:
+                self._last = None  # it acts once; the next heartbeat arms it again
+                await self._fire(f"no heartbeat for {timeout:g} s")
+            elif lost is not None and now - self._broker_seen > lost:
+                self._broker_seen = now
+                await self._fire(f"the broker has been lost for {lost:g} s")
+
+    async def _fire(self, why: str) -> None:
+        log.critical("dead man's switch: %s; action: %s", why, self._settings.action)
+        await self._act(self._settings.action, f"dead man's switch: {why}")

@@ -1,0 +1,503 @@
+"""The one dispatcher: every surface's commands are checked, carried out once, answered and journalled.
+
+    right → arguments → id → expiry → repeat? → received row → handler → answered row → response
+
+The rows of a command are its audit and the memory of repeats. A received row is durable before the handler acts,
+and for orders together with their intent; an answer is a fact that the journal writes when it can. What must act
+even with a failing journal (kill, stop, pause, cancels) never waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any, Final, Protocol
+
+from pydantic import BaseModel, ValidationError
+
+from sigma9_core.clock import monotonic, rfc3339, wall_now
+from sigma9_core.commands import Command, CommandSpec, ControlArgs, Response, allows
+from sigma9_core.contracts import CommandHandler
+from sigma9_core.errors import (
+    BrokerError,
+    BrokerRefused,
+    CommandError,
+    ConfigError,
+    JournalError,
+    PluginError,
+    Sigma9Error,
+)
+from sigma9_core.explain import problems
+from sigma9_core.models import Frozen
+from sigma9_core.money.records import CommandRecord, Record
+from sigma9_core.payload import find_spec
+from sigma9_core.plain import plain
+from sigma9_core.registry import check_spec
+from sigma9_core.workers import Worker, WorkerStuck
+
+log = logging.getLogger("sigma9.commands")
+
+KEPT_FOR: Final = timedelta(hours=24)
+"""How long a repeat is answered with the first answer."""
+JOINED: Final = frozenset(("place_order", "modify_order", "close_position"))
+"""Their handlers commit the received row together with the intent."""
+ALWAYS: Final = frozenset(("kill_switch", "stop", "pause", "cancel_order", "cancel_all"))
+"""They act although the journal fails; their rows are facts."""
+CONTROLS: Final[Mapping[str, str]] = {"start": "start", "stop": "stop", "kill": "kill_switch"}
+"""What the words of `control` stand for."""
+PLUGIN_BUDGET: Final = 10.0
+"""Seconds that the handler of a plugin's command may take."""
+READ_BUDGET: Final = 5.0
+"""Seconds that the journal may take to say whether a command is a repeat."""
+LONGEST_REASON: Final = 500
+BEGUN: Final = (
+    "a command with this id was begun before a restart, and its answer was lost: read the state, and send it "
+    "again under another id if it is still wanted"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One command on its way through its handler."""
+
+    command: Command
+    records: Sequence[Record] = ()
+    """Of a joined command: to be committed together with the first intent. Empty for all others."""
+
+
+Handler = Callable[[Any, Call], Awaitable[Mapping[str, Any] | None]]
+"""Takes the validated arguments and the call, gives the result.
+
+It raises CommandError only before it has done anything: such an answer is not kept, and the same id may try again.
+What it learns after it has acted belongs into the result.
+"""
+
+Recover = Callable[[CommandRecord], Awaitable[Mapping[str, Any] | None]]
+"""Finds the true result of a command that was begun before a restart, None where it can't be known."""
+
+
+class CommandJournal(Protocol):
+    """What the dispatcher needs of the journal."""
+
+    def write(self, records: Sequence[Record], *, fact: bool = False) -> Future[Any]:
+        """Hand over records from any thread, at once."""
+
+    async def commit(self, records: Sequence[Record], *, fact: bool = False) -> Any:
+        """Hand over records and wait until they are durable; JournalError where they won't be."""
+
+    def command(self, command: str, id: str, since: datetime) -> list[CommandRecord]:  # noqa: A002 - the contract's name
+        """Give what is known of a (command, id), newest first (blocks)."""
+
+
+Key = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """An answer whose row may not be durable yet."""
+
+    digest: str
+    response: Response
+    kept: bool
+    at: datetime
+
+
+class Dispatcher:
+    """Carries out commands on the outer loop; `kill_switch` alone may come from any loop."""
+
+    def __init__(
+        self,
+        specs: Mapping[str, CommandSpec],
+        handlers: Mapping[str, Handler],
+        *,
+        journal: CommandJournal,
+        clock_wall: Callable[[], datetime] = wall_now,
+        recover: Mapping[str, Recover] | None = None,
+    ) -> None:
+        self._specs = dict(specs)
+        self._handlers = dict(handlers)
+        self._journal = journal
+        self._now = clock_wall
+        self._recover = dict(recover or {})
+        self._reader = Worker("journal reader", READ_BUDGET)
+        self._workers: list[Worker] = []
+        self._running: dict[Key, str] = {}
+        """The digest of each (command, id) in progress."""
+        self._answers: dict[Key, _Answer] = {}
+        """Answers whose rows are not known to be durable."""
+        self._tasks: set[asyncio.Task[Response]] = set()
+
+    @property
+    def specs(self) -> Mapping[str, CommandSpec]:
+        """Give the table of commands: the built-in ones first, then those of plugins."""
+        return self._specs
+
+    def register(
+        self, spec: CommandSpec, handler: CommandHandler, *, budget_seconds: float = PLUGIN_BUDGET
+    ) -> None:
+        """Add a plugin's command, whose handler runs on a worker of its own; raise PluginError for a clash."""
+        check_spec(spec)
+        if spec.name in self._handlers or self._specs.get(spec.name, spec) is not spec:
+            raise PluginError(f"there are two commands '{spec.name}': rename one")
+        worker = Worker(f"the command {spec.name}", budget_seconds)
+
+        async def run(args: Frozen, _call: Call) -> Mapping[str, Any] | None:
+            try:
+                result: Mapping[str, Any] | None = await worker.call(_checked, handler, args)
+            except WorkerStuck as error:
+                raise CommandError("busy", str(error)) from error
+            return result
+
+        self._workers.append(worker)
+        self._specs[spec.name] = spec
+        self._handlers[spec.name] = run
+
+    async def dispatch(self, command: Command) -> Response:
+        """Carry out a command and answer it; never raises but where the caller itself is cancelled.
+
+        A caller that goes away does not stop a command in the middle of its work.
+        """
+        task = asyncio.get_running_loop().create_task(self._answer(command), name=f"command[{command.name}]")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if not task.cancelled():
+                raise
+        error = CommandError("internal", "the server stopped before the command was done: read the state")
+        return self._failed(command, error, command.received or monotonic())
+
+    async def kill(self, command: Command) -> Response:
+        """Carry out a `kill_switch` command at once; callable on any loop, the money lane's above all."""
+        if command.name != "kill_switch":
+            error = CommandError("forbidden", f"this way is for kill_switch alone, not for {command.name}")
+            return self._failed(command, error, command.received or monotonic())
+        return await self.dispatch(command)
+
+    async def stop(self, patience: float = 5.0) -> None:
+        """Let commands in progress on this loop finish for a while, cancel what is left, end the workers."""
+        loop = asyncio.get_running_loop()
+        mine = {
+            task for task in tuple(self._tasks) if task.get_loop() is loop and task is not asyncio.current_task()
+        }
+        if mine:
+            _, late = await asyncio.wait(mine, timeout=patience)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+        for worker in (*self._workers, self._reader):
+            worker.stop()
+
+    # --- checks -----------------------------------------------------------------------------------------------
+
+    def validate(self, command: Command) -> Any:
+        """Check right, arguments, id and expiry and give the arguments' model; raise CommandError.
+
+        The sentence and `details.errors` name every field that is wrong, `details.field` the first of them.
+        """
+        spec = find_spec(command.name, self._specs)
+        if not allows(command.right, spec.right):
+            raise CommandError(
+                "forbidden",
+                f"{spec.name} needs the right '{spec.right}', and this access has '{command.right}'",
+                {"needs": spec.right, "has": command.right},
+            )
+        args = _validated(spec, command.args)
+        if spec.needs_id and command.id is None:
+            raise CommandError(
+                "invalid", f"{spec.name} requires an id, so that it can't be carried out twice", {"field": "id"}
+            )
+        now = self._now()
+        if command.expires_at is not None and command.expires_at <= now:
+            raise CommandError(
+                "expired",
+                f"{spec.name} was to be carried out until {rfc3339(command.expires_at)}, and came later",
+                {"expires_at": rfc3339(command.expires_at), "now": rfc3339(now)},
+            )
+        return args
+
+    # --- one command ------------------------------------------------------------------------------------------
+
+    async def _answer(self, command: Command) -> Response:
+        began = command.received or monotonic()
+        try:
+            args = self.validate(command)
+            if isinstance(args, ControlArgs) and command.name == "control":
+                # It is the command that it stands for, with that command's row and repeats.
+                inner = replace(command, name=CONTROLS[args.command], args={"reason": args.reason})
+                response = await self._carry_out(inner, self.validate(inner), began)
+                response = replace(response, command=command.name)
+            else:
+                response = await self._carry_out(command, args, began)
+        except CommandError as error:
+            response = self._failed(command, error, began)
+        except Exception as error:  # noqa: BLE001 - a surface must get an answer whatever happens
+            response = self._failed(command, _unexpected(command, error), began)
+        self._tell(command, response)
+        return response
+
+    async def _carry_out(self, command: Command, args: Frozen, began: float) -> Response:
+        spec = self._specs[command.name]
+        if command.id is None or not (spec.repeats and spec.journalled):
+            return await self._act(spec, command, args, began)
+        key = (spec.name, command.id)
+        digest = _digest(args)
+        running = self._running.get(key)
+        if running is not None:
+            raise (
+                _conflict(key)
+                if running != digest
+                else CommandError("busy", f"{spec.name} with the id '{command.id}' is in progress")
+            )
+        self._running[key] = digest
+        try:
+            first = await self._first_answer(key, digest)
+            return first if first is not None else await self._act(spec, command, args, began)
+        finally:
+            del self._running[key]
+
+    async def _act(self, spec: CommandSpec, command: Command, args: Frozen, began: float) -> Response:
+        received = CommandRecord(
+            stage="received",
+            command=spec.name,
+            id=command.id,
+            digest=_digest(args),
+            source=command.source,
+            actor=command.actor,
+            ts=self._now(),
+            body=_body_of(args, command),
+        )
+        handler = self._handlers.get(spec.name)
+        if handler is None:
+            raise CommandError("internal", f"nothing carries out the command {spec.name}")
+        joined = spec.name in JOINED
+        fact = spec.name in ALWAYS
+        if spec.journalled and not joined and not fact:
+            try:
+                await self._journal.commit([received])
+            except JournalError as error:
+                raise CommandError("internal", f"nothing was done: {error}") from error
+        call = Call(command, (received,) if joined else ())
+        work = asyncio.get_running_loop().create_task(_run(handler, args, call), name=f"handler[{spec.name}]")
+        if spec.journalled and fact:
+            await asyncio.sleep(0)  # the handler has begun before anything else is thought of
+            self._write(received)
+        response, kept = await self._outcome(command, work, began)
+        if spec.journalled:
+            self._keep(received, response, kept=kept)
+        return response
+
+    async def _outcome(
+        self, command: Command, work: asyncio.Task[Mapping[str, Any] | None], began: float
+    ) -> tuple[Response, bool]:
+        """Await a handler; give the response, and whether it has done anything (or nobody knows)."""
+        try:
+            result = plain(await work or {})
+        except CommandError as error:
+            return self._failed(command, error, began), False
+        except JournalError as error:
+            return self._failed(command, CommandError("internal", f"nothing was done: {error}"), began), False
+        except BrokerRefused as error:
+            return self._failed(command, CommandError("broker_unavailable", str(error)), began), False
+        except BrokerError as error:
+            refusal = CommandError("broker_unavailable", f"the outcome is not known: {error}")
+            return self._failed(command, refusal, began), True
+        except ConfigError as error:
+            sentence = "; ".join(f"{fault.path}: {fault.message}" for fault in error.faults)
+            details = {"errors": [{"field": fault.path, "message": fault.message} for fault in error.faults]}
+            return self._failed(command, CommandError("invalid", sentence, details), began), False
+        except Sigma9Error as error:
+            return self._failed(command, CommandError("internal", str(error)), began), True
+        except Exception as error:  # noqa: BLE001 - a handler may raise anything, and the surface gets an answer
+            return self._failed(command, _unexpected(command, error), began), True
+        took = (monotonic() - began) * 1000
+        return Response(command.id, command.name, True, result, None, command.source, self._now(), took), True
+
+    # --- repeats ----------------------------------------------------------------------------------------------
+
+    async def _first_answer(self, key: Key, digest: str) -> Response | None:
+        """Find what the same (command, id) was answered in the last 24 hours; None where it may act.
+
+        Raise CommandError: `conflict` for other arguments, `internal` where the answer can't be known.
+        """
+        since = self._now() - KEPT_FOR
+        waiting = self._answers.get(key)
+        if waiting is not None and waiting.at >= since:
+            if not waiting.kept:
+                return None
+            if waiting.digest != digest:
+                raise _conflict(key)
+            return waiting.response
+        try:
+            known = await self._reader.call(self._journal.command, *key, since)
+        except (JournalError, TimeoutError) as error:
+            raise CommandError(
+                "internal", f"nothing was done: the journal can't tell whether it is a repeat: {error}"
+            ) from error
+        if not known:
+            return None
+        newest = known[0]
+        if newest.stage == "answered" and not newest.body.get("kept", True):
+            return None
+        if newest.digest != digest:
+            raise _conflict(key)
+        if newest.stage == "answered":
+            return _response_of(newest)
+        return await self._recovered(newest)
+
+    async def _recovered(self, received: CommandRecord) -> Response:
+        """Answer a command whose first answer was lost: by what can be found out, else honestly."""
+        recover = self._recover.get(received.command)
+        found = await recover(received) if recover is not None else None
+        command = Command(received.command, {}, received.source, id=received.id)  # type: ignore[arg-type]
+        if found is None:
+            raise CommandError("internal", BEGUN, {"begun_at": rfc3339(received.ts)})
+        response = Response(received.id, command.name, True, plain(found), None, command.source, self._now(), 0.0)
+        self._keep(received, response, kept=True)
+        return response
+
+    def _keep(self, received: CommandRecord, response: Response, *, kept: bool) -> None:
+        """Remember an answer, and write its row; once that is durable the journal remembers alone."""
+        body = {**response.body(), "kept": kept}
+        record = replace(received, stage="answered", ts=self._now(), body=body)
+        written = self._write(record)
+        if received.id is None or not self._specs[received.command].repeats:
+            return
+        key = (received.command, received.id)
+        answer = _Answer(received.digest, response, kept, record.ts)
+        self._forget_old(record.ts - KEPT_FOR)
+        self._answers[key] = answer
+        if written is not None:
+            loop = asyncio.get_running_loop()
+            written.add_done_callback(lambda future: _soon(loop, self._written, key, answer, future))
+
+    def _written(self, key: Key, answer: _Answer, future: Future[Any]) -> None:
+        if future.exception() is None and self._answers.get(key) is answer:
+            del self._answers[key]
+
+    def _forget_old(self, since: datetime) -> None:
+        for key in [key for key, answer in self._answers.items() if answer.at < since]:
+            del self._answers[key]
+
+    def _write(self, record: CommandRecord) -> Future[Any] | None:
+        """Hand a row to the journal as a fact, without waiting; the journal logs what it loses."""
+        try:
+            return self._journal.write([record], fact=True)
+        except Exception:  # whatever becomes of the row, the command has an answer
+            log.exception("the %s row of %s could not be handed to the journal", record.stage, record.command)
+            return None
+
+    # --- answers ----------------------------------------------------------------------------------------------
+
+    def _failed(self, command: Command, error: CommandError, began: float) -> Response:
+        safe = CommandError(error.code, error.message, plain(error.details))
+        return Response.failed(command, safe, ts=self._now(), duration_ms=(monotonic() - began) * 1000)
+
+    def _tell(self, command: Command, response: Response) -> None:
+        spec = self._specs.get(command.name)
+        quiet = spec is not None and not spec.journalled
+        who = f"{command.source} ({command.actor})" if command.actor else command.source
+        name = command.name if spec is not None else repr(command.name[:64])
+        if response.error is None:
+            log.log(
+                logging.DEBUG if quiet else logging.INFO,
+                "%s by %s: done in %.1f ms",
+                name,
+                who,
+                response.duration_ms,
+            )
+        else:
+            code, message = response.error["code"], response.error["message"]
+            log.log(logging.DEBUG if quiet else logging.WARNING, "%s by %s: %s: %s", name, who, code, message)
+
+
+async def _run(handler: Handler, args: Frozen, call: Call) -> Mapping[str, Any] | None:
+    return await handler(args, call)
+
+
+def _soon(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *args: object) -> None:
+    try:
+        loop.call_soon_threadsafe(function, *args)
+    except RuntimeError:
+        pass  # the loop has ended, and with it whoever might ask
+
+
+def _validated(spec: CommandSpec, given: Mapping[str, Any]) -> Frozen:
+    """Validate raw arguments; every command takes a reason, whether its arguments have a field for it or not."""
+    args = dict(given)
+    if "reason" in args and "reason" not in spec.args.model_fields:
+        reason = args.pop("reason")
+        if reason is not None and not (isinstance(reason, str) and len(reason) <= LONGEST_REASON):
+            message = f"{spec.name}: reason must be a text of at most {LONGEST_REASON} characters"
+            raise CommandError("invalid", message, {"field": "reason"})
+    try:
+        return spec.args.model_validate(args)
+    except ValidationError as error:
+        found = problems(error, args)
+        details = {
+            "field": next((problem.path for problem in found if problem.path), None),
+            "errors": [{"field": problem.path or None, "message": problem.message} for problem in found],
+        }
+        sentence = "; ".join(str(problem) for problem in found)
+        raise CommandError("invalid", f"{spec.name}: {sentence}", details) from error
+
+
+def _body_of(args: Frozen, command: Command) -> dict[str, Any]:
+    body: dict[str, Any] = plain(args)
+    if command.args.get("reason") is not None:
+        body["reason"] = command.args["reason"]
+    return body
+
+
+def _digest(args: Frozen) -> str:
+    """Tell arguments apart; the reason is none, unless the command can't do without one."""
+    field = type(args).model_fields.get("reason")
+    spared = {"reason"} if field is not None and not field.is_required() else set()
+    values = plain({key: value for key, value in args.model_dump(mode="json").items() if key not in spared})
+    return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _response_of(record: CommandRecord) -> Response:
+    body = record.body
+    return Response(
+        id=body["id"],
+        command=body["command"],
+        ok=body["ok"],
+        result=body["result"],
+        error=body["error"],
+        source=body["source"],
+        ts=datetime.fromisoformat(body["ts"]),
+        duration_ms=body["duration_ms"],
+    )
+
+
+def _conflict(key: Key) -> CommandError:
+    name, id_ = key
+    return CommandError(
+        "conflict",
+        f"{name} with the id '{id_}' was sent before with other arguments: use a new id",
+        {"field": "id"},
+    )
+
+
+def _unexpected(command: Command, error: Exception) -> CommandError:
+    """Log an error that nobody foresaw; its own text may hold anything, so only its type is told."""
+    log.error("the command %s failed", command.name[:64], exc_info=error)
+    if isinstance(error, TimeoutError):
+        return CommandError("internal", f"{command.name} did not answer in time, and its outcome is not known")
+    return CommandError("internal", f"{command.name} failed with {type(error).__name__}: the log has the details")
+
+
+def _checked(handler: CommandHandler, args: Frozen) -> Mapping[str, Any] | None:
+    result = handler(args)
+    if result is not None and not isinstance(result, Mapping | BaseModel):
+        raise TypeError(f"a command's handler gives an object or nothing, not {type(result).__name__}")
+    checked: Mapping[str, Any] | None = plain(result)
+    return checked

@@ -1,0 +1,216 @@
+"""The market: takes slices from the feed on a lane of its own and drives everything that depends on them.
+
+With a stepped clock (simulated, replay) it goes in lock step: the clock moves, the money lane settles, the
+strategies have their say, and only then comes the next slice; so a replay gives the same trades at any speed. With
+a live clock nobody waits for anybody: the money lane gets every slice at once, the strategies what they can take.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from concurrent.futures import Future
+from datetime import datetime
+from typing import Any, Final, Literal, Protocol
+
+from sigma9_core.bus import EventBus
+from sigma9_core.calendar import Calendar
+from sigma9_core.clock import Clock, SteppedClock
+from sigma9_core.contracts import Feed
+from sigma9_core.events import Event, MarketData, encode
+from sigma9_core.lanes import Lane
+from sigma9_core.models import Bar, Quote, Slice, Trade
+
+log = logging.getLogger("sigma9.feed")
+
+FeedState = Literal["connected", "disconnected", "ended"]
+STRATEGY_WAIT: Final = 5.0
+"""Seconds that a simulated market waits for strategies before it goes on without them."""
+TICK: Final = 1.0
+"""Seconds between two looks at the live clock when the feed is silent: time stops need them."""
+
+
+class MoneySide(Protocol):
+    """What the market needs of the money path."""
+
+    async def on_market(self, data: Slice) -> None:
+        """Take a slice on the money lane and return when it has settled."""
+
+
+class OuterSide(Protocol):
+    """What the market needs of the outer loop."""
+
+    async def on_market(self, data: Slice) -> None:
+        """Take a slice on the outer loop and return when strategies and schedule have had it."""
+
+    def on_feed(self, state: FeedState, error: str | None) -> None:
+        """Learn how the feed stands."""
+
+
+class Market:
+    """Pumps slices from the feed; started and stopped from the outer loop."""
+
+    def __init__(
+        self,
+        *,
+        feed: Feed,
+        clock: Clock,
+        calendar: Calendar,
+        money_lane: Lane,
+        money: MoneySide,
+        outer: OuterSide,
+        bus: EventBus,
+        publish: bool,
+    ) -> None:
+        self.feed = feed
+        self.state: FeedState = "disconnected"
+        self.last_at: datetime | None = None
+        self._clock = clock
+        self._calendar = calendar
+        self._lane = Lane("market")
+        self._money_lane = money_lane
+        self._money = money
+        self._outer = outer
+        self._bus = bus
+        self._publish = publish
+        self._outer_loop: asyncio.AbstractEventLoop | None = None
+        self._pump: Future[None] | None = None
+        self._ticker: Future[None] | None = None
+        self._wanted: frozenset[str] = frozenset()
+
+    def start(self, since: datetime | None) -> None:
+        """Begin to connect and to pump; `since` is where a simulated market goes on."""
+        self._outer_loop = asyncio.get_running_loop()
+        self._lane.start()
+        self._pump = self._lane.submit(self._run(since))
+        if not isinstance(self._clock, SteppedClock):
+            self._ticker = self._lane.submit(self._tick())
+
+    async def stop(self) -> None:
+        """End the pump and disconnect the feed."""
+        for work in (self._pump, self._ticker):
+            if work is not None:
+                work.cancel()
+        if self._pump is None:
+            return
+        await self._lane.call(self.feed.disconnect())
+        self._pump = self._ticker = None
+        await asyncio.to_thread(self._lane.stop)
+
+    async def finished(self) -> None:
+        """Wait for the end of the data (a replay), or raise what ended the pump."""
+        if self._pump is not None:
+            await asyncio.wrap_future(self._pump)
+
+    def subscribe(self, symbols: frozenset[str]) -> None:
+        """Want market data of exactly these symbols."""
+        if symbols != self._wanted:
+            self._wanted = symbols
+            self._lane.post(self.feed.subscribe, symbols)
+
+    # --- on the market lane -----------------------------------------------------------------------------------
+
+    async def _run(self, since: datetime | None) -> None:
+        await self._calendar.ready()
+        wait = 1.0
+        while True:
+            try:
+                await self.feed.connect(since)
+                self.feed.subscribe(self._wanted)
+                self._tell("connected", None)
+                wait = 1.0
+                await self._drive()
+            except Exception as error:
+                # A feed plugin may raise anything; it is told, and connected anew with back-off.
+                log.exception("the feed failed; connecting again in %.0f s", wait)
+                self._tell("disconnected", f"{type(error).__name__}: {error}")
+                await asyncio.sleep(wait * random.uniform(0.8, 1.2))  # noqa: S311 - jitter, not a secret
+                wait = min(wait * 2, 60.0)
+                since = self._clock.now()
+            else:
+                self._tell("ended", None)
+                return
+
+    async def _drive(self) -> None:
+        stepped = self._clock if isinstance(self._clock, SteppedClock) else None
+        async for data in self.feed.slices():
+            self.last_at = data.ts
+            if stepped is not None:
+                stepped.advance(data.ts)
+                await self._money_lane.call(self._money.on_market(data))
+                await self._offer(data)
+            else:
+                self._money_lane.submit(self._money.on_market(data))
+                self._outer_call(self._outer.on_market(data))
+            if self._publish:
+                self._bus.post(self._events(data))
+
+    async def _offer(self, data: Slice) -> None:
+        work = asyncio.wrap_future(self._outer_call(self._outer.on_market(data)))
+        if self._clock.kind == "replay":
+            await work
+            return
+        done, _ = await asyncio.wait((work,), timeout=STRATEGY_WAIT)
+        if not done:
+            log.error("the outer loop has not answered for %g s; the market goes on without it", STRATEGY_WAIT)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK)
+            self._money_lane.submit(self._money.on_market(Slice(self._clock.now())))
+
+    def _outer_call(self, work: Any) -> Future[None]:
+        if self._outer_loop is None:
+            raise RuntimeError("the market was not started")
+        return asyncio.run_coroutine_threadsafe(work, self._outer_loop)
+
+    def _tell(self, state: FeedState, error: str | None) -> None:
+        self.state = state
+        if self._outer_loop is not None:
+            self._outer_loop.call_soon_threadsafe(self._outer.on_feed, state, error)
+
+    def _events(self, data: Slice) -> list[Event]:
+        newest: dict[tuple[str, str], Quote | Trade | Bar] = {}
+        for quote in data.quotes:
+            newest[quote.symbol, "quote"] = quote
+        for trade in data.trades:
+            newest[trade.symbol, "trade"] = trade
+        for bar in data.bars:
+            newest[bar.symbol, "bar"] = bar
+        return [self._event(item) for item in newest.values()]
+
+    def _event(self, item: Quote | Trade | Bar) -> Event:
+        body = market_data(item)
+        raw = encode("market_data", body, seq=None, ts=item.ts, node=self._bus.node)
+        return Event("market_data", None, item.ts, body, raw)
+
+
+def market_data(item: Quote | Trade | Bar) -> MarketData:
+    """Turn a quote, trade or bar into market_data.data (contract 2)."""
+    if isinstance(item, Quote):
+        return MarketData.model_construct(
+            symbol=item.symbol,
+            kind="quote",
+            ts=item.ts,
+            halted=item.halted,
+            bid=item.bid,
+            ask=item.ask,
+            bid_size=item.bid_size,
+            ask_size=item.ask_size,
+        )
+    if isinstance(item, Trade):
+        return MarketData.model_construct(
+            symbol=item.symbol, kind="trade", ts=item.ts, last=item.price, last_size=item.size
+        )
+    return MarketData.model_construct(
+        symbol=item.symbol,
+        kind="bar",
+        ts=item.ts,
+        open=item.open,
+        high=item.high,
+        low=item.low,
+        close=item.close,
+        volume=item.volume,
+        bar_seconds=item.seconds,
+    )

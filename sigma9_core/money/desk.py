@@ -1,0 +1,450 @@
+"""The order desk: the one place where orders are decided, written down, sent, and followed to their end.
+
+    OrderRequest → risk gate (one decision at a time) → intent in the journal → broker, once → reports
+
+An order is counted by the gate from the moment of its decision. Whatever is in doubt is `unknown` and is
+resolved by reading back (`reconcile.py`), never by sending again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any, Final
+
+from sigma9_core.calendar import Calendar
+from sigma9_core.clock import Clock
+from sigma9_core.contracts import BrokerReport, RiskView, Submission
+from sigma9_core.errors import BrokerRefused, CommandError, JournalError
+from sigma9_core.events import TradeEvent
+from sigma9_core.models import ApprovedOrder, Fill, Intent, OrderRequest, OrderStatus, OrderView, Verdict
+from sigma9_core.money.gate import Decision, RiskGate
+from sigma9_core.money.ids import OrderIds
+from sigma9_core.money.journal import Journal
+from sigma9_core.money.link import BrokerLink
+from sigma9_core.money.orders import IllegalMessage, Message, Order
+from sigma9_core.money.portfolio import Applied, Portfolio
+from sigma9_core.money.records import EventRecord, FillRecord, IntentRecord, Record
+
+log = logging.getLogger("sigma9.orders")
+
+SUBMIT_TIMEOUT: Final = 10.0
+"""Seconds until a broker's silence on a submit, replace or cancel makes the outcome unknown."""
+REMEMBERED: Final = timedelta(minutes=10)
+"""How long the duplicate and rate rules see an order."""
+KEPT_ORDERS: Final = 2000
+"""Ended orders that are kept in memory; the journal has them all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One event in an order's life, as followers see it."""
+
+    order: Order
+    event: OrderStatus
+    fill: Fill | None = None
+    applied: Applied | None = None
+
+
+Follower = Callable[[Step], None]
+
+
+class OrderDesk:
+    """Decides, journals, sends and follows orders; everything here runs on the money lane."""
+
+    def __init__(
+        self,
+        *,
+        gate: RiskGate,
+        journal: Journal,
+        portfolio: Portfolio,
+        clock: Clock,
+        calendar: Calendar,
+        snapshot: Mapping[str, Any],
+    ) -> None:
+        self.gate = gate
+        self.journal = journal
+        self.portfolio = portfolio
+        self.orders: dict[str, Order] = {}
+        """Every working order and the newest ended ones, by our id."""
+        self.foreign: dict[str, OrderView] = {}
+        """Orders at the broker that are not ours, by the broker's id."""
+        self.in_flight: set[str] = set()
+        """Orders that are being sent at this moment."""
+        self.followers: list[Follower] = []
+        self._clock = clock
+        self._calendar = calendar
+        self._snapshot = snapshot
+        self._link: BrokerLink | None = None
+        self._ids = OrderIds()
+        self._decisions = asyncio.Lock()
+        self._recent: deque[Submission] = deque()
+        self._entries: dict[str, int] = {}
+        self._executions: set[str] = set()
+        self._ended: deque[str] = deque()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._facts: set[Future[Any]] = set()
+        self.orphan_reports = 0
+        """Reports on orders that we do not know; the reconciliation looks into them."""
+
+    def attach(self, link: BrokerLink) -> None:
+        """Name the link that orders go out by."""
+        self._link = link
+
+    # --- orders in ------------------------------------------------------------------------------------------
+
+    async def submit(
+        self,
+        requests: Sequence[OrderRequest],
+        *,
+        cause: str | None = None,
+        records: Sequence[Record] = (),
+    ) -> list[Order]:
+        """Decide and send one order, or a group as one unit: the parent first, its legs after it.
+
+        A leg without a `parent_id` of its own gets the first order's. Where any is refused, none is sent, and
+        the refused ones come back as `risk_rejected`. `records` are committed together with the intents.
+        Raise JournalError where the intent could not be made durable: nothing was sent.
+        """
+        async with self._decisions:
+            orders, approved = await self._decide(requests)
+        sending = len(approved) == len(requests)
+        if not sending:
+            for order in orders:
+                self.orders.pop(order.order_id, None)
+                if order.status is not OrderStatus.RISK_REJECTED:
+                    order.status = OrderStatus.RISK_REJECTED
+                    order.reason = "another order of its group was refused"
+                    order.touch()
+        try:
+            await self.journal.commit([*self._intents(orders, cause), *records])
+        except JournalError as error:
+            for order in orders:
+                self.orders.pop(order.order_id, None)
+            if sending:
+                self._count(requests, -1)
+            log.error("nothing was sent for %s: %s", requests[0].symbol, error)
+            raise
+        for order in orders:
+            self._tell(Step(order, order.status))
+        if sending:
+            now = self._clock.now()
+            for order in orders:
+                self._recent.append(Submission(now, order.request, order.order_id))
+            await self._send(orders, approved)
+        return orders
+
+    async def modify(
+        self,
+        order_id: str,
+        changes: Mapping[str, Any],
+        *,
+        cause: str | None = None,
+        records: Sequence[Record] = (),
+    ) -> Order:
+        """Change a working order; the change is judged as a new order would be.
+
+        Raise CommandError: `not_found`, `conflict` (not working, or the broker refused), `risk_rejected`.
+        """
+        order = self.working(order_id)
+        request = order.request.model_copy(update=dict(changes))
+        async with self._decisions:
+            decision = await self.gate.decide(order_id, request, self.view())
+            if decision.approved is not None:
+                order.replacement = request
+        intent = IntentRecord(
+            order_id=order_id,
+            ts=self._clock.now(),
+            request=request,
+            verdicts=decision.verdicts,
+            approved=decision.approved is not None,
+            cause=cause,
+            snapshot=self._snapshot,
+        )
+        try:
+            await self.journal.commit([intent, *records])
+        except JournalError:
+            order.replacement = None
+            raise
+        if decision.approved is None:
+            raise refusal(decision.refused, decision.verdicts)
+        try:
+            async with asyncio.timeout(SUBMIT_TIMEOUT):
+                await self._broker().replace(decision.approved)
+        except BrokerRefused as error:
+            order.replacement = None
+            raise CommandError("conflict", f"the broker refused the change: {error}") from error
+        except Exception as error:  # a broker plugin may raise anything; the outcome is then unknown
+            log.exception("the change of order %s has an unknown outcome", order_id)
+            raise CommandError(
+                "broker_unavailable",
+                f"the change of order {order_id} was sent and its outcome is not known: {error}",
+            ) from error
+        return order
+
+    async def cancel(self, order_id: str) -> Order:
+        """Ask the broker to cancel; what becomes of it comes as an event. Raise CommandError as `modify` does."""
+        order = self.working(order_id)
+        await self.ask_cancel(order)
+        return order
+
+    async def ask_cancel(self, order: Order) -> None:
+        """Send a cancel for a working order; a broker's failure is logged and leaves the order as it is."""
+        order.cancel_asked = True
+        try:
+            async with asyncio.timeout(SUBMIT_TIMEOUT):
+                await self._broker().cancel(order.order_id)
+        except CommandError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a broker plugin may raise anything; a cancel is asked again
+            order.cancel_asked = False
+            log.warning("the cancel of order %s failed: %s", order.order_id, error)
+
+    async def preview(self, request: OrderRequest) -> Decision:
+        """Ask every rule about an order that is not sent."""
+        async with self._decisions:
+            return await self.gate.decide(self._ids.new(), request, self.view())
+
+    def working(self, order_id: str) -> Order:
+        """Give a working order of ours, or raise the CommandError that says why not."""
+        order = self.orders.get(order_id)
+        if order is None:
+            raise CommandError("not_found", f"no order of ours has the id '{order_id}'", {"field": "order_id"})
+        if not order.working:
+            raise CommandError("conflict", f"order {order_id} is {order.status} already", {"status": order.status})
+        return order
+
+    def open_orders(self) -> list[Order]:
+        """List our working orders, oldest first."""
+        return [order for order in self.orders.values() if order.working]
+
+    # --- reports in -----------------------------------------------------------------------------------------
+
+    def on_report(self, report: BrokerReport, *, recovered: bool = False) -> None:
+        """Take what the broker says of an order: change it, journal the fact, tell the followers."""
+        order = self.orders.get(report.order_id)
+        if order is None:
+            self.orphan_reports += 1
+            log.warning("a report (%s) on order '%s', which is not ours", report.kind, report.order_id)
+            return
+        if report.broker_order_id is not None and order.broker_order_id is None:
+            order.broker_order_id = report.broker_order_id
+            order.touch()
+        if report.fill is not None:
+            if report.fill.exec_id in self._executions:
+                return  # told twice: counted once
+            self._executions.add(report.fill.exec_id)
+        self._apply(order, report.kind, report.fill, report.reason, report.ts, recovered=recovered)
+
+    def local(self, order: Order, message: Message, reason: str, *, recovered: bool = False) -> None:
+        """Apply one of our own conclusions: `lost`, `refused`, `absent`, or the end that a read-back showed."""
+        self._apply(order, message, None, reason, self._clock.now(), recovered=recovered)
+
+    def _apply(
+        self,
+        order: Order,
+        message: Message,
+        fill: Fill | None,
+        reason: str | None,
+        ts: datetime,
+        *,
+        recovered: bool,
+    ) -> None:
+        order.recovered = recovered
+        order.touch()
+        try:
+            event = order.take(message, fill=fill, reason=reason)
+        except IllegalMessage as error:
+            log.warning("%s; ignored", error)
+            return
+        if event is None:
+            return
+        applied = None
+        records: list[Record] = []
+        if fill is not None:
+            applied = self.portfolio.apply(fill, order.request.strategy)
+            records.append(FillRecord(fill, order.request.strategy, order.request.source, recovered))
+        data = TradeEvent.of(
+            order.view().model_copy(update={"status": event}), trade_id=fill.exec_id if fill else None
+        )
+        records.append(EventRecord("trade_event", data, ts, cause=order.order_id))
+        self.note(records)
+        if not order.working:
+            self._ended.append(order.order_id)
+            while len(self._ended) > KEPT_ORDERS:
+                self.orders.pop(self._ended.popleft(), None)
+        self._tell(Step(order, event, fill, applied))
+
+    # --- what the gate sees ---------------------------------------------------------------------------------
+
+    def view(self) -> RiskView:
+        """Show the gate one moment: positions, working orders (reservations included), marks, recent orders."""
+        now = self._clock.now()
+        session = self._calendar.at(now)
+        while self._recent and now - self._recent[0].at > REMEMBERED:
+            self._recent.popleft()
+        working: list[OrderView] = list(self.foreign.values())
+        intents: dict[str, Intent] = {}
+        for order in self.orders.values():
+            if order.working:
+                shown = order.view()
+                if order.replacement is not None and order.replacement.quantity > shown.quantity:
+                    shown = shown.model_copy(update={"quantity": order.replacement.quantity})
+                working.append(shown)
+                intents[order.order_id] = order.request.intent
+        day = session.day if session is not None else now.date().isoformat()
+        return self.portfolio.risk_view(
+            session=session,
+            working=working,
+            intents=intents,
+            recent=tuple(self._recent),
+            entries_today=self._entries.get(day, 0),
+        )
+
+    # --- housekeeping ---------------------------------------------------------------------------------------
+
+    def adopt(self, orders: Iterable[Order], executions: Iterable[str], entries: Mapping[str, int]) -> None:
+        """Take back what the journal knows after a restart."""
+        self.orders.update((order.order_id, order) for order in orders)
+        self._executions.update(executions)
+        self._entries.update(entries)
+
+    def knows_execution(self, exec_id: str) -> bool:
+        """Tell whether an execution has been counted."""
+        return exec_id in self._executions
+
+    def note(self, records: Sequence[Record]) -> None:
+        """Write facts to the journal without waiting; they are retried until they are there."""
+        future = self.journal.write(records, fact=True)
+        self._facts.add(future)
+        future.add_done_callback(self._facts.discard)
+
+    def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
+        """Run a short piece of money-lane work that `settle` waits for; a failure is logged."""
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    async def settle(self) -> None:
+        """Wait until everything that the last market data caused has been decided, sent and written."""
+        while self._tasks or self._facts:
+            if self._tasks:
+                await asyncio.wait(tuple(self._tasks))
+            elif not self.journal.healthy:
+                return  # facts wait for the disk; trading decisions do not wait for it
+            else:
+                futures = [asyncio.wrap_future(future) for future in tuple(self._facts)]
+                await asyncio.wait(futures, timeout=1)
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("%s failed: %s", task.get_name(), error, exc_info=error)
+
+    async def _decide(self, requests: Sequence[OrderRequest]) -> tuple[list[Order], list[ApprovedOrder]]:
+        now = self._clock.now()
+        orders: list[Order] = []
+        approved: list[ApprovedOrder] = []
+        for index, wanted in enumerate(requests):
+            request = wanted
+            if index and request.parent_id is None and request.intent == "reduce":
+                request = request.model_copy(update={"parent_id": orders[0].order_id})
+            order_id = self._ids.new()
+            decision = await self.gate.decide(order_id, request, self.view())
+            order = Order(order_id, request, decision.verdicts, now)
+            if decision.approved is None:
+                order.status = OrderStatus.RISK_REJECTED
+                if decision.refused is not None:
+                    order.rule, order.reason = decision.refused.rule, decision.refused.reason
+                orders.append(order)
+                break
+            self.orders[order_id] = order  # from here on the gate counts it
+            orders.append(order)
+            approved.append(decision.approved)
+        if len(approved) == len(requests):
+            self._count(requests, 1)
+        return orders, approved
+
+    def _intents(self, orders: Sequence[Order], cause: str | None) -> list[Record]:
+        now = self._clock.now()
+        records: list[Record] = []
+        for order in orders:
+            approved = order.status is not OrderStatus.RISK_REJECTED
+            records.append(
+                IntentRecord(
+                    order_id=order.order_id,
+                    ts=now,
+                    request=order.request,
+                    verdicts=order.verdicts,
+                    approved=approved,
+                    cause=cause,
+                    snapshot=self._snapshot,
+                )
+            )
+            records.append(EventRecord("trade_event", TradeEvent.of(order.view()), now, cause=cause))
+        return records
+
+    async def _send(self, orders: Sequence[Order], approved: Sequence[ApprovedOrder]) -> None:
+        for order in orders:  # the gate may have closed while the intent was being written
+            closed = self.gate.closed_for(order.request)
+            if closed is not None:
+                for each in orders:
+                    self.local(each, "cancelled", f"not sent: {closed}")
+                return
+        ids = {order.order_id for order in orders}
+        self.in_flight |= ids
+        try:
+            async with asyncio.timeout(SUBMIT_TIMEOUT):
+                await self._broker().submit(approved)
+        except (BrokerRefused, CommandError) as error:  # surely not taken, or not connected: nothing has left
+            for order in orders:
+                if order.status is OrderStatus.SUBMITTED:
+                    self.local(order, "refused", str(error))
+        except Exception as error:  # noqa: BLE001 - a broker plugin may raise anything; the outcome is then unknown
+            log.error("the outcome of order %s is unknown: %s", orders[0].order_id, error, exc_info=error)
+            for order in orders:
+                self.local(order, "lost", f"sent, and no answer: {type(error).__name__} {error}".strip())
+        finally:
+            self.in_flight -= ids
+
+    def _broker(self) -> Any:
+        if self._link is None:
+            raise CommandError("broker_unavailable", "no broker is attached")
+        return self._link.broker
+
+    def _count(self, requests: Sequence[OrderRequest], step: int) -> None:
+        now = self._clock.now()
+        session = self._calendar.at(now)
+        day = session.day if session is not None else now.date().isoformat()
+        self._entries[day] = self._entries.get(day, 0) + step * sum(r.intent == "entry" for r in requests)
+
+    def _tell(self, step: Step) -> None:
+        for follower in tuple(self.followers):
+            follower(step)
+
+
+def refusal(refused: Verdict | None, verdicts: Sequence[Verdict]) -> CommandError:
+    """Turn a refusal into the answer of a command: which rule, which number, which limit."""
+    if refused is None:
+        return CommandError("risk_rejected", "the risk gate refused the order")
+    return CommandError(
+        "risk_rejected",
+        f"{refused.rule}: {refused.reason}",
+        {"rule": refused.rule, "verdicts": [verdict.model_dump(mode="json") for verdict in verdicts]},
+    )
+
+
+def rounded(price: Decimal, tick: Decimal | None = None) -> Decimal:
+    """Round a price to the tick: a cent, or a hundredth of one below a dollar (SEC Rule 612)."""
+    step = tick or (Decimal("0.01") if price >= 1 else Decimal("0.0001"))
+    return (price / step).quantize(Decimal(1)) * step
+
+
+__all__ = ["Follower", "OrderDesk", "Step", "refusal", "rounded"]

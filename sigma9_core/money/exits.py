@@ -1,0 +1,357 @@
+"""The exit manager: it guards every position that was opened with an exit plan, in every engine state.
+
+The protective stop goes out with the entry as its child, so that no position is naked between fill and stop. Once
+the entry has filled, the stop is moved to the fill's price and quantity; the trail and the time stop join the
+same one-cancels-all group. Guards are written to the journal as notes and taken up again after a restart.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any, Final
+
+from sigma9_core.clock import Clock, rfc3339
+from sigma9_core.errors import CommandError, JournalError
+from sigma9_core.models import ZERO, ExitPlan, OrderRequest, OrderStatus, Side, Slice
+from sigma9_core.money.desk import OrderDesk, Step, rounded
+from sigma9_core.money.orders import Order
+from sigma9_core.money.records import NoteRecord
+
+log = logging.getLogger("sigma9.exits")
+
+NOTE: Final = "guard"
+RETRY: Final = timedelta(seconds=5)
+"""Market time until a leg that was refused is tried again."""
+MOST_STOPS: Final = 3
+"""Stops that may be refused in a row before the position is closed at the market."""
+
+
+def opposite(side: Side) -> Side:
+    """Give the side that closes."""
+    return "sell" if side == "buy" else "buy"
+
+
+@dataclass(slots=True)
+class Guard:
+    """The exits of one position."""
+
+    symbol: str
+    side: Side
+    """The entry's side."""
+    strategy: str | None
+    entry_id: str
+    group: str
+    plan: ExitPlan
+    opened_at: datetime | None = None
+    stop_id: str | None = None
+    time_id: str | None = None
+    trail_id: str | None = None
+    refused: int = 0
+    retry_at: datetime | None = None
+    ended: bool = False
+    busy: bool = field(default=False, repr=False)
+    """A change of this guard's legs is on its way."""
+
+    def memory(self) -> Mapping[str, Any]:
+        """Give what a restart needs, as JSON."""
+        return {
+            "symbol": self.symbol,
+            "side": self.side,
+            "strategy": self.strategy,
+            "entry_id": self.entry_id,
+            "group": self.group,
+            "plan": self.plan.model_dump(mode="json"),
+            "opened_at": rfc3339(self.opened_at) if self.opened_at else None,
+            "stop_id": self.stop_id,
+            "time_id": self.time_id,
+            "trail_id": self.trail_id,
+            "ended": self.ended,
+        }
+
+    @classmethod
+    def remembered(cls, body: Mapping[str, Any]) -> Guard:
+        """Take up a guard that `memory` wrote."""
+        opened = body["opened_at"]
+        return cls(
+            symbol=body["symbol"],
+            side=body["side"],
+            strategy=body["strategy"],
+            entry_id=body["entry_id"],
+            group=body["group"],
+            plan=ExitPlan.model_validate(body["plan"]),
+            opened_at=datetime.fromisoformat(opened) if opened else None,
+            stop_id=body["stop_id"],
+            time_id=body["time_id"],
+            trail_id=body["trail_id"],
+            ended=body["ended"],
+        )
+
+
+class ExitManager:
+    """Sends, moves and ends protective stops, trails and time stops; on the money lane."""
+
+    def __init__(self, desk: OrderDesk, clock: Clock) -> None:
+        self.guards: dict[str, Guard] = {}
+        """By symbol: one strategy owns a symbol at a time."""
+        self.stands_down: Callable[[str, str | None], bool] = lambda _symbol, _strategy: False
+        """Tells whether a flattening kill owns the exits of a symbol and strategy."""
+        self._desk = desk
+        self._clock = clock
+        desk.followers.append(self._follow)
+
+    async def enter(self, request: OrderRequest, reference: Decimal, *, cause: str | None = None) -> list[Order]:
+        """Send an entry with its protective stop as one unit; `reference` is the price it was decided on."""
+        plan = request.exit_plan
+        if plan is None:
+            return await self._desk.submit([request], cause=cause)
+        if request.symbol in self.guards:
+            raise CommandError("conflict", f"{request.symbol} is held or being entered already")
+        group = f"exit-{request.symbol}-{rfc3339(self._clock.now())}"
+        guard = Guard(request.symbol, request.side, request.strategy, "", group, plan)
+        self.guards[request.symbol] = guard
+        stop = self._stop(guard, request.quantity, reference)
+        try:
+            orders = await self._desk.submit([request, stop], cause=cause)
+        except JournalError:
+            del self.guards[request.symbol]
+            raise
+        if orders[0].status is OrderStatus.RISK_REJECTED:
+            del self.guards[request.symbol]
+            return orders
+        guard.entry_id = orders[0].order_id
+        guard.stop_id = orders[1].order_id
+        self._remember(guard)
+        self._review(guard)
+        return orders
+
+    def on_market(self, data: Slice) -> None:
+        """Start trails and time stops that are due at this market time."""
+        now = data.ts
+        if not self.guards:
+            return
+        best: dict[str, tuple[float, float]] = {}
+        for bar in data.bars:
+            best[bar.symbol] = (bar.high, bar.low)
+        for trade in data.trades:
+            high, low = best.get(trade.symbol, (trade.price, trade.price))
+            best[trade.symbol] = (max(high, trade.price), min(low, trade.price))
+        for guard in tuple(self.guards.values()):
+            entry = self._desk.orders.get(guard.entry_id)
+            if guard.opened_at is None or entry is None or entry.average_price is None:
+                continue
+            if self.stands_down(guard.symbol, guard.strategy):
+                continue
+            if guard.symbol in best:
+                self._trail(guard, entry.average_price, *best[guard.symbol])
+            limit = guard.plan.time_stop_seconds
+            due = limit is not None and now >= guard.opened_at + timedelta(seconds=limit)
+            if due and guard.trail_id is None and guard.time_id is None:
+                self._leave(guard, "time stop")
+            elif guard.retry_at is not None and now >= guard.retry_at:
+                guard.retry_at = None
+                self._review(guard)
+
+    def protected(self, symbol: str) -> bool:
+        """Tell whether a stop that guards the symbol works at the broker."""
+        return any(
+            order.request.protective
+            and order.request.symbol == symbol
+            and order.status is not OrderStatus.SUBMITTED
+            for order in self._desk.open_orders()
+        )
+
+    def resume(self, notes: Mapping[str, Mapping[str, Any]]) -> None:
+        """Take up the guards of positions that are still open after a restart (the newest note by symbol)."""
+        for body in notes.values():
+            guard = Guard.remembered(body)
+            entry = self._desk.orders.get(guard.entry_id)
+            entering = entry is not None and entry.working
+            if not guard.ended and (entering or self._held(guard.symbol) != ZERO):
+                self.guards[guard.symbol] = guard
+
+    def review(self) -> None:
+        """Check every guard against its position and its working legs; called once the broker is reconciled."""
+        for guard in tuple(self.guards.values()):
+            self._review(guard)
+
+    # --- legs -----------------------------------------------------------------------------------------------
+
+    def _stop(self, guard: Guard, quantity: Decimal, price: Decimal) -> OrderRequest:
+        share = guard.plan.stop_percent / 100
+        stop_price = rounded(price * (1 - share if guard.side == "buy" else 1 + share))
+        return self._leg(guard, quantity, "protective stop", protective=True).model_copy(
+            update={"order_type": "stop", "stop_price": stop_price, "time_in_force": "gtc"}
+        )
+
+    def _leg(
+        self, guard: Guard, quantity: Decimal, reason: str, *, protective: bool = False, grouped: bool = True
+    ) -> OrderRequest:
+        return OrderRequest(
+            symbol=guard.symbol,
+            side=opposite(guard.side),
+            quantity=quantity,
+            strategy=guard.strategy,
+            source="exit",
+            intent="reduce",
+            oca_group=guard.group if grouped else None,
+            reason=reason,
+            protective=protective,
+        )
+
+    def _trail(self, guard: Guard, entry_price: Decimal, high: float, low: float) -> None:
+        plan = guard.plan
+        if guard.trail_id is not None or guard.time_id is not None or guard.busy:
+            return
+        if plan.trail_amount is None and plan.trail_percent is None:
+            return
+        share = plan.trail_activation_percent / 100
+        if guard.side == "buy":
+            reached = Decimal(str(high)) >= entry_price * (1 + share)
+        else:
+            reached = Decimal(str(low)) <= entry_price * (1 - share)
+        held = abs(self._held(guard.symbol))
+        if not reached or held == ZERO:
+            return
+        distance: dict[str, Any] = (
+            {"trail_amount": rounded(plan.trail_amount)}
+            if plan.trail_amount is not None
+            else {"trail_percent": plan.trail_percent}
+        )
+        leg = self._leg(guard, held, "trailing stop", protective=True).model_copy(
+            update={"order_type": "trailing_stop", "time_in_force": "gtc", **distance}
+        )
+        self._send(guard, leg, "trail_id")
+
+    def _leave(self, guard: Guard, reason: str) -> None:
+        held = abs(self._held(guard.symbol))
+        if held and not guard.busy:
+            self._send(guard, self._leg(guard, held, reason), "time_id")
+
+    def _send(self, guard: Guard, leg: OrderRequest, slot: str) -> None:
+        guard.busy = True
+        self._desk.spawn(self._submit(guard, leg, slot), f"exit[{leg.symbol} {leg.reason}]")
+
+    async def _submit(self, guard: Guard, leg: OrderRequest, slot: str) -> None:
+        try:
+            order = (await self._desk.submit([leg], cause=guard.entry_id))[0]
+        except (JournalError, CommandError) as error:
+            log.error("%s of %s could not be sent (%s); it is tried again", leg.reason, guard.symbol, error)
+            self._try_later(guard)
+            return
+        finally:
+            guard.busy = False
+        if order.working or order.filled:
+            setattr(guard, slot, order.order_id)
+            self._remember(guard)
+        else:
+            self._refused(guard, order)
+        self._review(guard)
+
+    async def _move_stop(self, guard: Guard, stop: Order, changes: Mapping[str, Any]) -> None:
+        try:
+            await self._desk.modify(stop.order_id, changes, cause=guard.entry_id)
+        except (JournalError, CommandError) as error:
+            log.warning("the stop of %s could not be moved: %s", guard.symbol, error)
+            self._try_later(guard)
+        finally:
+            guard.busy = False
+
+    # --- what happened --------------------------------------------------------------------------------------
+
+    def _follow(self, step: Step) -> None:
+        symbol = step.order.request.symbol
+        self._desk.portfolio.set_protected(symbol, self.protected(symbol))
+        guard = self.guards.get(symbol)
+        if guard is None:
+            return
+        order_id = step.order.order_id
+        if order_id == guard.entry_id and step.fill is not None and guard.opened_at is None:
+            guard.opened_at = step.fill.ts
+            self._remember(guard)
+        if order_id in (guard.stop_id, guard.trail_id, guard.time_id) and not step.order.working:
+            if step.event in (OrderStatus.REJECTED, OrderStatus.EXPIRED):
+                self._refused(guard, step.order)
+            for slot in ("stop_id", "trail_id", "time_id"):
+                if getattr(guard, slot) == order_id and step.event is not OrderStatus.FILLED:
+                    setattr(guard, slot, None)
+        self._review(guard)
+
+    def _review(self, guard: Guard) -> None:
+        """Bring the legs in line with the position: the right quantity, the right price, or the end."""
+        if not guard.entry_id:
+            return
+        entry = self._desk.orders.get(guard.entry_id)
+        entering = entry is not None and entry.working
+        held = self._held(guard.symbol)
+        right_way = held > 0 if guard.side == "buy" else held < 0
+        if not entering and not right_way:
+            self._end(guard)
+            return
+        if guard.busy or not right_way or guard.retry_at is not None:
+            return
+        if self.stands_down(guard.symbol, guard.strategy):
+            return
+        quantity = abs(held)
+        stop = self._desk.orders.get(guard.stop_id) if guard.stop_id else None
+        price = (
+            entry.average_price if entry is not None else self._desk.portfolio.position(guard.symbol).average_cost
+        )
+        if stop is None or not stop.working:
+            if guard.trail_id is None and guard.time_id is None:
+                self._restore(guard, quantity, price)
+            return
+        if entering or stop.cancel_asked or stop.status in (OrderStatus.UNKNOWN, OrderStatus.SUBMITTED):
+            return  # the stop that went with the entry covers all of it
+        wanted = self._stop(guard, quantity, price) if price is not None else stop.request
+        changes: dict[str, Any] = {}
+        if stop.request.quantity - stop.filled != quantity:
+            changes["quantity"] = quantity + stop.filled
+        if wanted.stop_price != stop.request.stop_price:
+            changes["stop_price"] = wanted.stop_price
+        if changes and stop.replacement is None:
+            guard.busy = True
+            self._desk.spawn(self._move_stop(guard, stop, changes), f"exit[{guard.symbol} move stop]")
+
+    def _restore(self, guard: Guard, quantity: Decimal, price: Decimal | None) -> None:
+        if guard.refused >= MOST_STOPS or price is None:
+            log.error("%s can't be protected by a stop; closing it at the market", guard.symbol)
+            self._leave(guard, "no stop could be placed")
+        else:
+            log.warning("%s has no working stop; placing one", guard.symbol)
+            self._send(guard, self._stop(guard, quantity, price), "stop_id")
+
+    def _refused(self, guard: Guard, order: Order) -> None:
+        guard.refused += 1
+        log.error("%s of %s was refused: %s", order.request.reason, guard.symbol, order.reason)
+        self._try_later(guard)
+
+    def _try_later(self, guard: Guard) -> None:
+        guard.retry_at = self._clock.now() + RETRY
+
+    def _end(self, guard: Guard) -> None:
+        if guard.ended:
+            return
+        guard.ended = True
+        self.guards.pop(guard.symbol, None)
+        self._remember(guard)
+        for order in self._desk.open_orders():
+            if order.request.oca_group == guard.group and not order.cancel_asked:
+                self._desk.spawn(self._drop(order), f"exit[{guard.symbol} cancel {order.request.reason}]")
+
+    async def _drop(self, order: Order) -> None:
+        try:
+            await self._desk.ask_cancel(order)
+        except CommandError as error:
+            log.warning("a left-over exit of %s could not be cancelled: %s", order.request.symbol, error)
+
+    # --- small things ---------------------------------------------------------------------------------------
+
+    def _held(self, symbol: str) -> Decimal:
+        return self._desk.portfolio.quantity(symbol)
+
+    def _remember(self, guard: Guard) -> None:
+        self._desk.note([NoteRecord(NOTE, self._clock.now(), guard.memory())])

@@ -1,0 +1,236 @@
+"""Reading the journal: from any worker thread, each call on a connection of its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, Select, case, func, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from sigma9_core.clock import rfc3339
+from sigma9_core.contracts import EventPage
+from sigma9_core.errors import CommandError, JournalError
+from sigma9_core.events import EventType, TradeEvent
+from sigma9_core.money import rows
+from sigma9_core.money.integrity import unreadable, value_of, verify
+from sigma9_core.money.orders import ENDED
+from sigma9_core.money.records import CommandRecord, FillRecord, IntentRecord, NoteRecord
+from sigma9_core.money.tables import COMMANDS, EVENTS, FILLS, NOTES, ORDERS, adapt, file_of, where
+
+PAGE: Final = 1000
+"""Rows that a long read takes at once, so that it never holds a snapshot open for long."""
+
+
+class History:
+    """What a node's journal holds; every call is synchronous and thread-safe, and a failure is a JournalError."""
+
+    def __init__(self, url: str, node: str) -> None:
+        self.node = node
+        self.where = where(url)
+        """The file, or the address without its password."""
+        self._url = url
+        self._readers: Engine | None = None
+
+    def open(self) -> None:
+        """Begin to read, beside whoever writes; raise JournalError where there is no sound journal."""
+        path = file_of(self._url)
+        if path is not None and not path.is_file():
+            raise JournalError(f"there is no journal at {path}: start the server once, or name another file")
+        self._readers = adapt(self._url, writer=False)
+        try:
+            with self._read() as connection:
+                verify(connection, self.node, self.where, full=False)
+        except JournalError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        if self._readers is not None:
+            self._readers.dispose()
+            self._readers = None
+
+    def check(self) -> None:
+        """Read the whole journal (seconds, where it is large); raise JournalError naming the first fault."""
+        with self._read() as connection:
+            verify(connection, self.node, self.where, full=True)
+
+    # --- events ---------------------------------------------------------------------------------------------
+
+    def events(self, after: int, limit: int, types: frozenset[EventType] | None = None) -> EventPage:
+        """Give up to `limit` durable events after a number, oldest first; `after` past the head gives none."""
+        mine = [EVENTS.c.node == self.node]
+        with self._read() as connection:
+            first, last = connection.execute(
+                select(func.min(EVENTS.c.seq), func.max(EVENTS.c.seq)).where(*mine)
+            ).one()
+            wanted: list[ColumnElement[bool]] = [*mine, EVENTS.c.seq > after]
+            if types is not None:
+                wanted.append(EVENTS.c.type.in_(sorted(types)))
+            found = connection.execute(
+                select(EVENTS.c.seq, EVENTS.c.body).where(*wanted).order_by(EVENTS.c.seq).limit(limit + 1)
+            ).all()
+            journal_id = value_of(connection, self.node, "journal_id")
+        more = found[limit - 1].seq if len(found) > limit else None
+        return EventPage([row.body for row in found[:limit]], more, journal_id or "", first or 1, last or 0)
+
+    def trades(
+        self,
+        *,
+        symbol: str | None = None,
+        since: datetime | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> dict[str, Any]:
+        """Give fills, newest first: `{"trades": [...], "cursor"}`; the cursor is null at the end (contract 5).
+
+        `since` is a market time. Raise CommandError `invalid` for a cursor that this did not give.
+        """
+        wanted = [EVENTS.c.node == self.node, EVENTS.c.trade_id.is_not(None)]
+        if cursor is not None:
+            if not (cursor.isascii() and cursor.isdigit() and len(cursor) < 19):
+                raise CommandError("invalid", "cursor: pass on the one of the last answer", {"field": "cursor"})
+            wanted.append(EVENTS.c.seq < int(cursor))
+        if symbol is not None:
+            wanted.append(EVENTS.c.symbol == symbol)
+        if since is not None:
+            wanted.append(EVENTS.c.ts >= rfc3339(since))
+        query = select(EVENTS.c.seq, EVENTS.c.ts, EVENTS.c.body).where(*wanted).order_by(EVENTS.c.seq.desc())
+        with self._read() as connection:
+            found = connection.execute(query.limit(limit + 1)).all()
+        trades = [{**json.loads(row.body)["data"], "seq": row.seq, "ts": row.ts} for row in found[:limit]]
+        return {"trades": trades, "cursor": str(found[limit - 1].seq) if len(found) > limit else None}
+
+    def last_ts(self) -> datetime | None:
+        """Give the market time of the newest durable event, None in a new journal."""
+        query = select(EVENTS.c.ts).where(EVENTS.c.node == self.node).order_by(EVENTS.c.seq.desc()).limit(1)
+        with self._read() as connection:
+            found = connection.execute(query).scalar()
+        return None if found is None else datetime.fromisoformat(found)
+
+    # --- orders and fills -----------------------------------------------------------------------------------
+
+    def order(self, order_id: str) -> TradeEvent | None:
+        """Give the newest event of an order, None for an order that is not ours."""
+        query = (
+            select(EVENTS.c.body)
+            .where(EVENTS.c.node == self.node, EVENTS.c.order_id == order_id)
+            .order_by(EVENTS.c.seq.desc())
+            .limit(1)
+        )
+        with self._read() as connection:
+            body = connection.execute(query).scalar()
+        return None if body is None else rows.trade_event(body)
+
+    def last_order_events(self) -> dict[str, TradeEvent]:
+        """Give the newest event of each order that has not ended, by order id, oldest order first."""
+        ended = func.max(case((EVENTS.c.event.in_(sorted(ENDED)), 1), else_=0))
+        newest = (
+            select(func.max(EVENTS.c.seq).label("seq"))
+            .where(EVENTS.c.node == self.node, EVENTS.c.order_id.is_not(None))
+            .group_by(EVENTS.c.order_id)
+            .having(ended == 0)
+            .subquery()
+        )
+        query = (
+            select(EVENTS.c.order_id, EVENTS.c.body)
+            .join(newest, EVENTS.c.seq == newest.c.seq)
+            .where(EVENTS.c.node == self.node)
+            .order_by(EVENTS.c.order_id)
+        )
+        with self._read() as connection:
+            return {row.order_id: rows.trade_event(row.body) for row in connection.execute(query)}
+
+    def intent(self, order_id: str) -> IntentRecord | None:
+        """Give the newest approved intent of an order, else the newest refused one, None where there is none."""
+        query = (
+            select(ORDERS)
+            .where(ORDERS.c.node == self.node, ORDERS.c.order_id == order_id)
+            .order_by(ORDERS.c.approved.desc(), ORDERS.c.n.desc())
+            .limit(1)
+        )
+        with self._read() as connection:
+            row = connection.execute(query).mappings().first()
+        return None if row is None else rows.intent(row)
+
+    def intents(self, since: datetime | None = None) -> Iterator[IntentRecord]:
+        """Give the intents decided at or after a market time, oldest first."""
+        query = select(ORDERS).where(ORDERS.c.node == self.node)
+        if since is not None:
+            query = query.where(ORDERS.c.ts >= rfc3339(since))
+        return map(rows.intent, self._pages(query, ORDERS.c.n))
+
+    def fills(self) -> Iterator[FillRecord]:
+        """Give every fill, oldest first, in the order in which they were committed."""
+        return map(rows.fill, self._pages(select(FILLS).where(FILLS.c.node == self.node), FILLS.c.n))
+
+    # --- commands and notes ---------------------------------------------------------------------------------
+
+    def command(self, command: str, id: str, since: datetime) -> list[CommandRecord]:  # noqa: A002 - the contract's name
+        """Give what is known of a (command, id) since a wall time, newest first."""
+        query = (
+            select(COMMANDS)
+            .where(
+                COMMANDS.c.node == self.node,
+                COMMANDS.c.command == command,
+                COMMANDS.c.id == id,
+                COMMANDS.c.ts >= rfc3339(since),
+            )
+            .order_by(COMMANDS.c.n.desc())
+            .limit(PAGE)
+        )
+        with self._read() as connection:
+            return [rows.command(row) for row in connection.execute(query).mappings()]
+
+    def notes(self, kind: str, limit: int) -> list[NoteRecord]:
+        """Give the last `limit` notes of a kind, newest first."""
+        query = (
+            select(NOTES)
+            .where(NOTES.c.node == self.node, NOTES.c.kind == kind)
+            .order_by(NOTES.c.n.desc())
+            .limit(limit)
+        )
+        with self._read() as connection:
+            return [rows.note(row) for row in connection.execute(query).mappings()]
+
+    # --- connections ----------------------------------------------------------------------------------------
+
+    def _read(self) -> _Reading:
+        if self._readers is None:
+            raise JournalError(f"the journal {self.where} is not open")
+        return _Reading(self._readers, self.where)
+
+    def _pages(self, query: Select[Any], number: ColumnElement[int]) -> Iterator[RowMapping]:
+        after = -1
+        while True:
+            with self._read() as connection:
+                page = (
+                    connection.execute(query.where(number > after).order_by(number).limit(PAGE)).mappings().all()
+                )
+            yield from page
+            if len(page) < PAGE:
+                return
+            after = page[-1]["n"]
+
+
+class _Reading:
+    """One connection that sees one moment; what fails in it is a JournalError that names the journal."""
+
+    def __init__(self, engine: Engine, name: str) -> None:
+        self._engine = engine
+        self._name = name
+
+    def __enter__(self) -> Connection:
+        try:
+            self._connection = self._engine.connect()
+        except SQLAlchemyError as error:
+            raise unreadable(self._name, error) from error
+        return self._connection
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        self._connection.close()
+        if isinstance(error, SQLAlchemyError):
+            raise unreadable(self._name, error) from error

@@ -1,0 +1,521 @@
+"""The journal: what happened, in order, durable before anybody hears of it.
+
+    write(records) → waiting → one writer thread → one commit for all that waits → on_events → futures
+
+What one call hands over is durable together or not at all. An intent or an answer (`fact=False`) that can't be
+made durable fails at once, and then nothing of it is there. A fact (`fact=True`: a fill, an event about what has
+already happened) waits in memory, in order, and is tried again until it goes through. While the journal fails it
+keeps one note of its own among the facts, so it comes back by itself as soon as the disk does, whether or not
+anybody writes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Final
+
+from sqlalchemy import URL, Connection, Engine, Table, insert, select
+from sqlalchemy.exc import (
+    DatabaseError,
+    DBAPIError,
+    IntegrityError,
+    InternalError,
+    OperationalError,
+    SQLAlchemyError,
+)
+
+from sigma9_core.clock import monotonic, rfc3339, wall_now
+from sigma9_core.config import DatabaseSettings
+from sigma9_core.errors import JournalError
+from sigma9_core.events import DURABLE, Event, TradeEvent, encode
+from sigma9_core.models import Fill
+from sigma9_core.money import rows
+from sigma9_core.money.highwater import HighWater
+from sigma9_core.money.history import History
+from sigma9_core.money.integrity import Head, cause_of, head_of, unreadable, value_of, verify
+from sigma9_core.money.records import CommandRecord, EventRecord, FillRecord, IntentRecord, NoteRecord, Record
+from sigma9_core.money.tables import (
+    COMMANDS,
+    EVENTS,
+    FILLS,
+    META,
+    NOTES,
+    ORDERS,
+    SCHEMA,
+    adapt,
+    create,
+    file_of,
+    prepare,
+)
+
+log = logging.getLogger("sigma9.journal")
+
+GROUP_RECORDS: Final = 500
+"""One commit takes whatever waits, up to about this many records."""
+ROOM: Final = 5_000
+"""Records that may wait; beyond it a write that is not a fact fails at once."""
+FACT_ROOM: Final = 50_000
+"""Records that may wait, facts included; beyond it a fact fails too: the broker has it and is read back."""
+FIRST_WAIT: Final = 0.05
+LONGEST_WAIT: Final = 2.0
+"""Seconds between two tries of a journal that fails; the wait doubles."""
+
+Events = tuple[Event, ...]
+OnEvents = Callable[[Sequence[Event]], None]
+OnHealth = Callable[[bool, str], None]
+
+
+def journal_url(settings: DatabaseSettings) -> str:
+    """Give the address of the journal that the configuration names."""
+    if settings.url is not None:
+        return settings.url.get_secret_value()
+    if settings.type != "sqlite":
+        raise JournalError(f"database.type is {settings.type}: say where it is in database.url")
+    return URL.create("sqlite", database=str(settings.path)).render_as_string(hide_password=False)
+
+
+@dataclass(slots=True, eq=False)
+class _Batch:
+    """What one call of `write` handed over."""
+
+    records: tuple[Record, ...]
+    fact: bool
+    future: Future[Events]
+
+
+@dataclass(slots=True, eq=False)
+class _Plan:
+    """A group of batches with everything numbered, as one transaction writes it."""
+
+    head: Head
+    wall: str
+    batches: list[tuple[_Batch, Events]] = field(default_factory=list)
+    rows: dict[Table, list[rows.Row]] = field(default_factory=dict)
+    executions: set[tuple[str, str]] = field(default_factory=set)
+    """Fills that are there already, this plan's included."""
+    doubles: list[Fill] = field(default_factory=list)
+    """Fills that were handed over once more."""
+
+
+class Journal(History):
+    """Writes a node's journal, and reads it as every `History` does."""
+
+    def __init__(self, url: str, node: str, on_events: OnEvents, *, on_health: OnHealth | None = None) -> None:
+        super().__init__(url, node)
+        self.journal_id = ""
+        self.duplicates = 0
+        """Fills that were handed over a second time, and ignored."""
+        self._on_events = on_events
+        self._on_health = on_health
+        self._mark = HighWater(None)
+        self._engine: Engine | None = None
+        self._connection: Connection | None = None
+        self._thread: threading.Thread | None = None
+        self._head = Head(0, 0)
+        self._doubt: _Plan | None = None
+        """A plan whose commit failed in a way that leaves its outcome open."""
+        # What follows belongs to whoever holds the lock.
+        self._changed = threading.Condition()
+        self._waiting: deque[_Batch] = deque()
+        self._waiting_records = 0
+        self._closing = True
+        self._failure: str | None = None
+        self._pause = FIRST_WAIT
+        self._retry_at = 0.0
+
+    @property
+    def healthy(self) -> bool:
+        """Tell whether the last commit went through."""
+        return self._failure is None
+
+    @property
+    def last_seq(self) -> int:
+        """Give the number of the newest durable event."""
+        return self._head.seq
+
+    # --- life -----------------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Make or check the tables, read where the journal stands, start the writer (blocks: disk).
+
+        Raise JournalError where the file is damaged, of a newer version, locked, or can't be made.
+        """
+        try:
+            path = file_of(self._url)
+            prepare(self._url)
+            self._engine = adapt(self._url, writer=True)
+            self._mark = HighWater(path and path.with_name(f"{path.name}.{self.node}.head"))
+            with self._engine.connect() as connection, connection.begin():
+                create(connection)
+                verify(connection, self.node, self.where, full=False)
+                self._begin(connection)
+            self._mark.note(self.journal_id, self._head.seq)
+            self._connection = self._engine.connect()
+            self._readers = adapt(self._url, writer=False)
+        except JournalError:
+            self._let_go()
+            raise
+        except SQLAlchemyError as error:
+            self._let_go()
+            raise unreadable(self.where, error) from error
+        except OSError as error:
+            self._let_go()
+            raise JournalError(
+                f"the journal {self.where} can't be opened ({error.strerror}): see that its folder may be written"
+            ) from error
+        self._closing, self._failure, self._pause = False, None, FIRST_WAIT
+        self._thread = threading.Thread(target=self._run, name="sigma9-journal", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Write what waits, end the writer and let go of the files (blocks: disk).
+
+        Facts that can't be written even now fail with JournalError and are named in the log.
+        """
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self._let_go()
+
+    def _begin(self, connection: Connection) -> None:
+        """Read where the journal stands; give a new or a restored one a new id."""
+        self._head = head_of(connection, self.node)
+        mark = self._mark.open()
+        known = value_of(connection, self.node, "journal_id")
+        restored = known is not None and mark is not None and mark[0] == known and mark[1] > self._head.seq
+        if restored and mark is not None:
+            log.warning(
+                "the journal %s was put back from event %d to %d: it gets a new journal_id",
+                self.where,
+                mark[1],
+                self._head.seq,
+            )
+        facts = {} if known is not None else {"schema": str(SCHEMA)}
+        if known is None or restored:
+            facts["journal_id"] = known = uuid.uuid4().hex
+        for key, value in facts.items():
+            self._head = self._head._replace(n=self._head.n + 1)
+            row = {"node": self.node, "n": self._head.n, "wall": rfc3339(wall_now()), "key": key, "value": value}
+            connection.execute(insert(META), row)
+        self.journal_id = known or ""
+
+    def _let_go(self) -> None:
+        super().close()
+        self._disconnect()
+        if self._engine is not None:
+            self._engine.dispose()
+            self._engine = None
+        self._mark.close()
+
+    # --- writing, from any thread ---------------------------------------------------------------------------
+
+    def write(self, records: Sequence[Record], *, fact: bool = False) -> Future[Events]:
+        """Hand over records that belong together; the future gives their events once they are durable.
+
+        It fails with JournalError where they are not and won't be; it can't be cancelled. No records: the future
+        is done when all that was handed over before is durable. The records must not change any more.
+        """
+        future: Future[Events] = Future()
+        future.set_running_or_notify_cancel()
+        batch = _Batch(tuple(records), fact, future)
+        with self._changed:
+            refusal = self._refusal(batch)
+            if refusal is None:
+                self._waiting.append(batch)
+                self._waiting_records += len(batch.records)
+                self._changed.notify()
+        if refusal is not None:
+            _fail([batch], refusal)
+        return future
+
+    async def commit(self, records: Sequence[Record], *, fact: bool = False) -> Events:
+        """Hand over records and wait, on any loop, until they are durable; the rest is as in `write`."""
+        return await asyncio.wrap_future(self.write(records, fact=fact))
+
+    def _refusal(self, batch: _Batch) -> str | None:
+        if self._closing:
+            return f"the journal {self.where} is not open; nothing was made durable"
+        if self._failure is not None and not batch.fact:
+            return self._failure
+        room = FACT_ROOM if batch.fact else ROOM
+        if self._waiting_records + len(batch.records) > room:
+            return (
+                f"the journal {self.where} is behind by {self._waiting_records} records; nothing was made durable"
+            )
+        return None
+
+    # --- the writer thread ----------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while group := self._take():
+            self._commit(group)
+
+    def _take(self) -> list[_Batch]:
+        """Wait for work and take as much as one commit should have; nothing at the end."""
+        with self._changed:
+            while not self._closing:
+                pause = None if self._failure is None else self._retry_at - monotonic()
+                if self._waiting and (pause is None or pause <= 0):
+                    break
+                self._changed.wait(pause if self._waiting else None)
+            group: list[_Batch] = []
+            size = 0
+            while self._waiting and (not group or size + len(self._waiting[0].records) <= GROUP_RECORDS):
+                batch = self._waiting.popleft()
+                size += len(batch.records)
+                group.append(batch)
+            self._waiting_records -= size
+        return group
+
+    def _commit(self, group: list[_Batch]) -> None:
+        """Write a group as one transaction; where the database won't take one of its batches, each by itself."""
+        error = self._attempt(group)
+        if error is None:
+            return
+        if not _is_own(error):
+            self._fall_back(group, error)
+            return
+        for index, batch in enumerate(group):
+            if len(group) > 1:
+                error = self._attempt([batch])
+            if error is None:
+                continue
+            if not _is_own(error):
+                self._fall_back(group[index:], error)
+                return
+            self._refuse(batch, error)
+
+    def _attempt(self, group: Iterable[_Batch]) -> Exception | None:
+        """Write batches as one transaction and publish them; give what went wrong, then nothing of it is there."""
+        try:
+            if self._doubt is not None:
+                self._settle_doubt()
+            plan = self._store([batch for batch in group if not batch.future.done()])
+        except Exception as error:  # noqa: BLE001 - the writer must outlive whatever a record or a database does
+            return self._look_again(error)
+        self._publish(plan)
+        return None
+
+    def _store(self, group: Sequence[_Batch]) -> _Plan:
+        connection = self._connect()
+        transaction = connection.begin()
+        plan = self._plan(group, self._known(connection, group))
+        for table, lines in plan.rows.items():
+            connection.execute(insert(table), lines)
+        self._doubt = plan
+        transaction.commit()
+        self._doubt = None
+        return plan
+
+    def _look_again(self, error: Exception) -> Exception | None:
+        """See what a failed transaction left behind; give the error that stands, None where it went through."""
+        self._disconnect()
+        try:
+            if self._doubt is not None and self._settle_doubt():
+                return None
+            if isinstance(error, IntegrityError) and self._read_head() != self._head:
+                return JournalError(f"another server writes to it as the node {self.node}: stop one of the two")
+        except JournalError as again:
+            log.debug("%s", again)
+        return error
+
+    def _settle_doubt(self) -> bool:
+        """Read back whether a commit of unknown outcome went through; publish it if it did."""
+        head = self._read_head()
+        plan, self._doubt = self._doubt, None
+        if plan is None or head != plan.head or head == self._head:
+            return False
+        self._publish(plan)
+        return True
+
+    def _read_head(self) -> Head:
+        with self._read() as connection:
+            return head_of(connection, self.node)
+
+    def _plan(self, group: Iterable[_Batch], executions: set[tuple[str, str]]) -> _Plan:
+        """Number and encode a group; a batch that can't be encoded is refused by itself."""
+        plan = _Plan(self._head, rfc3339(wall_now()), executions=executions)
+        for batch in group:
+            try:
+                self._add(plan, batch)
+            except Exception as error:  # noqa: BLE001 - a record may hold whatever a plugin put into it
+                self._refuse(batch, error)
+        return plan
+
+    def _add(self, plan: _Plan, batch: _Batch) -> None:
+        head = plan.head
+        lines: list[tuple[Table, rows.Row]] = []
+        events: list[Event] = []
+        doubled = {
+            (record.fill.exec_id, record.fill.order_id)
+            for record in batch.records
+            if isinstance(record, FillRecord)
+        } & plan.executions
+        fresh: set[tuple[str, str]] = set()
+        doubles: list[Fill] = []
+        for record in batch.records:
+            if isinstance(record, EventRecord):
+                data = record.data
+                if isinstance(data, TradeEvent) and (data.trade_id, data.order_id) in doubled:
+                    continue
+                if record.kind not in DURABLE:
+                    raise ValueError(f"{record.kind} events are not kept: post them on the bus")
+                head = head._replace(seq=head.seq + 1)
+                raw = encode(record.kind, data, seq=head.seq, ts=record.ts, node=self.node)
+                events.append(Event(record.kind, head.seq, record.ts, data, raw))
+                lines.append((EVENTS, rows.event_row(record, events[-1]) | {"wall": plan.wall}))
+                continue
+            if isinstance(record, FillRecord):
+                key = (record.fill.exec_id, record.fill.order_id)
+                if key in doubled or key in fresh:
+                    doubles.append(record.fill)
+                    continue
+                fresh.add(key)
+            head = head._replace(n=head.n + 1)
+            table, row = _row(record)
+            if table is not COMMANDS:
+                row["wall"] = plan.wall
+            lines.append((table, row | {"n": head.n}))
+        for table, row in lines:
+            plan.rows.setdefault(table, []).append(row | {"node": self.node})
+        plan.executions |= fresh
+        plan.doubles += doubles
+        plan.batches.append((batch, tuple(events)))
+        plan.head = head
+
+    def _known(self, connection: Connection, group: Iterable[_Batch]) -> set[tuple[str, str]]:
+        """Find which of a group's fills the journal has already."""
+        told = sorted({r.fill.exec_id for batch in group for r in batch.records if isinstance(r, FillRecord)})
+        known: set[tuple[str, str]] = set()
+        for start in range(0, len(told), GROUP_RECORDS):
+            query = select(FILLS.c.exec_id, FILLS.c.order_id).where(
+                FILLS.c.node == self.node, FILLS.c.exec_id.in_(told[start : start + GROUP_RECORDS])
+            )
+            known.update((row.exec_id, row.order_id) for row in connection.execute(query))
+        return known
+
+    def _publish(self, plan: _Plan) -> None:
+        """Tell what is durable: the events first and in order, then those who wait."""
+        self._head = plan.head
+        for double in plan.doubles:
+            self.duplicates += 1
+            log.warning(
+                "the fill %s of order %s is in the journal already: the second one is ignored",
+                double.exec_id,
+                double.order_id,
+            )
+        events = [event for _, events in plan.batches for event in events]
+        if events:
+            self._mark.note(self.journal_id, plan.head.seq)
+            self._tell(self._on_events, events)
+        with self._changed:
+            recovered = self._failure is not None
+            self._failure, self._pause = None, FIRST_WAIT
+        if recovered:
+            log.warning("the journal %s works again", self.where)
+            self._tell(self._on_health, True, f"the journal {self.where} works again")
+        for batch, mine in plan.batches:
+            if not batch.future.done():
+                batch.future.set_result(mine)
+
+    # --- when it does not go through ------------------------------------------------------------------------
+
+    def _fall_back(self, group: Sequence[_Batch], error: Exception) -> None:
+        """Put the facts of a group back to where they stood, fail all else that waits, and try again later."""
+        with self._changed:
+            fault = f"the journal {self.where} can't be written ({cause_of(error)})"
+            outcome = "nothing was made durable" if self._doubt is None else "what became of this is not known yet"
+            reason = f"{fault}; {outcome}; it goes on by itself once it can"
+            began = self._failure is None
+            self._failure = f"{fault}; nothing was made durable; it goes on by itself once it can"
+            self._retry_at = monotonic() + self._pause
+            self._pause = min(self._pause * 2, LONGEST_WAIT)
+            waiting = [batch for batch in (*group, *self._waiting) if not batch.future.done()]
+            kept = [] if self._closing else [batch for batch in waiting if batch.fact]
+            lost = [batch for batch in waiting if self._closing or not batch.fact]
+            if began and not self._closing:
+                kept.append(self._own_note(reason))
+            self._waiting = deque(kept)
+            self._waiting_records = sum(len(batch.records) for batch in kept)
+        if began:
+            log.critical("%s", reason)
+            self._tell(self._on_health, False, reason)
+        _fail(lost, reason)
+
+    def _refuse(self, batch: _Batch, error: Exception) -> None:
+        kinds = ", ".join(sorted({type(record).__name__ for record in batch.records}))
+        _fail([batch], f"the journal {self.where} can't take this record ({kinds}: {cause_of(error)})", error)
+
+    def _own_note(self, reason: str) -> _Batch:
+        """Make the fact that brings a failing journal back by itself, and leaves a trail of it."""
+        future: Future[Events] = Future()
+        note = NoteRecord("journal", wall_now(), {"state": "failing", "reason": reason})
+        return _Batch((note,), True, future)
+
+    def _tell(self, listener: Callable[..., None] | None, *args: object) -> None:
+        if listener is None:
+            return
+        try:
+            listener(*args)
+        except Exception:
+            # What is durable stays so, and the writer must go on.
+            log.exception("a listener of the journal %s failed", self.where)
+
+    # --- the connection -------------------------------------------------------------------------------------
+
+    def _connect(self) -> Connection:
+        if self._connection is None:
+            if self._engine is None:
+                raise JournalError(f"the journal {self.where} is not open")
+            self._connection = self._engine.connect()
+        return self._connection
+
+    def _disconnect(self) -> None:
+        """Close the connection, and with it whatever transaction is open."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            try:
+                connection.close()
+            except SQLAlchemyError as error:
+                log.debug("the journal's connection did not close in order: %s", cause_of(error))
+
+
+def _row(record: IntentRecord | FillRecord | CommandRecord | NoteRecord) -> tuple[Table, rows.Row]:
+    match record:
+        case IntentRecord():
+            return ORDERS, rows.intent_row(record)
+        case FillRecord():
+            return FILLS, rows.fill_row(record)
+        case CommandRecord():
+            return COMMANDS, rows.command_row(record)
+        case NoteRecord():
+            return NOTES, rows.note_row(record)
+
+
+def _fail(batches: Iterable[_Batch], reason: str, error: Exception | None = None) -> None:
+    """Fail the futures; a fact that is lost is told in the log too, because nobody may be waiting for it."""
+    for batch in batches:
+        if batch.fact:
+            log.critical("lost for the journal: %s: %s", batch.records, reason)
+        failure = JournalError(reason)
+        failure.__cause__ = error
+        batch.future.set_exception(failure)
+
+
+def _is_own(error: Exception) -> bool:
+    """Tell whether a record is at fault, and not the database or its disk."""
+    if isinstance(error, JournalError | OSError | MemoryError | OperationalError | InternalError):
+        return False
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return False
+    return type(error) is not DatabaseError  # the bare one: the file is damaged

@@ -1,0 +1,543 @@
+"""The kill switch: it closes the gate, latches, cancels our orders, closes our positions, and goes on until the
+broker's own read-back shows that nothing is left (contract 4, safety.md K1 to K18).
+
+Everything here runs on the money lane. A kill acts on what our journal opened; what is foreign is touched only
+where `kill_switch.foreign` says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any, Final, Literal
+
+from sigma9_core.calendar import Calendar
+from sigma9_core.clock import Clock, rfc3339, wall_now
+from sigma9_core.commands import Scope
+from sigma9_core.config import KillSwitchSettings
+from sigma9_core.contracts import BrokerOrder
+from sigma9_core.errors import BrokerError, CommandError, JournalError
+from sigma9_core.models import ZERO, OrderRequest, OrderStatus
+from sigma9_core.money.desk import OrderDesk
+from sigma9_core.money.exits import ExitManager
+from sigma9_core.money.gate import RiskGate
+from sigma9_core.money.gate import Scope as GateScope
+from sigma9_core.money.latch import Latch, LatchedScope, LatchState
+from sigma9_core.money.link import BrokerLink
+from sigma9_core.money.orders import Order
+from sigma9_core.money.records import NoteRecord
+
+log = logging.getLogger("sigma9.kill")
+
+Phase = Literal["off", "gated", "cancelling", "flattening", "done", "failed"]
+Key = GateScope
+"""What a kill covers: None is everything, else ("strategy", name) or ("symbol", symbol)."""
+
+LATCH_BUDGET: Final = 0.05
+ANSWER_WITHIN: Final = 2.0
+ROUND: Final = 0.25
+"""Seconds between two looks while a kill works; reports wake it earlier."""
+ROUND_WAITING: Final = 2.0
+"""The same while it waits for the market to open."""
+GIVE_UP_ROUNDS: Final = 40
+"""Rounds without any progress until the phase says `failed`; it goes on trying all the same."""
+ASK_AGAIN: Final = timedelta(seconds=5)
+
+
+def key_of(scope: Scope | None) -> Key:
+    """Turn a command's scope into the key that gate and latch use."""
+    if scope is None:
+        return None
+    if scope.strategy is not None:
+        return ("strategy", scope.strategy)
+    return ("symbol", str(scope.symbol))
+
+
+def scope_body(key: Key) -> dict[str, str] | None:
+    """Write a key as the contract's scope object."""
+    return None if key is None else {key[0]: key[1]}
+
+
+@dataclass(slots=True)
+class Kill:
+    """One kill that is in force: what it covers, why, and what it has done so far."""
+
+    key: Key
+    flatten: bool
+    reason: str
+    source: str
+    at: datetime
+    phase: Phase = "gated"
+    detail: str | None = None
+    error: str | None = None
+    latched: bool = False
+    cancelled: list[str] = field(default_factory=list)
+    closed: list[str] = field(default_factory=list)
+    pending: list[str] = field(default_factory=list)
+    closing: dict[str, str] = field(default_factory=dict)
+    """The closing order of each symbol, by id."""
+    asked: dict[str, datetime] = field(default_factory=dict)
+    """When each cancel was last asked for (wall clock)."""
+    cancels_sent: asyncio.Event = field(default_factory=asyncio.Event)
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    idle_rounds: int = 0
+
+    def covers(self, request: OrderRequest) -> bool:
+        """Tell whether an order falls under this kill."""
+        if self.key is None:
+            return True
+        kind, name = self.key
+        return (request.strategy if kind == "strategy" else request.symbol) == name
+
+
+class KillSwitch:
+    """Fires, joins, resumes after a restart, and resets kills."""
+
+    def __init__(
+        self,
+        *,
+        gate: RiskGate,
+        latch: Latch,
+        desk: OrderDesk,
+        exits: ExitManager,
+        clock: Clock,
+        calendar: Calendar,
+        settings: KillSwitchSettings,
+        on_change: Callable[[], None],
+        on_fire: Callable[[Key], None],
+    ) -> None:
+        self.last_drill: datetime | None = None
+        self._gate = gate
+        self._latch = latch
+        self._desk = desk
+        self._exits = exits
+        self._clock = clock
+        self._calendar = calendar
+        self._settings = settings
+        self._changed = on_change
+        self._fired = on_fire
+        self._link: BrokerLink | None = None
+        self._kills: dict[Key, Kill] = {}
+        self._tasks: dict[Key, asyncio.Task[None]] = {}
+        self._disk = ThreadPoolExecutor(1, "sigma9-latch")
+        exits.stands_down = self.owns_exits
+        desk.followers.append(lambda _step: self._wake())
+
+    # --- doors ----------------------------------------------------------------------------------------------
+
+    @property
+    def latched(self) -> bool:
+        """Tell whether the global kill is in force."""
+        return None in self._kills
+
+    def attach(self, link: BrokerLink) -> None:
+        """Name the link that orders go out by."""
+        self._link = link
+
+    def gate_now(self, *, reason: str, source: str, flatten: bool | None, scope: Scope | None) -> Kill:
+        """Close the gate in memory, before anything else; a second kill joins the first."""
+        key = key_of(scope)
+        wants_flatten = self._settings.flatten if flatten is None else flatten
+        kill = self._kills.get(key)
+        if kill is None:
+            kill = Kill(key, wants_flatten, reason, source, wall_now())
+            self._kills[key] = kill
+        elif wants_flatten and not kill.flatten:
+            kill.flatten, kill.phase = True, "gated"  # a halt that becomes a flatten goes on from here
+        self._gate.halt = not any(each.flatten for each in self._kills.values())
+        self._gate.close(key)
+        return kill
+
+    def owns_exits(self, symbol: str, strategy: str | None) -> bool:
+        """Tell whether a flattening kill covers a position: its exits are then the kill's."""
+        keys: tuple[Key, ...] = (None, ("symbol", symbol), ("strategy", strategy or ""))
+        return any(key in self._kills and self._kills[key].flatten for key in keys)
+
+    async def fire(
+        self, *, reason: str, source: str, flatten: bool | None = None, scope: Scope | None = None
+    ) -> Mapping[str, Any]:
+        """Kill: gate, latch, strategies, cancels, closes. Answer once the cancels have left, or after 2 s."""
+        joined = key_of(scope) in self._kills
+        kill = self.gate_now(reason=reason, source=source, flatten=flatten, scope=scope)
+        self._changed()
+        log.critical("KILL SWITCH (%s) by %s: %s", scope_body(kill.key) or "everything", source, reason)
+        await self._write_latch(kill)
+        self._fired(kill.key)
+        self._trail("joined" if joined else "fired", kill, source=source, reason=reason)
+        self._work(kill)
+        try:
+            async with asyncio.timeout(ANSWER_WITHIN):
+                await kill.cancels_sent.wait()
+        except TimeoutError:
+            log.warning("the kill's cancels have not all left after %g s; it goes on", ANSWER_WITHIN)
+        return {
+            "cancelled_orders": list(kill.cancelled),
+            "closed_positions": list(kill.closed),
+            "pending": list(kill.pending),
+        }
+
+    async def reset(self, reason: str, scope: Scope | None, source: str) -> Mapping[str, Any]:
+        """Unlatch; the engine stays stopped. Raise CommandError where the latch can't be written."""
+        key = key_of(scope)
+        kill = self._kills.get(key)
+        if kill is None:
+            raise CommandError(
+                "conflict", "the kill switch is not on" if key is None else f"no kill of {key[1]} is on"
+            )
+        task = self._tasks.pop(key, None)
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        del self._kills[key]
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._disk, self._latch.write, self._latch_state())
+        except OSError as error:
+            self._kills[key] = kill
+            self._work(kill)
+            raise CommandError("internal", f"the latch can't be written ({error}); the kill stays on") from error
+        self._gate.reopen(key)
+        self._gate.halt = not any(each.flatten for each in self._kills.values())
+        self._exits.review()
+        self._trail("reset", kill, source=source, reason=reason)
+        log.warning("kill switch reset by %s: %s", source, reason)
+        self._changed()
+        return self.body()
+
+    async def drill(self, source: str) -> Mapping[str, Any]:
+        """Try the whole path on a paper or simulated account, and reset it afterwards."""
+        if self._kills:
+            raise CommandError("conflict", "a kill is on: there is nothing to drill")
+        account = await self._link_up().broker.account()
+        if account.mode == "live":
+            raise CommandError("forbidden", "a drill would close real positions: it is refused on a live account")
+        started = asyncio.get_running_loop().time()
+        result = dict(await self.fire(reason="drill", source=source, flatten=True))
+        kill = self._kills[None]
+        for _ in range(120):
+            if kill.phase in ("done", "failed"):
+                break
+            await asyncio.sleep(ROUND)
+        seconds = asyncio.get_running_loop().time() - started
+        result |= {"phase": kill.phase, "detail": kill.detail, "seconds": round(seconds, 3)}
+        result |= {"cancelled_orders": list(kill.cancelled), "closed_positions": list(kill.closed)}
+        result["pending"] = list(kill.pending)
+        self.last_drill = wall_now()
+        await self.reset("the drill is over", None, source)
+        return result
+
+    def resume(self, state: LatchState) -> None:
+        """Take up after a restart what was latched: the gate closes at once, the work goes on."""
+        for latched in state.scopes:
+            kill = Kill(
+                latched.key,
+                latched.flatten,
+                latched.reason,
+                latched.source,
+                latched.at or wall_now(),
+                latched=True,
+            )
+            self._kills[latched.key] = kill
+            self._gate.halt = not any(each.flatten for each in self._kills.values())
+            self._gate.close(latched.key)
+            if latched.key is None and state.error is not None:
+                kill.error = state.error
+            log.critical("still killed (%s): %s", scope_body(latched.key) or "everything", latched.reason)
+        self._changed()
+
+    def go_on(self) -> None:
+        """Work on every kill that is in force; called when the broker has been reconciled."""
+        for kill in self._kills.values():
+            self._work(kill)
+
+    async def close(self) -> None:
+        """Stop working; the latch stays as it is."""
+        for task in self._tasks.values():
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        self._tasks.clear()
+        self._disk.shutdown(wait=False)
+
+    def body(self) -> dict[str, Any]:
+        """Give the `state/kill_switch` object (contract 1)."""
+        kill = self._kills.get(None) or next(iter(self._kills.values()), None)
+        return {
+            "state": "ON" if None in self._kills else "OFF",
+            "latched": kill.latched if kill else False,
+            "phase": kill.phase if kill else "off",
+            "detail": kill.detail if kill else None,
+            "scopes": [scope_body(key) for key in self._kills if key is not None],
+            "reason": kill.reason if kill else None,
+            "source": kill.source if kill else None,
+            "at": rfc3339(kill.at) if kill else None,
+            "cancelled": list(kill.cancelled) if kill else [],
+            "closed": list(kill.closed) if kill else [],
+            "pending": list(kill.pending) if kill else [],
+            "error": kill.error if kill else None,
+            "last_drill": rfc3339(self.last_drill) if self.last_drill else None,
+        }
+
+    # --- the work -------------------------------------------------------------------------------------------
+
+    def _work(self, kill: Kill) -> None:
+        task = self._tasks.get(kill.key)
+        if task is None or task.done():
+            name = f"kill[{scope_body(kill.key) or 'everything'}]"
+            self._tasks[kill.key] = asyncio.get_running_loop().create_task(self._run(kill), name=name)
+        else:
+            kill.wake.set()
+
+    async def _run(self, kill: Kill) -> None:
+        while True:
+            before = (kill.phase, len(kill.cancelled), len(kill.closed), len(kill.pending), kill.detail)
+            try:
+                done = await self._round(kill)
+            except (CommandError, BrokerError, JournalError, TimeoutError, OSError) as error:
+                done = False
+                kill.error = str(error) or type(error).__name__
+            except Exception as error:
+                # A broker plugin may raise anything; the kill must go on whatever it was.
+                done = False
+                kill.error = f"{type(error).__name__}: {error}"
+                log.exception("a round of the kill failed; it goes on")
+            if done:
+                kill.phase, kill.detail, kill.error = "done", None, None
+                kill.pending = []
+                kill.cancels_sent.set()
+                self._trail("done", kill)
+                log.critical("kill switch done: %d cancelled, %d closed", len(kill.cancelled), len(kill.closed))
+                self._changed()
+                return
+            after = (kill.phase, len(kill.cancelled), len(kill.closed), len(kill.pending), kill.detail)
+            kill.idle_rounds = kill.idle_rounds + 1 if after == before else 0
+            if kill.idle_rounds == GIVE_UP_ROUNDS and kill.detail is None:
+                kill.phase = "failed"
+                self._trail("failed", kill)
+                log.critical("the kill makes no progress (%s); it goes on trying", kill.error)
+            if after != before or kill.idle_rounds == GIVE_UP_ROUNDS:
+                self._changed()
+            kill.wake.clear()
+            try:
+                async with asyncio.timeout(ROUND if kill.detail is None else ROUND_WAITING):
+                    await kill.wake.wait()
+            except TimeoutError:
+                pass  # time for the next look
+
+    async def _round(self, kill: Kill) -> bool:
+        """Do what can be done now; tell whether nothing is left."""
+        link = self._link_up()
+        cancels = self._to_cancel(kill)
+        if kill.phase in ("gated", "failed"):
+            kill.phase = "cancelling"
+            self._changed()
+        await self._cancel(kill, cancels)
+        kill.cancels_sent.set()
+        foreign = (
+            await self._foreign_orders(kill) if self._settings.foreign != "leave" and kill.key is None else []
+        )
+        if not kill.flatten:
+            kill.pending = [order.order_id for order in cancels if order.working]
+            left = await self._left_orders(kill)
+            return not kill.pending and not left and not foreign
+        await self._flatten(kill)
+        symbols = await self._left_positions(kill)
+        orders = [order.order_id for order in self._desk.open_orders() if kill.covers(order.request)]
+        kill.pending = [*orders, *symbols]
+        if kill.pending or foreign or not link.ready:
+            return False
+        return not await self._left_orders(kill)
+
+    def _to_cancel(self, kill: Kill) -> list[Order]:
+        """List the orders to cancel now: all but verified reducing ones, which go when their close can work."""
+        return [
+            order
+            for order in self._desk.open_orders()
+            if kill.covers(order.request)
+            and order.request.intent != "kill"
+            and not order.request.protective
+            and (kill.flatten or order.request.intent == "entry")
+        ]
+
+    async def _cancel(self, kill: Kill, orders: list[Order]) -> None:
+        now = wall_now()
+        for order in orders:
+            last = kill.asked.get(order.order_id)
+            if not order.working or (last is not None and now - last < ASK_AGAIN):
+                continue
+            kill.asked[order.order_id] = now
+            await self._desk.ask_cancel(order)
+        for order_id in kill.asked:
+            asked = self._desk.orders.get(order_id)
+            ended = asked is not None and asked.status in (OrderStatus.CANCELLED, OrderStatus.EXPIRED)
+            if ended and order_id not in kill.cancelled:
+                kill.cancelled.append(order_id)
+
+    async def _flatten(self, kill: Kill) -> None:
+        if kill.phase != "flattening":
+            kill.phase = "flattening"
+            self._changed()
+        now = self._clock.now()
+        market_open = self._calendar.at(now) is not None
+        waiting: list[str] = []
+        for symbol, quantity in self._positions(kill).items():
+            closing = self._desk.orders.get(kill.closing.get(symbol, ""))
+            if closing is not None and closing.working:
+                continue  # one working close a symbol; `unknown` counts as working
+            if not market_open or self._halted(symbol):
+                waiting.append(symbol)
+                continue
+            legs = [
+                o for o in self._desk.open_orders() if o.request.symbol == symbol and o.request.intent != "kill"
+            ]
+            await self._cancel(kill, legs)
+            if any(order.working for order in legs):
+                continue  # a leg that may still fill would take the position through zero
+            fresh = await self._fresh(symbol)
+            if fresh == ZERO or (fresh > 0) != (quantity > 0):
+                continue
+            await self._close(kill, symbol, min(abs(fresh), abs(quantity)), "sell" if quantity > 0 else "buy")
+        for symbol, order_id in kill.closing.items():
+            if symbol not in kill.closed and self._desk.portfolio.quantity(symbol) == ZERO:
+                order = self._desk.orders.get(order_id)
+                if order is None or not order.working:
+                    kill.closed.append(symbol)
+        kill.detail = "waiting_for_market" if waiting else None
+
+    async def _close(self, kill: Kill, symbol: str, quantity: Decimal, side: Literal["buy", "sell"]) -> None:
+        request = OrderRequest(
+            symbol=symbol,
+            side=side,
+            quantity=quantity,
+            strategy=self._desk.portfolio.position(symbol).strategy,
+            source="kill_switch",
+            intent="kill",
+            reason=f"kill switch: {kill.reason}"[:200],
+        )
+        order = (await self._desk.submit([request], cause="kill_switch"))[0]
+        if order.status is OrderStatus.RISK_REJECTED:
+            kill.error = f"{symbol}: {order.reason}"
+        else:
+            kill.closing[symbol] = order.order_id
+
+    # --- reading ----------------------------------------------------------------------------------------------
+
+    def _positions(self, kill: Kill) -> dict[str, Decimal]:
+        """Give what is to be closed: ours in scope, and foreign ones where the configuration says `flatten`."""
+        found: dict[str, Decimal] = {}
+        for position in self._desk.portfolio.positions():
+            if position.foreign and not (self._settings.foreign == "flatten" and kill.key is None):
+                continue
+            wanted = kill.key is None or (
+                position.strategy == kill.key[1] if kill.key[0] == "strategy" else position.symbol == kill.key[1]
+            )
+            if wanted and position.quantity != ZERO:
+                found[position.symbol] = position.quantity
+        return found
+
+    async def _fresh(self, symbol: str) -> Decimal:
+        """Read a position back from the broker."""
+        return next((p.quantity for p in await self._link_up().broker.positions() if p.symbol == symbol), ZERO)
+
+    async def _left_positions(self, kill: Kill) -> list[str]:
+        mine = self._positions(kill)
+        if mine:
+            return list(mine)
+        touched = set(kill.closing)
+        return [
+            p.symbol
+            for p in await self._link_up().broker.positions()
+            if p.symbol in touched and p.quantity != ZERO
+        ]
+
+    async def _left_orders(self, kill: Kill) -> list[str]:
+        """Read back which of our orders in scope still work; under a halt protective ones may."""
+        left: list[str] = []
+        for each in await self._link_up().broker.open_orders():
+            order = self._desk.orders.get(each.order_id or "")
+            if order is None or not kill.covers(order.request):
+                continue
+            if kill.flatten or order.request.intent == "entry":
+                left.append(order.order_id)
+        return left
+
+    async def _foreign_orders(self, kill: Kill) -> list[BrokerOrder]:
+        """Cancel what is not ours, where the configuration says so in writing."""
+        broker = self._link_up().broker
+        foreign = [each for each in await broker.open_orders() if (each.order_id or "") not in self._desk.orders]
+        for each in foreign:
+            if each.broker_order_id not in kill.asked:
+                kill.asked[each.broker_order_id] = wall_now()
+                await broker.cancel(each.broker_order_id)
+        return foreign
+
+    def _halted(self, symbol: str) -> bool:
+        mark = self._desk.portfolio.mark_of(symbol)
+        return mark is not None and mark.halted
+
+    def _link_up(self) -> BrokerLink:
+        if self._link is None or self._link.state != "connected":
+            raise CommandError("broker_unavailable", "the broker is not connected; the kill acts when it is")
+        return self._link
+
+    # --- writing ----------------------------------------------------------------------------------------------
+
+    async def _write_latch(self, kill: Kill) -> None:
+        write = asyncio.get_running_loop().run_in_executor(self._disk, self._latch.write, self._latch_state())
+        try:
+            async with asyncio.timeout(LATCH_BUDGET):
+                await asyncio.shield(write)
+            kill.latched = True
+        except TimeoutError:
+            write.add_done_callback(lambda done: self._latched_late(kill, done))
+            log.error("the latch file is slow; the kill goes on without waiting for it")
+        except OSError as error:
+            kill.error = f"the latch can't be written: {error}"
+            log.critical("the latch can't be written (%s); the kill goes on, and says latched: false", error)
+
+    def _latched_late(self, kill: Kill, done: asyncio.Future[None]) -> None:
+        if done.cancelled() or done.exception() is not None:
+            kill.error = f"the latch can't be written: {None if done.cancelled() else done.exception()}"
+        else:
+            kill.latched = True
+        self._changed()
+
+    def _latch_state(self) -> LatchState:
+        return LatchState(
+            scopes=tuple(
+                LatchedScope(key=k.key, flatten=k.flatten, reason=k.reason, source=k.source, at=k.at)
+                for k in self._kills.values()
+            )
+        )
+
+    def _trail(self, what: str, kill: Kill, **more: Any) -> None:
+        body = {
+            "what": what,
+            "scope": scope_body(kill.key),
+            "flatten": kill.flatten,
+            "reason": kill.reason,
+            "source": kill.source,
+            "cancelled": list(kill.cancelled),
+            "closed": list(kill.closed),
+            "pending": list(kill.pending),
+            "wall": rfc3339(wall_now()),
+            **more,
+        }
+        self._desk.note([NoteRecord("kill", self._clock.now(), body)])
+
+    def _wake(self) -> None:
+        for kill in self._kills.values():
+            kill.wake.set()
+            if kill.phase == "done" and self._something_left(kill):
+                kill.phase = "gated"  # such as a fill that was on its way when the kill was done
+                self._work(kill)
+
+    def _something_left(self, kill: Kill) -> bool:
+        orders = any(
+            kill.covers(order.request) and (kill.flatten or order.request.intent == "entry")
+            for order in self._desk.open_orders()
+        )
+        return orders or (kill.flatten and bool(self._positions(kill)))

@@ -1,0 +1,119 @@
+"""The link to the broker: connects, keeps trying with back-off, and tells who asks how it stands."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from typing import Final, Literal
+
+from sigma9_core.contracts import Broker, BrokerHealth, BrokerReport
+from sigma9_core.errors import CommandError
+
+log = logging.getLogger("sigma9.broker")
+
+LinkState = Literal["connected", "disconnected", "disabled"]
+FIRST_WAIT: Final = 0.5
+LONGEST_WAIT: Final = 30.0
+
+
+class BrokerLink:
+    """Owns the broker's connection on the money lane; it is the broker's listener."""
+
+    def __init__(
+        self,
+        name: str,
+        broker: Broker,
+        *,
+        on_report: Callable[[BrokerReport], None],
+        on_connected: Callable[[], Awaitable[None]],
+        on_change: Callable[[], None],
+    ) -> None:
+        self.name = name
+        self.state: LinkState = "disconnected"
+        self.health = BrokerHealth()
+        self._ready = asyncio.Event()
+        self.error: str | None = None
+        self._broker = broker
+        self._report = on_report
+        self._connected = on_connected
+        self._change = on_change
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Tell whether it is connected, and what the broker knows has been reconciled with the journal."""
+        return self._ready.is_set()
+
+    async def wait_ready(self) -> None:
+        """Wait until it is ready; on the money lane."""
+        await self._ready.wait()
+
+    @property
+    def broker(self) -> Broker:
+        """Give the broker while it is connected; a CommandError says what to do while it is not."""
+        if self.state != "connected":
+            raise CommandError(
+                "broker_unavailable", f"the broker {self.name} is not connected: send broker_connect, or wait"
+            )
+        return self._broker
+
+    def on_report(self, report: BrokerReport) -> None:
+        """Take a report and hand it to the order desk."""
+        self._report(report)
+
+    def on_health(self, health: BrokerHealth) -> None:
+        """Take a change of health; a socket that went down starts the next attempt."""
+        if health == self.health:
+            return
+        lost = self.health.socket == "up" and health.socket == "down"
+        self.health = health
+        if lost and self.state == "connected":
+            log.error("the broker %s lost its connection; trying again", self.name)
+            self._down()
+            self.connect()
+        self._change()
+
+    def connect(self) -> None:
+        """Begin to connect and keep at it until it succeeds or `disconnect` is called."""
+        if self.state == "connected" or (self._task is not None and not self._task.done()):
+            return
+        self._task = asyncio.get_running_loop().create_task(self._keep_trying(), name=f"broker-link[{self.name}]")
+
+    async def disconnect(self) -> None:
+        """Disconnect and stay so; working orders stay at the broker."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+        if self.state == "connected":
+            self._down()
+            await self._broker.disconnect()
+        self.health = BrokerHealth()
+        self._change()
+
+    def _down(self) -> None:
+        self.state = "disconnected"
+        self._ready.clear()
+
+    async def _keep_trying(self) -> None:
+        wait = FIRST_WAIT
+        while True:
+            try:
+                await self._broker.connect(self)
+                self.state, self.health, self.error = "connected", self._broker.health, None
+                await self._connected()
+            except Exception as error:  # noqa: BLE001 - a broker plugin may raise anything; it is told and retried
+                self.error = f"{type(error).__name__}: {error}"
+                self._down()
+                log.warning(
+                    "the broker %s can't be connected (%s); next try in %.1f s", self.name, self.error, wait
+                )
+                self._change()
+                await asyncio.sleep(wait * random.uniform(0.8, 1.2))  # noqa: S311 - jitter, not a secret
+                wait = min(wait * 2, LONGEST_WAIT)
+            else:
+                self._ready.set()
+                self._change()
+                return

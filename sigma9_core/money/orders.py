@@ -1,0 +1,172 @@
+"""The life of an order: one table, status × message → status; what is not in it is illegal and is named.
+
+A message that adds nothing (a second `accepted`) changes nothing. A fill always counts, even after a cancel:
+the exchange's word on a trade beats its word on the order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
+from typing import Final, Literal
+
+from sigma9_core.models import ZERO, Fill, OrderRequest, OrderStatus, OrderView, Verdict
+
+Message = Literal[
+    "accepted", "filled", "cancelled", "rejected", "expired", "replaced", "busted", "lost", "refused", "absent"
+]
+"""What a broker reports, and three of our own: `lost` (sent, no answer), `refused` (surely not taken),
+`absent` (the read-back finds no trace of it)."""
+
+_S = OrderStatus
+WORKING: Final = frozenset((_S.SUBMITTED, _S.ACCEPTED, _S.PARTIALLY_FILLED, _S.REPLACED, _S.UNKNOWN))
+"""May still fill."""
+ENDED: Final = frozenset((_S.FILLED, _S.CANCELLED, _S.REJECTED, _S.EXPIRED, _S.BUSTED, _S.RISK_REJECTED))
+
+
+def _table() -> Mapping[tuple[OrderStatus, Message], OrderStatus | None]:
+    """Build the table; None means: legal, and nothing changes."""
+    table: dict[tuple[OrderStatus, Message], OrderStatus | None] = {}
+    for status in WORKING:
+        begun = status in (_S.PARTIALLY_FILLED, _S.REPLACED)
+        table[status, "accepted"] = None if begun or status is _S.ACCEPTED else _S.ACCEPTED
+        table[status, "filled"] = _S.PARTIALLY_FILLED  # `Order.take` says FILLED where nothing remains
+        table[status, "cancelled"] = _S.CANCELLED
+        # A broker that refuses the rest of a partly filled order has cancelled it.
+        table[status, "rejected"] = _S.CANCELLED if status is _S.PARTIALLY_FILLED else _S.REJECTED
+        table[status, "expired"] = _S.EXPIRED
+        table[status, "replaced"] = _S.REPLACED
+        table[status, "busted"] = _S.BUSTED
+        table[status, "lost"] = _S.UNKNOWN if status is _S.SUBMITTED else None
+    table[_S.SUBMITTED, "refused"] = _S.REJECTED
+    table[_S.UNKNOWN, "refused"] = _S.REJECTED
+    table[_S.SUBMITTED, "absent"] = _S.REJECTED
+    table[_S.UNKNOWN, "absent"] = _S.REJECTED
+    for status in (_S.FILLED, _S.CANCELLED, _S.REJECTED, _S.EXPIRED, _S.BUSTED):
+        table[status, "filled"] = _S.PARTIALLY_FILLED
+        table[status, "busted"] = _S.BUSTED
+    # The end of an order is often told twice: by the answer to a cancel and by the order's own status.
+    table[_S.CANCELLED, "cancelled"] = None
+    table[_S.REJECTED, "rejected"] = None
+    table[_S.REJECTED, "cancelled"] = None
+    table[_S.EXPIRED, "expired"] = None
+    table[_S.EXPIRED, "cancelled"] = None
+    table[_S.FILLED, "accepted"] = None
+    return table
+
+
+TRANSITIONS: Final = _table()
+
+
+class IllegalMessage(Exception):
+    """A broker said something that the order's status does not allow; the order stays as it is."""
+
+
+@dataclass(slots=True)
+class Order:
+    """One order and what became of it; it lives on the money lane and changes through `take` alone."""
+
+    order_id: str
+    request: OrderRequest
+    verdicts: tuple[Verdict, ...]
+    created_at: datetime
+    status: OrderStatus = OrderStatus.SUBMITTED
+    broker_order_id: str | None = None
+    filled: Decimal = ZERO
+    average_price: Decimal | None = None
+    last_quantity: Decimal | None = None
+    last_price: Decimal | None = None
+    commission: Decimal | None = None
+    reason: str | None = None
+    rule: str | None = None
+    recovered: bool = False
+    cancel_asked: bool = False
+    replacement: OrderRequest | None = None
+    """What a modify has asked for, until the broker has confirmed it."""
+    _view: OrderView | None = field(default=None, repr=False)
+
+    @property
+    def working(self) -> bool:
+        """Tell whether it may still fill."""
+        return self.status in WORKING
+
+    @property
+    def remaining(self) -> Decimal:
+        """Give the quantity that has not filled; zero once it has ended."""
+        return max(ZERO, self.request.quantity - self.filled) if self.working else ZERO
+
+    def take(self, message: Message, *, fill: Fill | None = None, reason: str | None = None) -> OrderStatus | None:
+        """Apply a message; give the event to publish, or None where nothing changed.
+
+        Raise IllegalMessage where the table has no such row.
+        """
+        try:
+            target = TRANSITIONS[self.status, message]
+        except KeyError:
+            raise IllegalMessage(f"order {self.order_id} is {self.status} and can't be {message}") from None
+        if target is None:
+            return None
+        self._view = None
+        self.last_quantity = self.last_price = None
+        if message == "filled":
+            if fill is None:
+                raise IllegalMessage(f"order {self.order_id}: a fill without an execution")
+            return self._fill(fill)
+        if message == "replaced" and self.replacement is not None:
+            self.request, self.replacement = self.replacement, None
+        self.status = target
+        self.reason = reason or self.reason
+        return target
+
+    def view(self) -> OrderView:
+        """Show it as clients see it."""
+        if self._view is None:
+            ask = self.request
+            self._view = OrderView.model_construct(
+                status=self.status,
+                order_id=self.order_id,
+                broker_order_id=self.broker_order_id,
+                symbol=ask.symbol,
+                side=ask.side,
+                quantity=ask.quantity,
+                order_type=ask.order_type,
+                limit_price=ask.limit_price,
+                stop_price=ask.stop_price,
+                trail_amount=ask.trail_amount,
+                trail_percent=ask.trail_percent,
+                time_in_force=ask.time_in_force,
+                outside_rth=ask.outside_rth,
+                filled_quantity=self.filled,
+                average_price=self.average_price,
+                last_quantity=self.last_quantity,
+                last_price=self.last_price,
+                commission=self.commission,
+                strategy=ask.strategy,
+                source=ask.source,
+                parent_id=ask.parent_id,
+                oca_group=ask.oca_group,
+                reason=self.reason or ask.reason,
+                rule=self.rule,
+                verdicts=self.verdicts,
+                recovered=self.recovered,
+                foreign=False,
+            )
+        return self._view
+
+    def touch(self) -> None:
+        """Forget the cached view after a field was set from outside `take`."""
+        self._view = None
+
+    def _fill(self, fill: Fill) -> OrderStatus:
+        before = self.filled
+        self.filled = before + fill.quantity
+        cost = (self.average_price or ZERO) * before + fill.price * fill.quantity
+        self.average_price = cost / self.filled
+        self.last_quantity, self.last_price = fill.quantity, fill.price
+        self.commission = (self.commission or ZERO) + fill.commission
+        event = OrderStatus.FILLED if self.filled >= self.request.quantity else OrderStatus.PARTIALLY_FILLED
+        if self.working or event is OrderStatus.FILLED:
+            self.status = event
+        return event  # a fill after a cancel is published, and the rest stays cancelled

@@ -1,0 +1,549 @@
+"""The money path, put together: everything on the money lane, and the few calls that the outside makes.
+
+market slice → paper fills → portfolio → exits → trips       (on_market)
+signal or command → order desk → risk gate → broker          (enter, place, modify, cancel, close)
+kill → gate, latch, cancels, closes                          (kill)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Final, Literal
+
+from sigma9_core.board import Body
+from sigma9_core.calendar import Calendar
+from sigma9_core.clock import Clock, monotonic
+from sigma9_core.commands import (
+    AdoptArgs,
+    CancelAllArgs,
+    CloseArgs,
+    Command,
+    CommandSource,
+    KillArgs,
+    ModifyOrderArgs,
+    OrderArgs,
+)
+from sigma9_core.config import Settings
+from sigma9_core.contracts import Broker, MarketDriven, RiskRule
+from sigma9_core.errors import CommandError
+from sigma9_core.models import (
+    ZERO,
+    Fill,
+    OrderRequest,
+    OrderSource,
+    OrderStatus,
+    Session,
+    Side,
+    Slice,
+)
+from sigma9_core.money.desk import OrderDesk, Step, refusal
+from sigma9_core.money.exits import NOTE as GUARD
+from sigma9_core.money.exits import ExitManager, opposite
+from sigma9_core.money.gate import GuardedRule, RiskGate
+from sigma9_core.money.ids import OrderIds
+from sigma9_core.money.journal import Journal
+from sigma9_core.money.killswitch import Key, KillSwitch
+from sigma9_core.money.latch import Latch
+from sigma9_core.money.link import BrokerLink
+from sigma9_core.money.orders import Order
+from sigma9_core.money.portfolio import Portfolio
+from sigma9_core.money.reconcile import Reconciler
+from sigma9_core.money.records import FillRecord, NoteRecord, Record
+
+log = logging.getLogger("sigma9.money")
+
+SHOW_EVERY: Final = 0.1
+"""Seconds between two publications of positions, orders and account while they move."""
+READ_BACK_EVERY: Final = 5.0
+CANCELLED_WITHIN: Final = 2.0
+SOURCES: Final[Mapping[CommandSource, OrderSource]] = {"mqtt": "mqtt", "cli": "cli", "schedule": "schedule"}
+"""The order source of a command's source; all others are `api`."""
+
+
+@dataclass(frozen=True, slots=True)
+class SizingFacts:
+    """What a sizer asks about the account."""
+
+    equity: Decimal
+    buying_power: Decimal
+    closed_trades: Sequence[Decimal]
+
+
+class MoneyPath:
+    """Builds and runs the parts of the money path; every coroutine here runs on the money lane."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        clock: Clock,
+        calendar: Calendar,
+        journal: Journal,
+        latch: Latch,
+        broker: Broker,
+        rules: Sequence[GuardedRule],
+        snapshot: Mapping[str, Any],
+        show: Callable[[Mapping[str, Body | None]], None],
+        on_change: Callable[[Literal["broker", "kill_switch"]], None],
+        on_kill: Callable[[Key], None],
+    ) -> None:
+        self.gate = RiskGate(rules, clock)
+        self.portfolio = Portfolio(clock)
+        self.desk = OrderDesk(
+            gate=self.gate,
+            journal=journal,
+            portfolio=self.portfolio,
+            clock=clock,
+            calendar=calendar,
+            snapshot=snapshot,
+        )
+        self.exits = ExitManager(self.desk, clock)
+        self.reconciler = Reconciler(self.desk, clock)
+        self.killswitch = KillSwitch(
+            gate=self.gate,
+            latch=latch,
+            desk=self.desk,
+            exits=self.exits,
+            clock=clock,
+            calendar=calendar,
+            settings=settings.kill_switch,
+            on_change=self._kill_changed,
+            on_fire=on_kill,
+        )
+        self.link = BrokerLink(
+            settings.broker,
+            broker,
+            on_report=self.desk.on_report,
+            on_connected=self._reconcile,
+            on_change=lambda: on_change("broker"),
+        )
+        self.desk.attach(self.link)
+        self.killswitch.attach(self.link)
+        self.desk.followers.append(self._follow)
+        self._clock = clock
+        self._calendar = calendar
+        self._journal = journal
+        self._latch = latch
+        self._driven = broker if isinstance(broker, MarketDriven) else None
+        self._show_outside = show
+        self._changed = on_change
+        self._session: Session | None = None
+        self._dirty = False
+        self._show_timer: asyncio.TimerHandle | None = None
+        self._shown_positions: set[str] = set()
+        self._reader: asyncio.Task[None] | None = None
+        self._opened_with: Decimal | None = None
+        self._ids = OrderIds()
+
+    # --- life -------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Read the latch and the journal; the kill works from here on, the broker not yet."""
+        self.killswitch.resume(self._latch.read())
+        history = await asyncio.to_thread(self._read_history)
+        self._restore(*history)
+        self._reader = asyncio.get_running_loop().create_task(self._read_back(), name="read-back")
+        self._show()
+
+    async def stop(self) -> None:
+        """Stop in reverse: the kill's work, the broker's link, what is still to be shown."""
+        if self._reader is not None:
+            self._reader.cancel()
+            await asyncio.gather(self._reader, return_exceptions=True)
+        await self.killswitch.close()
+        await self.desk.settle()
+        await self.link.disconnect()
+        self._remember_days()
+        if self._show_timer is not None:
+            self._show_timer.cancel()
+        self._show()
+
+    async def on_market(self, data: Slice) -> None:
+        """Take a slice of market data; return when everything that it caused has settled."""
+        session = self._calendar.at(data.ts)
+        if session is not None and session != self._session:
+            self._session = session
+            self.portfolio.roll(session)
+            self._remember_days()
+        if self._driven is not None and self.link.state == "connected":
+            await self._driven.on_market(data, session)
+        self.portfolio.mark(data)
+        self.exits.on_market(data)
+        await self._judge()
+        await self.desk.settle()
+        self._touch()
+
+    # --- orders -----------------------------------------------------------------------------------------------
+
+    async def enter(self, request: OrderRequest, reference: Decimal) -> list[Order]:
+        """Send a strategy's entry with its protective stop."""
+        return await self.exits.enter(request, reference)
+
+    async def place(self, args: OrderArgs, command: Command, records: Sequence[Record]) -> Mapping[str, Any]:
+        """Send a person's order, with its bracket as one unit."""
+        requests = self._requests(args, SOURCES.get(command.source, "api"))
+        orders = await self.desk.submit(requests, cause=command.id, records=records)
+        first = orders[0]
+        if first.status is OrderStatus.RISK_REJECTED:
+            refused = next((v for o in orders for v in o.verdicts if v.outcome == "refuse"), None)
+            raise refusal(refused, orders[-1].verdicts)
+        await self.desk.settle()
+        return {"order": first.view().model_dump(mode="json"), "legs": [order.order_id for order in orders[1:]]}
+
+    async def preview(self, args: OrderArgs) -> Mapping[str, Any]:
+        """Say what the rules would say of an order; nothing is sent."""
+        request = self._requests(args, "api")[0]
+        decision = await self.desk.preview(request)
+        return {
+            "approved": decision.approved is not None,
+            "intent": request.intent,
+            "verdicts": [verdict.model_dump(mode="json") for verdict in decision.verdicts],
+            "margin": None,
+        }
+
+    async def modify(
+        self, args: ModifyOrderArgs, command: Command, records: Sequence[Record]
+    ) -> Mapping[str, Any]:
+        """Change a working order of ours."""
+        changes = args.model_dump(exclude={"order_id", "reason"}, exclude_none=True)
+        if not changes:
+            raise CommandError("invalid", "name at least one field that changes, such as limit_price")
+        order = await self.desk.modify(args.order_id, changes, cause=command.id, records=records)
+        await self.desk.settle()
+        return {"order": order.view().model_dump(mode="json")}
+
+    async def cancel(self, order_id: str) -> Mapping[str, Any]:
+        """Cancel a working order of ours."""
+        order = await self.desk.cancel(order_id)
+        await self._ended([order])
+        return {"order": order.view().model_dump(mode="json")}
+
+    async def cancel_all(self, args: CancelAllArgs) -> Mapping[str, Any]:
+        """Cancel our entries, and protective orders where it says so."""
+        return await self.cancel_entries(protective=args.protective)
+
+    async def cancel_entries(self, *, protective: bool = False) -> Mapping[str, Any]:
+        """Cancel every working entry of ours; with `protective`, the exits as well."""
+        orders = [o for o in self.desk.open_orders() if o.request.intent == "entry" or protective]
+        for order in orders:
+            await self.desk.ask_cancel(order)
+        await self._ended(orders)
+        ended = [order.order_id for order in orders if order.status is OrderStatus.CANCELLED]
+        return {"cancelled": ended, "pending": [order.order_id for order in orders if order.working]}
+
+    async def close(self, args: CloseArgs, command: Command, records: Sequence[Record]) -> Mapping[str, Any]:
+        """Close a position of ours at the market, or all of them."""
+        held = [p for p in self.portfolio.positions() if not p.foreign and p.quantity != ZERO]
+        if args.symbol != "*":
+            held = [p for p in held if p.symbol == args.symbol]
+            if not held:
+                raise CommandError(
+                    "not_found", f"there is no position of ours in {args.symbol}", {"field": "symbol"}
+                )
+        if not held:
+            await self._journal.commit(records)
+        results: list[Order] = []
+        for position in held:
+            closing = [
+                o
+                for o in self.desk.open_orders()
+                if o.request.symbol == position.symbol and o.request.intent != "entry" and not o.request.protective
+            ]
+            if any(order.request.order_type == "market" for order in closing):
+                raise CommandError("busy", f"{position.symbol} is being closed already")
+            guard = self.exits.guards.get(position.symbol)
+            group = guard.group if guard is not None else self._group_of(position.symbol)
+            request = OrderRequest(
+                symbol=position.symbol,
+                side=opposite("buy" if position.quantity > 0 else "sell"),
+                quantity=abs(position.quantity),
+                strategy=position.strategy,
+                source=SOURCES.get(command.source, "api"),
+                intent="reduce",
+                oca_group=group,
+                reason=args.reason or "closed by command",
+            )
+            orders = await self.desk.submit([request], cause=command.id, records=records)
+            records = ()
+            if orders[0].status is OrderStatus.RISK_REJECTED:
+                refused = next((v for v in orders[0].verdicts if v.outcome == "refuse"), None)
+                raise refusal(refused, orders[0].verdicts)
+            if guard is not None:
+                guard.time_id = orders[0].order_id
+            results.append(orders[0])
+        await self.desk.settle()
+        return {"orders": [order.view().model_dump(mode="json") for order in results]}
+
+    async def adopt(self, args: AdoptArgs) -> Mapping[str, Any]:
+        """Make a foreign position ours; the broker's cash has paid for it already."""
+        position = self.portfolio.position(args.symbol)
+        if position.quantity == ZERO or not position.foreign:
+            raise CommandError("not_found", f"there is no foreign position in {args.symbol}", {"field": "symbol"})
+        fill = Fill(
+            exec_id=f"adopted-{self._ids.new()}",
+            order_id="adopted",
+            symbol=args.symbol,
+            side="buy" if position.quantity > 0 else "sell",
+            quantity=abs(position.quantity),
+            price=position.average_cost,
+            commission=ZERO,
+            ts=self._clock.now(),
+        )
+        await self._journal.commit([FillRecord(fill, args.strategy, "api", recovered=True)])
+        self.portfolio.adopt(fill, args.strategy)
+        self._touch()
+        return {"position": self.portfolio.position(args.symbol).model_dump(mode="json")}
+
+    def sizing(self, strategy: str) -> SizingFacts:
+        """Give a sizer the account as it is now."""
+        account = self.portfolio.account()
+        return SizingFacts(
+            equity=account.equity or ZERO,
+            buying_power=account.buying_power or ZERO,
+            closed_trades=tuple(self.portfolio.closed_trades(strategy)),
+        )
+
+    # --- kill -------------------------------------------------------------------------------------------------
+
+    async def kill(self, args: KillArgs, command: Command) -> Mapping[str, Any]:
+        """Carry out a kill that is valid already; the answer is journalled by whoever asked."""
+        return await self.killswitch.fire(
+            reason=args.reason or "no reason was given",
+            source=command.source,
+            flatten=args.flatten,
+            scope=args.scope,
+        )
+
+    # --- rules ------------------------------------------------------------------------------------------------
+
+    async def replace_rule(self, name: str, rule: RiskRule) -> None:
+        """Put a rule with new settings in the place of the old one."""
+        self.gate.replace(name, rule)
+        self._touch()
+
+    async def clear_rule(self, name: str) -> None:
+        """Forget a trip that a person has cleared."""
+        self.gate.clear(name)
+        self._remember_days()
+        self._touch()
+
+    # --- inside -----------------------------------------------------------------------------------------------
+
+    def _requests(self, args: OrderArgs, source: OrderSource) -> list[OrderRequest]:
+        held = self.portfolio.quantity(args.symbol)
+        reducing = (held > 0 and args.side == "sell") or (held < 0 and args.side == "buy")
+        working = sum(
+            (
+                order.remaining
+                for order in self.desk.open_orders()
+                if order.request.symbol == args.symbol and order.request.side == args.side
+            ),
+            ZERO,
+        )
+        fits = reducing and args.quantity <= abs(held) - working
+        fields = args.model_dump(exclude={"bracket", "reason"})
+        entry = OrderRequest(**fields, source=source, intent="reduce" if fits else "entry", reason=args.reason)
+        if args.bracket is None:
+            return [entry]
+        if fits:
+            raise CommandError(
+                "invalid", "bracket: it goes with an order that opens a position", {"field": "bracket"}
+            )
+        group = f"bracket-{self._ids.new()}"
+        side: Side = opposite(args.side)
+        common = {"symbol": args.symbol, "side": side, "quantity": args.quantity, "source": source}
+        legs = [
+            OrderRequest(
+                **common,
+                order_type="stop",
+                stop_price=args.bracket.stop_price,
+                time_in_force="gtc",
+                intent="reduce",
+                oca_group=group,
+                protective=True,
+                reason="bracket: stop",
+            )
+        ]
+        if args.bracket.take_profit is not None:
+            legs.append(
+                OrderRequest(
+                    **common,
+                    order_type="limit",
+                    limit_price=args.bracket.take_profit,
+                    time_in_force="gtc",
+                    intent="reduce",
+                    oca_group=group,
+                    reason="bracket: take profit",
+                )
+            )
+        return [entry, *legs]
+
+    def _group_of(self, symbol: str) -> str | None:
+        for order in self.desk.open_orders():
+            if order.request.symbol == symbol and order.request.protective:
+                return order.request.oca_group
+        return None
+
+    async def _ended(self, orders: Sequence[Order]) -> None:
+        until = monotonic() + CANCELLED_WITHIN
+        while any(order.working for order in orders) and monotonic() < until:
+            await asyncio.sleep(0.01)
+
+    async def _judge(self) -> None:
+        for trip in self.gate.trips(self.desk.view()):
+            self._remember_days()
+            log.error("%s", trip.reason)
+            if trip.kill and not self.killswitch.latched:
+                await self.killswitch.fire(reason=trip.reason, source="risk")
+
+    async def _reconcile(self) -> None:
+        account = await self.link.broker.account()
+        if self._opened_with is None:
+            self._opened_with = account.cash
+            self.portfolio.set_cash(account.cash)
+            self.desk.note([NoteRecord("opening", self._clock.now(), {"cash": str(account.cash)})])
+        self.portfolio.set_account(account)
+        await self.reconciler.run(self.link)
+        difference = account.cash - self.portfolio.cash
+        if abs(difference) >= Decimal("0.01"):
+            log.warning("cash differs by %s from what the fills make; taken as a transfer", difference)
+            self.portfolio.transfer(difference)
+            self.desk.note([NoteRecord("transfer", self._clock.now(), {"amount": str(difference)})])
+        self.exits.review()
+        await self.desk.settle()
+        self.killswitch.go_on()
+        self._touch()
+
+    async def _read_back(self) -> None:
+        while True:
+            await asyncio.sleep(READ_BACK_EVERY)
+            if not self.link.ready:
+                continue
+            try:
+                await self.reconciler.resolve_unknown(self.link)
+            except Exception:
+                # A broker plugin may raise anything; what is unknown stays so until the next look.
+                log.exception("reading back what is unknown failed")
+
+    def _follow(self, step: Step) -> None:
+        self._touch()
+        if step.applied is not None and step.applied.closed is not None:
+            closed = step.applied.closed
+            log.info("%s closed: %s (%.2f %%)", closed.symbol, closed.result, closed.percent)
+
+    # --- history ----------------------------------------------------------------------------------------------
+
+    def _read_history(self) -> tuple[Any, ...]:
+        journal = self._journal
+        opening = next(iter(journal.notes("opening", 1)), None)
+        transfers = list(journal.notes("transfer", 10_000))
+        days = next(iter(journal.notes("days", 1)), None)
+        guards: dict[str, Mapping[str, Any]] = {}
+        for note in journal.notes(GUARD, 10_000):  # newest first: the first of a symbol counts
+            guards.setdefault(str(note.body["symbol"]), note.body)
+        return opening, transfers, list(journal.fills()), journal.last_order_events(), days, guards
+
+    def _restore(self, opening: Any, transfers: Any, fills: Any, events: Any, days: Any, guards: Any) -> None:
+        if opening is not None:
+            self._opened_with = Decimal(opening.body["cash"])
+            self.portfolio.set_cash(self._opened_with)
+        for record in fills:
+            if record.fill.order_id == "adopted":
+                self.portfolio.adopt(record.fill, record.strategy)
+            else:
+                self.portfolio.apply(record.fill, record.strategy)
+        for note in transfers:
+            self.portfolio.transfer(Decimal(note.body["amount"]))
+        orders = []
+        for order_id, event in events.items():
+            intent = self._journal.intent(order_id)
+            if intent is None:
+                continue
+            orders.append(
+                Order(
+                    order_id,
+                    intent.request,
+                    intent.verdicts,
+                    intent.ts,
+                    status=event.event,
+                    broker_order_id=event.broker_order_id,
+                    filled=event.filled_quantity,
+                    average_price=event.average_price,
+                    commission=event.commission,
+                    reason=event.reason,
+                )
+            )
+        entries: dict[str, int] = {}
+        session = self._calendar.at(self._clock.now())
+        if session is not None:
+            ids = {
+                i.order_id
+                for i in self._journal.intents(session.open)
+                if i.approved and i.request.intent == "entry"
+            }
+            entries[session.day] = len(ids)
+        self.desk.adopt(orders, (record.fill.exec_id for record in fills), entries)
+        if days is not None:
+            self.portfolio.restore_days(days.body.get("portfolio", {}))
+            self.gate.remember(days.body.get("rules", {}))
+        for guard in guards.values():
+            self._revive_entry(guard)
+        self.exits.resume(guards)
+
+    def _revive_entry(self, guard: Mapping[str, Any]) -> None:
+        """Put a guard's ended entry back in memory: its fill price is what the exits are worked out from."""
+        entry_id = str(guard["entry_id"])
+        if guard["ended"] or not entry_id or entry_id in self.desk.orders:
+            return
+        intent, event = self._journal.intent(entry_id), self._journal.order(entry_id)
+        if intent is None or event is None:
+            return
+        self.desk.orders[entry_id] = Order(
+            entry_id,
+            intent.request,
+            intent.verdicts,
+            intent.ts,
+            status=event.event,
+            broker_order_id=event.broker_order_id,
+            filled=event.filled_quantity,
+            average_price=event.average_price,
+            commission=event.commission,
+        )
+
+    def _remember_days(self) -> None:
+        body = {"portfolio": self.portfolio.days_memory(), "rules": self.gate.memory()}
+        self.desk.note([NoteRecord("days", self._clock.now(), body)])
+
+    # --- showing ----------------------------------------------------------------------------------------------
+
+    def _kill_changed(self) -> None:
+        self._show_outside({"kill_switch": self.killswitch.body()})
+        self._changed("kill_switch")
+
+    def _touch(self) -> None:
+        self._dirty = True
+        if self._show_timer is None:
+            self._show_timer = asyncio.get_running_loop().call_later(SHOW_EVERY, self._show)
+
+    def _show(self) -> None:
+        self._show_timer = None
+        self._dirty = False
+        positions = {p.symbol: p.model_dump(mode="json") for p in self.portfolio.positions()}
+        orders = [order.view().model_dump(mode="json") for order in self.desk.open_orders()]
+        orders += [order.model_dump(mode="json") for order in self.desk.foreign.values()]
+        usage = [rule.model_dump(mode="json") for rule in self.gate.usage(self.desk.view())]
+        bodies: dict[str, Body | None] = {
+            "account": self.portfolio.account().model_dump(mode="json"),
+            "positions": {"count": len(positions), "positions": list(positions.values())},
+            "orders": {"count": len(orders), "orders": orders},
+            "risk": {"rules": usage},
+            "kill_switch": self.killswitch.body(),
+        }
+        bodies |= {f"position/{symbol}": body for symbol, body in positions.items()}
+        bodies |= {f"position/{symbol}": None for symbol in self._shown_positions - set(positions)}
+        self._shown_positions = set(positions)
+        self._show_outside(bodies)

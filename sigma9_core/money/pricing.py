@@ -1,0 +1,31 @@
+"""The price that an order is valued at before it fills: the worse of its own price and the market's.
+
+Sizing and the risk rules use the same one, so that what a sizer gives at the limit passes the rule.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import TypeGuard
+
+from sigma9_core.contracts import Mark
+from sigma9_core.models import OrderRequest, OrderView
+
+
+def usable(price: Decimal | None) -> TypeGuard[Decimal]:
+    """Tell whether a price is a number above zero."""
+    return price is not None and price.is_finite() and price > 0
+
+
+def reference_price(order: OrderRequest | OrderView, mark: Mark | None) -> Decimal | None:
+    """Give the price that bounds an order's value; None where neither order nor market has one.
+
+    A buy that is limited costs its limit at most. Any other order may trade at the market, so it is valued at the
+    higher of its own prices, the last price and, for a buy, the ask.
+    """
+    if order.side == "buy" and usable(order.limit_price):
+        return order.limit_price
+    candidates = [order.limit_price, order.stop_price]
+    if mark is not None:
+        candidates += [mark.price, mark.ask if order.side == "buy" else mark.bid]
+    return max((price for price in candidates if usable(price)), default=None)

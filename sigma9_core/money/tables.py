@@ -1,0 +1,248 @@
+"""The journal's tables: append-only, keyed by node and number, the same on SQLite and PostgreSQL.
+
+Numbers come from the node's one writer, never from the database. Times are RFC 3339 text in UTC with
+microseconds, which sorts as time does; amounts of money are the text of their decimal. What only one database
+needs stands at the end, from `file_of` on.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from pathlib import Path
+from typing import Any, Final
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Connection,
+    Engine,
+    Index,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    create_engine,
+    event,
+    make_url,
+)
+from sqlalchemy.pool import NullPool
+
+from sigma9_core.errors import JournalError
+
+SCHEMA: Final = 1
+"""The version of these tables; a journal of a newer one is not opened."""
+BUSY_SECONDS: Final = 2.0
+"""How long a write waits for another process's lock."""
+
+METADATA: Final = MetaData()
+
+
+def _node() -> Column[str]:
+    return Column("node", String(32), primary_key=True)
+
+
+def _number(name: str = "n") -> Column[int]:
+    return Column(name, BigInteger, primary_key=True, autoincrement=False)
+
+
+def _moment(name: str) -> Column[str]:
+    return Column(name, String(27), nullable=False)
+
+
+META: Final = Table(
+    "meta",
+    METADATA,
+    _node(),
+    _number(),
+    _moment("wall"),
+    Column("key", String(32), nullable=False),
+    Column("value", Text, nullable=False),
+)
+"""The journal's own facts, such as its id; the newest value of a key counts."""
+
+EVENTS: Final = Table(
+    "events",
+    METADATA,
+    _node(),
+    _number("seq"),
+    _moment("ts"),
+    _moment("wall"),
+    Column("type", String(32), nullable=False),
+    Column("symbol", String(32)),
+    Column("source", String(32)),
+    Column("cause", Text),
+    Column("order_id", String(64)),
+    Column("event", String(32)),
+    Column("trade_id", String(128)),
+    Column("body", Text, nullable=False),
+    Index("events_by_order", "node", "order_id", "seq", "event"),
+    Index("events_by_trade", "node", "trade_id", "seq"),
+)
+"""Durable events; `body` is the envelope exactly as it was published."""
+
+ORDERS: Final = Table(
+    "orders",
+    METADATA,
+    _node(),
+    _number(),
+    Column("order_id", String(64), nullable=False),
+    _moment("ts"),
+    _moment("wall"),
+    Column("approved", Boolean, nullable=False),
+    Column("request", Text, nullable=False),
+    Column("verdicts", Text, nullable=False),
+    Column("cause", Text),
+    Column("snapshot", Text, nullable=False),
+    Index("orders_by_id", "node", "order_id", "n"),
+    Index("orders_by_time", "node", "ts"),
+)
+
+FILLS: Final = Table(
+    "fills",
+    METADATA,
+    _node(),
+    _number(),
+    Column("exec_id", String(128), nullable=False),
+    Column("order_id", String(64), nullable=False),
+    Column("broker_order_id", String(64)),
+    Column("symbol", String(32), nullable=False),
+    Column("side", String(8), nullable=False),
+    Column("quantity", Text, nullable=False),
+    Column("price", Text, nullable=False),
+    Column("commission", Text, nullable=False),
+    _moment("ts"),
+    _moment("wall"),
+    Column("strategy", String(128)),
+    Column("source", String(32), nullable=False),
+    Column("recovered", Boolean, nullable=False),
+    UniqueConstraint("node", "exec_id", "order_id", name="fills_once"),
+)
+
+COMMANDS: Final = Table(
+    "commands",
+    METADATA,
+    _node(),
+    _number(),
+    Column("stage", String(16), nullable=False),
+    Column("command", String(64), nullable=False),
+    Column("id", String(64)),
+    Column("digest", String(128), nullable=False),
+    Column("source", String(32), nullable=False),
+    Column("actor", Text),
+    _moment("ts"),
+    Column("body", Text, nullable=False),
+    Index("commands_by_id", "node", "command", "id", "n"),
+)
+
+NOTES: Final = Table(
+    "notes",
+    METADATA,
+    _node(),
+    _number(),
+    Column("kind", String(64), nullable=False),
+    _moment("ts"),
+    _moment("wall"),
+    Column("body", Text, nullable=False),
+    Index("notes_by_kind", "node", "kind", "n"),
+)
+
+NUMBERED: Final[tuple[Table, ...]] = (META, ORDERS, FILLS, COMMANDS, NOTES)
+"""The tables whose rows share one count, so that `n` is the order in which they were committed."""
+
+
+def where(url: str) -> str:
+    """Name a journal in a message: the file, or the address without its password."""
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        return parsed.database or "(in memory)"
+    return parsed.render_as_string(hide_password=True)
+
+
+def file_of(url: str) -> Path | None:
+    """Give the file that a journal is kept in, None where a database server keeps it."""
+    parsed = make_url(url)
+    if parsed.get_backend_name() != "sqlite":
+        return None
+    if parsed.database in (None, "", ":memory:"):
+        raise JournalError("a journal can't be kept in memory: give database.path a file")
+    return Path(str(parsed.database))
+
+
+def adapt(url: str, *, writer: bool) -> Engine:
+    """Build an engine whose commits are durable, or whose readers see one moment in each transaction."""
+    parsed = make_url(url)
+    if file_of(url) is None:
+        return create_engine(parsed, pool_pre_ping=not writer)
+    engine = create_engine(
+        parsed,
+        poolclass=NullPool if writer else None,
+        connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False},
+    )
+
+    @event.listens_for(engine, "connect")
+    def _connected(connection: sqlite3.Connection, _record: object) -> None:
+        connection.isolation_level = None  # Python's own BEGIN would come too late and take no lock
+        cursor = connection.cursor()
+        try:
+            if writer:
+                cursor.execute("PRAGMA journal_mode=WAL")
+                cursor.execute("PRAGMA synchronous=FULL")
+                cursor.execute("PRAGMA fullfsync=ON")  # macOS: past the drive's cache
+                cursor.execute("PRAGMA recursive_triggers=ON")  # INSERT OR REPLACE is a deletion too
+                cursor.execute("PRAGMA journal_size_limit=67108864")
+            else:
+                cursor.execute("PRAGMA query_only=ON")
+        finally:
+            cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def _begun(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writer else "BEGIN")
+
+    return engine
+
+
+def prepare(url: str) -> None:
+    """Make the folder (0700) and the file (0600) that a journal needs, where it is a file."""
+    path = file_of(url)
+    if path is None:
+        return
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.fchmod(descriptor, 0o600)  # its -wal and -shm files take the same mode
+    finally:
+        os.close(descriptor)
+
+
+def create(connection: Connection) -> None:
+    """Make the tables where they are missing, and what keeps them append-only."""
+    METADATA.create_all(connection)
+    if connection.dialect.name != "sqlite":
+        return
+    for table in METADATA.sorted_tables:
+        for action in ("UPDATE", "DELETE"):
+            connection.exec_driver_sql(
+                f"CREATE TRIGGER IF NOT EXISTS {table.name}_no_{action.lower()} BEFORE {action} ON {table.name} "
+                "BEGIN SELECT RAISE(ABORT, 'the journal is append-only'); END"
+            )
+
+
+def fault_of(connection: Connection) -> str | None:
+    """Ask the database to read its whole file; give the first fault, None where there is none."""
+    if connection.dialect.name != "sqlite":
+        return None
+    answer: Any = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
+    return None if answer == "ok" else str(answer).splitlines()[-1]
+
+
+def size_of(connection: Connection) -> int:
+    """Give the bytes of the database's file, 0 where it has none of its own."""
+    if connection.dialect.name != "sqlite":
+        return 0
+    pages: int = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+    size: int = connection.exec_driver_sql("PRAGMA page_size").scalar_one()
+    return pages * size

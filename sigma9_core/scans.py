@@ -1,0 +1,93 @@
+"""Scans: run the scanners over the feed's daily bars, on their workers, and renew the watchlist."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from datetime import date, timedelta
+from typing import Any, Final
+from zoneinfo import ZoneInfo
+
+from sigma9_core.calendar import Calendar
+from sigma9_core.clock import Clock
+from sigma9_core.contracts import Feed
+from sigma9_core.errors import CommandError
+from sigma9_core.scanning import ScanResult, merge, scan
+from sigma9_core.strategies import Strategy
+from sigma9_core.watchlist import Watchlist
+
+log = logging.getLogger("sigma9.scan")
+
+NEW_YORK: Final = ZoneInfo("America/New_York")
+SPARE_SESSIONS: Final = 10
+
+
+class Scans:
+    """Runs one scan at a time; on the outer loop."""
+
+    def __init__(
+        self, strategies: Sequence[Strategy], feed: Feed, watchlist: Watchlist, clock: Clock, calendar: Calendar
+    ) -> None:
+        self._strategies = strategies
+        self._feed = feed
+        self._watchlist = watchlist
+        self._clock = clock
+        self._calendar = calendar
+        self._running = asyncio.Lock()
+
+    async def run(self, names: Sequence[str] | None = None) -> Mapping[str, Any]:
+        """Scan as of the last complete session and renew the watchlist; give a summary.
+
+        Raise CommandError: `busy` while a scan runs, `not_found` for a strategy that is not there, `internal`
+        where every scanner failed (the old list stays).
+        """
+        known = {strategy.name: strategy for strategy in self._strategies}
+        for name in names or ():
+            if name not in known:
+                raise CommandError("not_found", f"no strategy is called '{name}'", {"field": "strategies"})
+        chosen = [known[name] for name in names] if names else [s for s in self._strategies if s.enabled]
+        if self._running.locked():
+            raise CommandError("busy", "a scan is running already")
+        async with self._running:
+            as_of = await self.as_of()
+            results = [result for each in chosen if (result := await self._one(each, as_of)) is not None]
+            failed = [strategy.name for strategy in chosen if strategy.name not in {r.name for r in results}]
+            if chosen and not results:
+                raise CommandError("internal", f"every scanner failed: {', '.join(failed)}; the log says why")
+            items = merge(results, added_at=self._clock.now())
+            strategy = chosen[0].name if len(chosen) == 1 else None
+            update = self._watchlist.renew(items, strategy)
+            log.info("scan as of %s: %d on the watchlist", as_of, update.count)
+            return {
+                "as_of": as_of.isoformat(),
+                "count": update.count,
+                "added": list(update.added),
+                "removed": list(update.removed),
+                "failed": failed,
+            }
+
+    async def as_of(self) -> date:
+        """Tell the date of the last complete session."""
+        await self._calendar.ready()
+        now = self._clock.now()
+        today = now.astimezone(NEW_YORK).date()
+        session = self._calendar.on(today)
+        last = today if session is not None and now >= session.close else today - timedelta(days=1)
+        before = self._calendar.before(last, 1)
+        return date.fromisoformat(before[-1].day) if before else last
+
+    async def _one(self, strategy: Strategy, as_of: date) -> ScanResult | None:
+        try:
+            result = await strategy.scan_guard.call(_scan, self._feed, strategy, as_of)
+        except Exception:  # noqa: BLE001 - a plugin may raise anything; its guard has logged and counted it
+            return None
+        return result
+
+
+def _scan(feed: Feed, strategy: Strategy, as_of: date) -> ScanResult:
+    bars = feed.daily_bars(as_of, strategy.scanner.lookback + SPARE_SESSIONS)
+    result = scan(bars, strategy.scanner, as_of, strategy.name)
+    if result.error is not None:
+        raise RuntimeError(result.error)
+    return result

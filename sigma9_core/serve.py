@@ -1,0 +1,170 @@
+"""The process around an engine: the lock on its data, signals, the kill's door, the banner, and an orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final
+
+from sigma9_core import __version__
+from sigma9_core.clock import monotonic
+from sigma9_core.config import Settings
+from sigma9_core.configfile import secrets_of
+from sigma9_core.contracts import Feed
+from sigma9_core.datadir import KILL_SOCKET, DataDir
+from sigma9_core.engine import Engine
+from sigma9_core.log import Logging, redact, watch_loop
+from sigma9_core.money.door import KillDoor
+from sigma9_core.plugins import PluginHost
+from sigma9_core.tokens import ADMIN_FILE, TokenBook
+
+log = logging.getLogger("sigma9.server")
+
+HEARD: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+FORCED: Final = 130
+"""Exit code of a second Ctrl-C, which does not wait for the orderly end."""
+
+Work = Callable[[Engine], Awaitable[int]]
+
+
+def run_server(settings: Settings, started: float, logs: Logging) -> int:
+    """Run the server until Ctrl-C or SIGTERM; `started` is when the process began (monotonic seconds).
+
+    Raise ConfigError or another Sigma9Error where the start is refused.
+    """
+    return Process(settings, logs, started).run()
+
+
+class Process:
+    """Runs one engine until it is asked to end, or until its work is done."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        logs: Logging,
+        started: float,
+        *,
+        work: Work | None = None,
+        services: bool = True,
+        watch: Callable[[Feed], Sequence[str]] | None = None,
+    ) -> None:
+        self.settings = settings
+        self._logs = logs
+        self._started = started
+        self._work = work or self._serve
+        self._services = services
+        self._watch = watch
+        self._data = DataDir(settings.data_dir)
+        self._asked = 0
+        self._end: asyncio.Event | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def run(self) -> int:
+        """Lock the data, build the engine, run it, and give the exit code."""
+        fixed = self.settings.auth.token
+        for secret in secrets_of(self.settings):
+            redact(secret)
+        self._data.lock(self.settings.node)
+        with self._data, _wakeup() as signals:
+            tokens = TokenBook(self._data, fixed.get_secret_value() if fixed else None)
+            tokens.start()
+            if admin := tokens.admin():
+                redact(admin)
+            host = PluginHost(self.settings.plugins)
+            host.load()
+            engine = Engine(
+                self.settings,
+                host=host,
+                data_dir=self._data,
+                tokens=tokens,
+                services=self._services,
+                watch=self._watch,
+            )
+            return asyncio.run(self._main(engine, signals))
+
+    async def _main(self, engine: Engine, signals: socket.socket) -> int:
+        self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
+        watch_loop(self._loop, "outer")
+        self._logs.bridge(engine.publish_log)
+        door = KillDoor(self._data.file(KILL_SOCKET), engine.kill, engine.specs, self._asked_to_end)
+        try:
+            await engine.start()
+            await engine.money.call(door.open(signals))
+            if engine.url is not None:
+                self._data.announce(engine.url, self.settings.node, self.settings.server.tls.cert)
+            return await self._until_asked(engine)
+        finally:
+            if engine.money.running:
+                await engine.money.call(door.close())
+            await engine.stop()
+
+    async def _until_asked(self, engine: Engine) -> int:
+        """Do the work, but end it when a signal asks for the end."""
+        if self._end is None:
+            raise RuntimeError("the process is not running")
+        work = asyncio.ensure_future(self._work(engine))
+        end = asyncio.ensure_future(self._end.wait())
+        await asyncio.wait((work, end), return_when=asyncio.FIRST_COMPLETED)
+        end.cancel()
+        if work.done():
+            return work.result()
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+        return 0
+
+    async def _serve(self, engine: Engine) -> int:
+        show_banner(engine, self._data, monotonic() - self._started)
+        await asyncio.Event().wait()
+        return 0
+
+    def _asked_to_end(self) -> None:
+        """Take SIGINT or SIGTERM, on the money lane; a second one does not wait."""
+        self._asked += 1
+        if self._asked > 1:
+            sys.stderr.write("ended at once: positions and orders stay as they are at the broker\n")
+            os._exit(FORCED)
+        log.info("stopping; press Ctrl-C again to leave at once")
+        if self._loop is not None and self._end is not None:
+            self._loop.call_soon_threadsafe(self._end.set)
+
+
+def show_banner(engine: Engine, data: DataDir, seconds: float) -> None:
+    """Print where everything is, on stdout: addresses, the token's place, and what to try."""
+    settings = engine.settings
+    what = f"{engine.clock.kind} market, {settings.broker} broker"
+    lines = [
+        f"Sigma9 {__version__}, node {settings.node}: {what}; up in {seconds:.1f} s",
+        *(f"  {line}" for line in engine.banner),
+        f"  Token               {data.file(ADMIN_FILE)}",
+        "  Stop everything     sigma9 kill      End the server: Ctrl-C",
+    ]
+    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.flush()
+
+
+@contextmanager
+def _wakeup() -> Iterator[socket.socket]:
+    """Let signals be read from a socket: the interpreter writes there at once, whatever the main thread does."""
+    reader, writer = socket.socketpair()
+    reader.setblocking(False)
+    writer.setblocking(False)
+    handlers = {number: signal.signal(number, _heard) for number in HEARD}
+    before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    try:
+        yield reader
+    finally:
+        signal.set_wakeup_fd(before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        reader.close()
+        writer.close()
+
+
+def _heard(_number: int, _frame: object) -> None:
+    """Do nothing: the number has gone to the wake-up socket, and the money lane reads it there."""

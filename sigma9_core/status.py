@@ -1,0 +1,62 @@
+"""The status: one body for REST, MQTT and the status_update event, put together from parts (contract 3)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from sigma9_core.board import Board
+from sigma9_core.events import StatusPart, StatusUpdate
+
+AT_MOST_EVERY: Final = 0.25
+"""Seconds between two status_update events; a kill is told at once."""
+
+
+class StatusTeller:
+    """Publishes `status` on the board, and a status_update when a part of it changes; on the outer loop."""
+
+    def __init__(
+        self, board: Board, build: Callable[[], dict[str, Any]], emit: Callable[[StatusUpdate], None]
+    ) -> None:
+        self._board = board
+        self._build = build
+        self._emit = emit
+        self._changed: dict[StatusPart, str | None] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._last = -AT_MOST_EVERY
+
+    def refresh(self) -> Mapping[str, Any]:
+        """Put the newest body on the board, without an event: numbers that merely move."""
+        body = self._build()
+        self._board.set("status", body)
+        return body
+
+    def changed(self, part: StatusPart, reason: str | None = None) -> None:
+        """Tell that a part changed: at once for the kill switch, else at most one event in 250 ms."""
+        self._changed[part] = reason
+        loop = asyncio.get_running_loop()
+        if part == "kill_switch":
+            self._tell()
+        elif self._timer is None:
+            wait = max(0.0, self._last + AT_MOST_EVERY - loop.time())
+            self._timer = loop.call_later(wait, self._tell)
+
+    def flush(self) -> None:
+        """Tell now what is still to be told."""
+        if self._changed:
+            self._tell()
+
+    def _tell(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._last = asyncio.get_running_loop().time()
+        changed, self._changed = self._changed, {}
+        if not changed:
+            return
+        body = self.refresh()
+        reasons = [reason for reason in changed.values() if reason]
+        self._emit(
+            StatusUpdate(changed=tuple(changed), reason="; ".join(reasons) or None, status=dict(body)),
+        )
