@@ -170,7 +170,8 @@ def _raw_parquet(file: Path) -> pl.DataFrame:
     import polars as pl  # noqa: PLC0415
 
     try:
-        names = _names(file, list(pl.read_parquet_schema(file)))
+        with file.open("rb") as opened:
+            names = _names(file, list(pl.read_parquet_schema(opened)))
         raw = pl.read_parquet(file, columns=list(names.values()), glob=False)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         raise DataError(f"{file}: the Parquet file is broken: {' '.join(str(error).split())[:200]}") from error
@@ -191,16 +192,15 @@ def _raw_csv(file: Path) -> pl.DataFrame:
     columns = [str(number) for number in range(len(fields) + 1)]  # one more than there should be
     lines = body.count(b"\n") + (not body.endswith(b"\n") and bool(body))
 
+    table = separator.join(columns).encode() + b"\n" + body
+
     def parse(quote: str | None) -> pl.DataFrame:
         return pl.read_csv(
-            body,
-            has_header=False,
+            table,
             separator=separator,
             quote_char=quote,
-            schema=dict.fromkeys(columns, pl.String),
-            missing_columns="insert",
+            infer_schema_length=0,  # all columns are text
             truncate_ragged_lines=True,
-            raise_if_empty=False,
             encoding="utf8-lossy",
         )
 

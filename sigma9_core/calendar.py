@@ -43,7 +43,7 @@ RETRY_SECONDS: Final = (5.0, 300.0)
 CHECK_SECONDS: Final = 60.0
 """How often a loaded calendar is compared with the clock."""
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("sigma9.calendar")
 
 
 class CalendarMissing(DataError):
@@ -238,7 +238,7 @@ async def _keep_loaded(
             calendar.fill(kept.sessions)
         except CalendarMissing as error:
             calendar.error = str(error)
-            log.error("%s", error)  # noqa: TRY400 - the sentence says it all
+            log.error("%s", error)
             return
         except DataError as error:
             calendar.error = f"{error}; trying again in {pause:g} seconds"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -52,6 +53,8 @@ REASONS: Final[Mapping[str, str]] = {
     "chart": "there are no settings for charts",
 }
 """Why a key, or everything below it, has no place; the longest path that fits counts."""
+
+_PLACEHOLDER: Final = "what-a-variable-holds"
 
 
 @dataclass(slots=True)
@@ -163,38 +166,35 @@ def _origin(placed: Mapping[tuple[str, Location], Location], name: str, new: Loc
 
 
 def _refused(private: DataDir, name: str, body: dict[str, Any]) -> list[Fault]:
-    """Take out of a body what the new models refuse, and give the faults; ${NAME} is not looked up here."""
+    """Take out of a body what the new models refuse, and give the faults; what ${NAME} holds is not judged."""
     refused: list[Fault] = []
     while True:
         trial = f".{name}.{secrets.token_hex(6)}.yaml"
-        private.write_private(trial, yaml.safe_dump(_known(body)))
+        text = yaml.safe_dump(body)
+        private.write_private(trial, text)
+        environ = dict.fromkeys(re.findall(r"\$\{([A-Za-z0-9_]+)\}", text), _PLACEHOLDER)
         try:
             if name == "server":
-                load_settings(private.file(trial), environ={})
+                load_settings(private.file(trial), environ=environ)
             else:
-                load_client_settings(private.file(trial), environ={})
+                load_client_settings(private.file(trial), environ=environ)
         except ConfigError as error:
-            found = [fault for fault in error.faults if _take(body, fault.path)]
-            if not found:
-                return [*refused, *error.faults]
-            refused += found
+            taken = [
+                fault for fault in error.faults if not _is_variable(body, fault.path) and _take(body, fault.path)
+            ]
+            if not taken:
+                return refused
+            refused += taken
         else:
             return refused
         finally:
             private.remove(trial)
 
 
-def _known(value: Any) -> Any:
-    """Leave out what will come from the environment."""
-    if isinstance(value, dict):
-        return {key: _known(entry) for key, entry in value.items() if not _is_variable(entry)}
-    if isinstance(value, list):
-        return [_known(entry) for entry in value if not _is_variable(entry)]
-    return value
-
-
-def _is_variable(value: Any) -> bool:
-    return isinstance(value, str) and "${" in value
+def _is_variable(body: Any, path: str) -> bool:
+    for part in path.split("."):
+        body = body.get(part) if isinstance(body, dict) else None
+    return isinstance(body, str) and "${" in body
 
 
 def _take(body: Any, path: str) -> bool:

@@ -31,6 +31,7 @@ ROOT: Final = "sigma9"
 MASK: Final = "********"
 
 _MOST_DEPTH: Final = 6
+_SHORT: Final = 8
 _LONGEST_MESSAGE: Final = 8_000
 _WAITING_LINES: Final = 10_000
 _COLOURS: Final[Mapping[int, str]] = {
@@ -51,7 +52,10 @@ _secrets_lock = threading.Lock()
 
 
 def redact(secret: str) -> None:
-    """Never let this secret appear in a log line again, in no common spelling of it; an empty one is ignored."""
+    """Never let this secret appear in a log line again, in no common spelling of it; an empty one is ignored.
+
+    A short one is masked where it stands alone: inside of words it would blacken half of every line.
+    """
     global _pattern  # noqa: PLW0603 - one set of secrets for the process, as logging itself is
     if not secret:
         return
@@ -61,7 +65,13 @@ def redact(secret: str) -> None:
             return
         _secrets.update(spellings)
         longest_first = sorted(_secrets, key=len, reverse=True)
-        _pattern = re.compile("|".join(re.escape(spelling) for spelling in longest_first))
+        _pattern = re.compile("|".join(map(_masking, longest_first)))
+
+
+def _masking(secret: str) -> str:
+    if len(secret) >= _SHORT:
+        return re.escape(secret)
+    return rf"(?<![A-Za-z0-9]){re.escape(secret)}(?![A-Za-z0-9])"
 
 
 def redacted(text: str) -> str:

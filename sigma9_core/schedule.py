@@ -304,7 +304,7 @@ class Schedule:
         return self._jobs[first.id], first.next_run_time
 
     async def _fire(self, job: _Job, now: datetime) -> None:
-        """Run a job that is due; a session job that is late (a jump, a machine that slept) while it is worth it."""
+        """Run a job that is due; a session job that is late (a jump, a sleeping machine) while it is worth it."""
         if isinstance(job.trigger, SessionTrigger) and self._outstanding(job, now) is None:
             log.info("%s is left out: its time is over, or it has run already", job.id)
             return

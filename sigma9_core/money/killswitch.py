@@ -384,9 +384,10 @@ class KillSwitch:
         market_open = self._calendar.at(now) is not None
         waiting: list[str] = []
         for symbol, quantity in self._positions(kill).items():
-            closing = self._desk.orders.get(kill.closing.get(symbol, ""))
-            if closing is not None and closing.working:
-                continue  # one working close a symbol; `unknown` counts as working
+            closing = self._working_close(symbol)
+            if closing is not None:  # one working close a symbol; `unknown` counts as working
+                kill.closing[symbol] = closing.order_id
+                continue
             if not market_open or self._halted(symbol):
                 waiting.append(symbol)
                 continue
@@ -406,6 +407,13 @@ class KillSwitch:
                 if order is None or not order.working:
                     kill.closed.append(symbol)
         kill.detail = "waiting_for_market" if waiting else None
+
+    def _working_close(self, symbol: str) -> Order | None:
+        """Find a close of this or an earlier kill that still works, such as one sent before a restart."""
+        for order in self._desk.open_orders():
+            if order.request.symbol == symbol and order.request.intent == "kill":
+                return order
+        return None
 
     async def _close(self, kill: Kill, symbol: str, quantity: Decimal, side: Literal["buy", "sell"]) -> None:
         request = OrderRequest(

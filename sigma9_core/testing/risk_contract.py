@@ -30,11 +30,12 @@ from sigma9_core.clock import SteppedClock
 from sigma9_core.contracts import Mark, RiskRule, RiskView, Submission, Trip
 from sigma9_core.models import Intent, OrderRequest, OrderView, RuleUsage, Verdict
 from sigma9_core.money.gate import OTHERS, TABLE, Decision, GuardedRule, RiskGate
+from sigma9_core.money.pricing import usable
 from sigma9_core.testing.risk_views import NOW, SESSION, SYMBOLS, holding, mark, order, shown, view
 from sigma9_core.testing.small_desk import SmallDesk
 
 EXAMPLES: Final = settings(
-    max_examples=50,
+    max_examples=25,
     deadline=None,
     suppress_health_check=[HealthCheck.differing_executors, HealthCheck.too_slow],
 )
@@ -67,7 +68,7 @@ def marks(draw: st.DrawFn, symbol: str) -> Mark:
     """Draw marks, the unpleasant ones included: stale, halted, not a number."""
     price = draw(st.one_of(_prices, st.just(Decimal("NaN")), st.just(Decimal(0))))
     spread = draw(st.one_of(st.none(), st.decimals("0", "5", places=2)))
-    quote = {} if spread is None or not price > 0 else {"bid": price, "ask": price + spread}
+    quote = {} if spread is None or not usable(price) else {"bid": price, "ask": price + spread}
     return mark(symbol, price, age=draw(st.sampled_from((0.0, 30.0, 3600.0))), halted=draw(st.booleans()), **quote)
 
 

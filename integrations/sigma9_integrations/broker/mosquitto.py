@@ -40,11 +40,14 @@ def find() -> str | None:
     return shutil.which("mosquitto") or shutil.which("mosquitto", path=os.pathsep.join(PLACES))
 
 
-def command(program: str, folder: Path, host: str, port: int) -> list[str]:
-    """Write the configuration into `folder`, beside the account files, and give the command line."""
+def command(program: str, folder: Path, host: str, port: int, *, more: str = "") -> list[str]:
+    """Write the configuration into `folder`, beside the account files, and give the command line.
+
+    `more` holds further lines.
+    """
     lines = [f"listener {port} {host}", f"password_file {folder / PASSWORD_FILE}", f"acl_file {folder / ACL_FILE}"]
     if os.geteuid() == 0:  # else it becomes the user mosquitto, who can't read files of mode 0600
         lines.append("user root")
     config = folder / CONFIG_FILE
-    write_private(config, "\n".join(lines) + "\n" + SETTINGS, durable=False)
+    write_private(config, "\n".join(lines) + "\n" + SETTINGS + more, durable=False)
     return [program, "-c", str(config)]

@@ -32,7 +32,7 @@ from sigma9_integrations.mqtt.topics import QoS
 
 _LOG = logging.getLogger("sigma9.mqtt")
 _CLIENT_LOG = logging.getLogger("sigma9.mqtt.client")
-_CLIENT_LOG.setLevel(logging.ERROR)
+_CLIENT_LOG.setLevel(logging.CRITICAL)  # what it calls errors are lost connections, which a Link reports
 
 KEEPALIVE: Final = 10
 """Seconds; a broker that is frozen is noticed after twice as many."""
@@ -59,6 +59,9 @@ FAILURE: Final = 0x80
 _NODELAY: Final = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 _TOO_OLD: Final = frozenset((1, 0x84))
 """CONNACK codes of a broker that does not speak MQTT 5."""
+
+_NO_REASON: Final = (paho.MQTT_ERR_CONN_LOST, 0x80)
+"""What paho gives as the reason where it knows none, on MQTT 3.1.1 and on 5."""
 
 Protocol5 = Literal["5", "3.1.1"]
 
@@ -185,7 +188,9 @@ class Wire(aiomqtt.Client):
         """Wait until the connection is lost and raise MqttError."""
         await asyncio.wait([self._disconnected])
         reason = self._disconnected.exception()
-        raise aiomqtt.MqttError(f"the connection was lost: {reason or 'closed'}") from reason
+        known = isinstance(reason, aiomqtt.MqttCodeError) and reason.rc in _NO_REASON
+        text = "closed by the broker or the network" if reason is None or known else str(reason)
+        raise aiomqtt.MqttError(f"the connection was lost: {text}") from reason
 
     def _give_up(self) -> None:
         self._given_up = True

@@ -157,13 +157,9 @@ class Publisher:
                     "online" if complete else "offline",
                     qos=1,
                     retain=True,
-                    on_ack=self._told_online if complete else None,
+                    on_ack=(lambda _: self._on_online()) if complete else None,
                 )
             await self._presence.changed.wait()
-
-    def _told_online(self, code: int) -> None:
-        if code < FAILURE:
-            self._on_online()
 
     async def _tell_state(self, wire: Wire) -> None:
         while True:

@@ -15,7 +15,7 @@ from sigma9_integrations.mqtt.topics import Topics
 
 QUIET_SECONDS: Final = 0.05
 """Stored messages have all come when none came for this long."""
-LOOK_SECONDS: Final = 1.5
+LOOK_SECONDS: Final = 1.0
 """How long stored messages are waited for at most."""
 ANSWER_SECONDS: Final = 1.5
 """How long another server has to answer before the node takes itself for the only one."""
@@ -61,9 +61,10 @@ class Survey:
 
         They come at once after the subscription; a message to itself comes behind them on most brokers.
         """
-        await wire.fetch((self._topics.prefix + "/response/" + self._ask,))
+        echo = f"{self._topics.base}/reply/{self._ask}"
+        await wire.fetch((echo,))
         await wire.room()
-        wire.post(self._topics.prefix + "/response/" + self._ask, self._ask, qos=0)
+        wire.post(echo, self._ask, qos=0)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LOOK_SECONDS):
                 await self._news.wait()

@@ -1,4 +1,7 @@
-"""Real peers for tests: a Mosquitto of the test's own, and a client that keeps what it hears."""
+"""Real peers for tests: a Mosquitto of the test's own, a network that can be cut, a client that remembers.
+
+And `serving`: a `FakeServer` with the service `mqtt` in front of such a broker.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +10,24 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self, cast
 
 import aiomqtt
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from sigma9_core.clock import monotonic
+from sigma9_core.clock import SteppedClock, monotonic
+from sigma9_core.config import MqttSettings, ServerSettings, Settings
+from sigma9_core.contracts import PluginContext
+from sigma9_core.testing.fakes import FakeServer
 from sigma9_integrations.broker import mosquitto
 from sigma9_integrations.broker.accounts import Role, access, write_files
 from sigma9_integrations.broker.embedded import HOST, can_log_in, free_port
-from sigma9_integrations.mqtt.topics import QoS
+from sigma9_integrations.mqtt.service import MqttService
 
 
 class Mosquitto:
@@ -37,9 +44,7 @@ class Mosquitto:
 
     async def start(self) -> None:
         """Start it and return once it lets clients in; raise AssertionError where it does not."""
-        command = mosquitto.command(self._program, self._folder, self.host, self.port)
-        with Path(command[-1]).open("a", encoding="utf-8") as config:
-            config.write(self._more)
+        command = mosquitto.command(self._program, self._folder, self.host, self.port, more=self._more)
         self._process = await asyncio.create_subprocess_exec(
             *command, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
         )
@@ -76,6 +81,108 @@ class Mosquitto:
         if self._process is not None and self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._process.pid, which)
+
+
+class Proxy:
+    """A piece of network between a server and its broker: it can be cut, and mended."""
+
+    def __init__(self, broker: Mosquitto) -> None:
+        self.port = 0
+        self._broker = broker
+        self._listener: asyncio.Server | None = None
+        self._streams: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._open = True
+
+    async def start(self) -> None:
+        """Listen on a free port."""
+        self._listener = await asyncio.start_server(self._serve, HOST, 0)
+        self.port = self._listener.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        """Stop listening and end what is open."""
+        self.cut()
+        if self._listener is not None:
+            self._listener.close()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def cut(self) -> None:
+        """Reset every connection, and every new one from now on."""
+        self._open = False
+        for writer in tuple(self._streams):
+            writer.transport.abort()
+
+    def mend(self) -> None:
+        """Let connections through again."""
+        self._open = True
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if not self._open:
+            writer.transport.abort()
+            return
+        try:
+            far_reader, far_writer = await asyncio.open_connection(self._broker.host, self._broker.port)
+        except OSError:
+            writer.transport.abort()
+            return
+        pair = (writer, far_writer)
+        self._streams.update(pair)
+        for source, sink in ((reader, far_writer), (far_reader, writer)):
+            task = asyncio.create_task(self._pump(source, sink, pair), name="test-proxy")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _pump(
+        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, pair: tuple[asyncio.StreamWriter, ...]
+    ) -> None:
+        try:
+            while data := await source.read(65536):
+                sink.write(data)
+                await sink.drain()
+        except OSError:
+            pass  # it was cut
+        finally:
+            for writer in pair:
+                writer.transport.abort()
+                self._streams.discard(writer)
+
+
+def settings_for(
+    broker: Mosquitto, *, port: int | None = None, data_dir: Path | None = None, **mqtt: Any
+) -> Settings:
+    """Give the settings of a server that uses a test's broker as an external one."""
+    values: dict[str, Any] = {
+        "broker": "external",
+        "host": broker.host,
+        "port": port or broker.port,
+        "username": "sigma9",
+        "password": broker.passwords["sigma9"],
+        **mqtt,
+    }
+    return Settings(mqtt=MqttSettings(**values), data_dir=data_dir or Path("data"), server=ServerSettings())
+
+
+def service_for(settings: Settings, data_dir: Path | None = None) -> MqttService:
+    """Make the service; without a folder it keeps nothing."""
+    return MqttService(PluginContext("mqtt", settings, SteppedClock("simulated"), cast(Any, None), data_dir))
+
+
+@asynccontextmanager
+async def serving(
+    settings: Settings,
+    server: FakeServer | None = None,
+    *,
+    data_dir: Path | None = None,
+    service: MqttService | None = None,
+) -> AsyncIterator[FakeServer]:
+    """Run the service `mqtt` for a `FakeServer`, and stop it at the end."""
+    async with server or FakeServer(settings) as served:
+        service = service or service_for(settings, data_dir)
+        await service.start(served)
+        try:
+            yield served
+        finally:
+            await service.stop()
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +234,7 @@ class Client:
         with contextlib.suppress(aiomqtt.MqttError):
             await self._client.__aexit__(None, None, None)
 
-    async def subscribe(self, *filters: str, qos: QoS = 1) -> Sequence[int]:
+    async def subscribe(self, *filters: str, qos: int = 1) -> Sequence[int]:
         """Subscribe and give the broker's codes."""
         codes = await self._client.subscribe([(topic, qos) for topic in filters])
         return [code if isinstance(code, int) else code.value for code in codes]
@@ -137,7 +244,7 @@ class Client:
         topic: str,
         payload: str | bytes = "",
         *,
-        qos: QoS = 1,
+        qos: int = 1,
         retain: bool = False,
         reply_to: str | None = None,
         correlation: bytes | None = None,
@@ -153,7 +260,7 @@ class Client:
         await self._client.publish(topic, payload, qos, retain, properties)
 
     async def until(self, condition: Callable[[list[Heard]], bool], seconds: float = 5, *, what: str = "") -> None:
-        """Wait until the messages fulfil a condition; raise AssertionError, showing the last ones, where they don't."""
+        """Wait until the messages fulfil a condition; raise AssertionError, showing the last, where they don't."""
         deadline = monotonic() + seconds
         while not condition(self.heard):
             self._news.clear()

@@ -58,9 +58,7 @@ def minutes_of_day(day: Day, count: int, rng: random.Random) -> list[Minute]:
         if start is not None and start - 1 <= i <= start + 14:
             trades, buying, burst = _heat(i - start, closes[i] >= opens, buying)
         volume = volumes[i]
-        found.append(
-            Minute(opens, highs[i], lows[i], closes[i], volume, min(trades, volume), buying, burst)
-        )
+        found.append(Minute(opens, highs[i], lows[i], closes[i], volume, min(trades, volume), buying, burst))
         opens = closes[i]
     return found
 

@@ -371,9 +371,7 @@ class MarketModel:
         else:
             points = event_points(stock, ignition, opens, draft.close, minutes, rng)
         prices = [point.price for point in points]
-        return Day(
-            draft.day, opens, max(prices), min(prices), draft.close, volume, tuple(points), ignition
-        )
+        return Day(draft.day, opens, max(prices), min(prices), draft.close, volume, tuple(points), ignition)
 
     def _calm_points(
         self, stock: Stock, draft: _Draft, before: int, opens: int, minutes: int, rng: random.Random
@@ -451,9 +449,7 @@ def event_points(
 # --- arithmetic -----------------------------------------------------------------------------------------------
 
 
-def bridge(
-    rng: random.Random, start: int, target: int, moves: int, low: int, high: int
-) -> list[int]:
+def bridge(rng: random.Random, start: int, target: int, moves: int, low: int, high: int) -> list[int]:
     """Give the closes of `moves` days that end at `target`, each moving by `low` to `high` cents.
 
     From four moves on every target within reach can be had so; a target beyond it, or fewer moves, takes
@@ -462,7 +458,11 @@ def bridge(
     if moves <= 0:
         return []
     gap = target - start
-    fits = [ups for ups in range(moves + 1) if ups * low - (moves - ups) * high <= gap <= ups * high - (moves - ups) * low]
+    fits = [
+        ups
+        for ups in range(moves + 1)
+        if ups * low - (moves - ups) * high <= gap <= ups * high - (moves - ups) * low
+    ]
     if not fits:
         return [start + gap * (i + 1) // moves for i in range(moves)]
     nearest = min(abs(2 * ups - moves) for ups in fits)

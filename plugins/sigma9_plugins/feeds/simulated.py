@@ -12,7 +12,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -103,6 +103,12 @@ class SimulatedFeed:
         return tuple(self._model.stocks)
 
     @property
+    def starts_at(self) -> datetime:
+        """Tell when the first day starts; it may be no session, then the market starts at the next one."""
+        config = self._config
+        return datetime.combine(config.start, time.fromisoformat(config.start_time), NEW_YORK).astimezone(UTC)
+
+    @property
     def now(self) -> datetime | None:
         """Tell the market time of the newest slice; None before `connect`."""
         return self._now
@@ -170,7 +176,15 @@ class SimulatedFeed:
             if now is None or session.close <= now
         ][-sessions:]
         rows = [
-            (symbol, found.day, found.open / 100, found.high / 100, found.low / 100, found.close / 100, found.volume)
+            (
+                symbol,
+                found.day,
+                found.open / 100,
+                found.high / 100,
+                found.low / 100,
+                found.close / 100,
+                found.volume,
+            )
             for symbol in self._model.stocks
             for found in (self._model.day(symbol, day) for day in days)
             if found is not None
@@ -197,8 +211,7 @@ class SimulatedFeed:
 
     def _first_moment(self) -> datetime:
         config = self._config
-        midnight = datetime.combine(config.start, time(), NEW_YORK)
-        session = self._calendar.on(config.start) or self._calendar.after(midnight)
+        session = self._calendar.on(config.start) or self._calendar.after(self.starts_at)
         if session is None:
             raise DataError(
                 f"the calendar {self._calendar.name} has no session from {config.start} on: "

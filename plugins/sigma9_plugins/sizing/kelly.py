@@ -56,7 +56,7 @@ class Kelly:
 
 
 def kelly(trades: Sequence[Decimal]) -> Decimal:
-    """Give f* for the results of some trades, which may be negative."""
+    """Give f* for the results of some trades: below zero without an edge, -1 without a single win."""
     wins = [trade for trade in trades if trade > 0]
     losses = [-trade for trade in trades if trade <= 0]
     if not wins:

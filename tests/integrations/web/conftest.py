@@ -123,7 +123,7 @@ class Node:
         if token is not None:
             shown["Authorization"] = f"Bearer {token}"
         url = f"{self.url.replace('http', 'ws', 1)}/ws/feed{query}"
-        return connect(url, additional_headers=shown, proxy=None, **more)
+        return connect(url, additional_headers=shown, proxy=None, max_queue=None, **more)
 
 
 class Frames:

@@ -96,7 +96,7 @@ def test_there_are_never_more_positions_than_the_limit(data: st.DataObject) -> N
         desk = SmallDesk([rule(max_orders=4, max_entries_per_day=8)])
         passed = 0
         for _ in range(data.draw(st.integers(1, 25))):
-            if desk.working and data.draw(st.booleans()):
+            if data.draw(st.booleans()) and desk.working:
                 order_id = data.draw(st.sampled_from(sorted(desk.working)))
                 (desk.fill if data.draw(st.booleans()) else desk.cancel)(order_id)
             else:

@@ -111,7 +111,7 @@ def test_approved_orders_never_exceed_the_limit(data: st.DataObject) -> None:
     async def run() -> None:
         desk = SmallDesk([rule()])
         for _ in range(data.draw(st.integers(1, 20))):
-            if desk.working and data.draw(st.booleans()):
+            if data.draw(st.booleans()) and desk.working:
                 order_id = data.draw(st.sampled_from(sorted(desk.working)))
                 desk.fill(order_id, data.draw(st.none() | st.integers(1, 50).map(Decimal)))
             else:

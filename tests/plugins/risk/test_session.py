@@ -143,7 +143,7 @@ def test_an_unknown_time_zone_is_named() -> None:
     configured = Settings(scheduler=SchedulerSettings(timezone="Mars/Olympus"))
     context = PluginContext("r13", configured, SteppedClock("replay"), Calendar("XNYS"), None)
 
-    with pytest.raises(PluginError, match="scheduler.timezone.*Mars/Olympus"):
+    with pytest.raises(PluginError, match=r"scheduler\.timezone.*Mars/Olympus"):
         build(SessionConfig(), context)
 
 

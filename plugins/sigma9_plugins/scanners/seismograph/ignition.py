@@ -14,7 +14,7 @@ and no trades the velocity can't be known at all: the other three parts are then
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 from sigma9_plugins.scanners.seismograph.trigger_config import IgnitionConfig
 from sigma9_plugins.scanners.seismograph.windows import Box, Minute, Minutes, Window
@@ -28,8 +28,6 @@ STEPS: Final = 4
 UNIT: Final = 10_000
 """Sizes are counted in ten-thousandths of a share."""
 VOLUME_SECONDS: Final = 360
-
-Half = Literal[0.0, 0.5, 1.0] | float
 
 
 @dataclass(frozen=True, slots=True)

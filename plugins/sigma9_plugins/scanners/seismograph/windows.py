@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final, NamedTuple
 
 BOX_BARS: Final = 30
@@ -157,12 +158,12 @@ class Minutes:
         return [self._bars[index].volume for index in range(-count, 0)]
 
     def atr(self) -> float | None:
-        """Give the mean true range of the last 14 complete bars; None while there are fewer (15 with the first)."""
+        """Give the mean true range of the last 14 complete bars; None without them and the one before."""
         if len(self._bars) <= ATR_BARS:
             return None
         bars = [self._bars[index] for index in range(-ATR_BARS - 1, 0)]
         total = 0.0
-        for before, bar in zip(bars, bars[1:], strict=False):
+        for before, bar in pairwise(bars):
             total += max(bar.high - bar.low, abs(bar.high - before.close), abs(bar.low - before.close))
         return total / ATR_BARS
 

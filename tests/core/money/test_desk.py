@@ -1,0 +1,232 @@
+"""Tests of `sigma9_core.money.desk`: decided once, written down, sent once, followed to the end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from pytest_mock import MockerFixture
+
+from sigma9_core.errors import CommandError, JournalError
+from sigma9_core.models import OrderRequest, OrderStatus
+from sigma9_core.money import desk as desk_module
+from sigma9_core.testing.money_room import AllowAll, MoneyRoom
+
+
+@pytest.fixture(name="room")
+async def _room(tmp_path: Path) -> AsyncIterator[MoneyRoom]:
+    async with MoneyRoom(tmp_path, rule=AllowAll(refuses="NOPE")) as room:
+        yield room
+
+
+async def test_the_intent_is_durable_before_the_broker_sees_it(room: MoneyRoom) -> None:
+    """When the exchange gets an order, its intent can be read from the journal already."""
+    seen: list[bool] = []
+    submit = room.exchange.submit
+
+    async def spy(orders: list[object]) -> None:
+        seen.extend(room.journal.intent(order.order_id) is not None for order in orders)  # type: ignore[attr-defined]
+        await submit(orders)  # type: ignore[arg-type]
+
+    room.exchange.submit = spy  # type: ignore[assignment,method-assign]
+    await room.buy()
+
+    assert seen == [True]
+
+
+async def test_an_order_goes_through_its_life(room: MoneyRoom) -> None:
+    """An order is submitted, accepted, filled in parts and filled, each told once, in order, from the journal."""
+    order = await room.buy()
+    await room.fill(order, "10", 40)
+    await room.fill(order, "11")
+
+    assert await room.told(order) == ["submitted", "accepted", "partially_filled", "filled"]
+    assert room.path.portfolio.quantity("AAPL") == 100
+    assert [e.seq for e in room.events] == list(range(1, len(room.events) + 1))
+
+
+async def test_a_refused_order_is_told_and_never_sent(room: MoneyRoom) -> None:
+    """What a rule refuses is journalled with its verdicts, told as risk_rejected, and does not reach the broker."""
+    order = await room.buy("NOPE")
+
+    assert order.status is OrderStatus.RISK_REJECTED
+    assert order.rule == "allow_all"
+    assert await room.told(order) == ["risk_rejected"]
+    assert room.exchange.submitted == []
+    intent = room.journal.intent(order.order_id)
+    assert intent is not None
+    assert not intent.approved
+
+
+async def test_a_group_is_sent_whole_or_not_at_all(room: MoneyRoom) -> None:
+    """Where one order of a group is refused, none of it is sent, and all of it is told as risk_rejected."""
+    entry = OrderRequest(symbol="AAPL", side="buy", quantity=Decimal(10))
+    leg = OrderRequest(symbol="NOPE", side="sell", quantity=Decimal(10))
+    orders = await room.desk.submit([entry, leg])
+
+    assert [order.status for order in orders] == [OrderStatus.RISK_REJECTED] * 2
+    assert room.exchange.submitted == []
+    assert room.desk.open_orders() == []
+
+
+async def test_a_failing_journal_sends_nothing(room: MoneyRoom, mocker: MockerFixture) -> None:
+    """Where the intent can't be made durable, the order is not sent, not counted, and the caller hears why."""
+
+    async def full(*_: object, **__: object) -> None:
+        raise JournalError("disk full")
+
+    mocker.patch.object(room.journal, "commit", full)
+    with pytest.raises(JournalError, match="disk full"):
+        await room.buy()
+
+    assert room.exchange.submitted == []
+    assert room.desk.open_orders() == []
+    assert room.desk.view().entries_today == 0
+
+
+async def test_a_refusal_by_the_broker_ends_the_order(room: MoneyRoom) -> None:
+    """BrokerRefused means: dead, and told as rejected."""
+    room.exchange.faults.add("refuse")
+    order = await room.buy()
+
+    assert await room.told(order) == ["submitted", "rejected"]
+
+
+@pytest.mark.parametrize("fault", ["raise", "lost_ack", "hang"])
+async def test_silence_is_unknown_and_never_a_rejection(
+    room: MoneyRoom, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error or silence on submit makes the order unknown: it counts as working and is not sent again."""
+    monkeypatch.setattr(desk_module, "SUBMIT_TIMEOUT", 0.05)
+    room.exchange.faults.add(fault)  # type: ignore[arg-type]
+    order = await room.buy()
+
+    assert order.status is OrderStatus.UNKNOWN
+    assert (await room.told(order))[-1] == "unknown"
+    assert order in room.desk.open_orders()
+    assert len(room.exchange.submitted) <= 1
+
+
+async def test_an_unknown_order_is_settled_by_reading_back(room: MoneyRoom) -> None:
+    """An order whose acknowledgement was lost is found at the broker; one that never arrived is told as rejected."""
+    room.exchange.faults.add("lost_ack")
+    arrived = await room.buy()
+    room.exchange.faults = {"raise"}
+    lost = await room.buy("MSFT")
+    room.exchange.faults.clear()
+    await room.path.reconciler.resolve_unknown(room.path.link)
+
+    assert arrived.status is OrderStatus.ACCEPTED
+    assert lost.status is OrderStatus.REJECTED
+    assert room.exchange.submitted == [arrived.order_id]
+
+
+async def test_an_order_on_its_way_is_not_settled_by_a_read_back(room: MoneyRoom) -> None:
+    """A read-back in the middle of a submit leaves that order alone: its own answer says what became of it."""
+    gate = asyncio.Event()
+    submit = room.exchange.submit
+
+    async def slow(orders: list[object]) -> None:
+        await gate.wait()
+        await submit(orders)  # type: ignore[arg-type]
+
+    room.exchange.submit = slow  # type: ignore[assignment,method-assign]
+    sending = asyncio.create_task(room.buy())
+    await room.until(lambda: room.desk.in_flight)
+    await room.path.reconciler.run(room.path.link)
+    gate.set()
+    order = await sending
+
+    assert order.status is OrderStatus.ACCEPTED
+
+
+async def test_a_doubled_report_counts_once(room: MoneyRoom) -> None:
+    """Reports that come twice change nothing the second time: one fill, one event."""
+    room.exchange.faults.add("doubled")
+    order = await room.buy()
+    await room.fill(order, "10")
+
+    assert await room.told(order) == ["submitted", "accepted", "filled"]
+    assert room.path.portfolio.quantity("AAPL") == 100
+    assert len(list(room.journal.fills())) == 1
+
+
+async def test_the_gate_counts_an_order_from_its_decision_on(room: MoneyRoom) -> None:
+    """Orders that are decided side by side see each other: each decision counts the ones before it."""
+    counted: list[int] = []
+    decide = room.path.gate.decide
+
+    async def spy(order_id: str, request: OrderRequest, view: object, **more: object) -> object:
+        counted.append(len(view.working))  # type: ignore[attr-defined]
+        return await decide(order_id, request, view, **more)  # type: ignore[arg-type]
+
+    room.path.gate.decide = spy  # type: ignore[assignment,method-assign]
+    await asyncio.gather(*(room.buy(symbol) for symbol in ("A", "B", "C", "D")))
+
+    assert counted == [0, 1, 2, 3]
+
+
+async def test_nothing_leaves_once_the_gate_has_closed(room: MoneyRoom) -> None:
+    """A kill that comes while an intent is being written stops the order before it is sent."""
+    commit = room.journal.commit
+
+    async def slow(*records: object, **more: object) -> object:
+        done = await commit(*records, **more)  # type: ignore[arg-type]
+        room.path.gate.close(None)
+        return done
+
+    room.journal.commit = slow  # type: ignore[assignment,method-assign]
+    order = await room.buy()
+    room.path.gate.reopen(None)
+
+    assert room.exchange.submitted == []
+    assert await room.told(order) == ["submitted", "cancelled"]
+
+
+async def test_a_change_is_judged_and_told(room: MoneyRoom) -> None:
+    """A working order is changed through the gate, and told as replaced with its new terms."""
+    order = await room.buy(order_type="limit", limit_price=Decimal(9))
+    await room.desk.modify(order.order_id, {"limit_price": Decimal(8)})
+
+    assert order.view().limit_price == 8
+    assert (await room.told(order))[-1] == "replaced"
+
+
+async def test_a_cancel_and_a_fill_may_cross(room: MoneyRoom) -> None:
+    """A fill that arrives after the cancel is counted, and the position is right."""
+    order = await room.buy()
+    await room.desk.cancel(order.order_id)
+    room.exchange.orders[order.order_id].state = "working"
+    await room.fill(order, "10", 30)
+
+    assert order.status is OrderStatus.CANCELLED
+    assert room.path.portfolio.quantity("AAPL") == 30
+
+
+async def test_an_ended_or_unknown_id_is_answered(room: MoneyRoom) -> None:
+    """Cancelling what does not exist is not_found; what has ended is a conflict that names its status."""
+    order = await room.buy()
+    await room.fill(order, "10")
+
+    with pytest.raises(CommandError) as missing:
+        await room.desk.cancel("nothing")
+    with pytest.raises(CommandError) as ended:
+        await room.desk.cancel(order.order_id)
+
+    assert missing.value.code == "not_found"
+    assert (ended.value.code, ended.value.details["status"]) == ("conflict", "filled")
+
+
+async def test_a_report_on_a_strange_order_changes_nothing(room: MoneyRoom) -> None:
+    """A report on an order that is not ours is counted and logged, and nothing else."""
+    order = await room.buy()
+    await room.fill(order, "10")
+    before = len(room.events)
+    room.desk.orders.clear()
+    room.exchange.report("cancelled", order.order_id)
+
+    assert room.desk.orphan_reports == 1
+    assert len(room.events) == before

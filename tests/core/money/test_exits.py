@@ -1,0 +1,166 @@
+"""Tests of `sigma9_core.money.exits`: no position stands without a stop."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from sigma9_core.errors import CommandError
+from sigma9_core.models import ExitPlan, OrderStatus
+from sigma9_core.testing.money_room import MoneyRoom
+
+PLAN = ExitPlan(time_stop_seconds=180, trail_amount=Decimal("0.15"))
+
+
+@pytest.fixture(name="room")
+async def _room(tmp_path: Path) -> AsyncIterator[MoneyRoom]:
+    async with MoneyRoom(tmp_path) as room:
+        yield room
+
+
+async def test_the_stop_goes_out_with_the_entry(room: MoneyRoom) -> None:
+    """Entry and protective stop are one unit at the broker, the stop a child 2 % below the reference."""
+    entry = await room.enter(price="10")
+    stop = room.working(protective=True)[0]
+
+    assert room.exchange.submitted == [entry.order_id, stop.order_id]
+    assert stop.request.parent_id == entry.order_id
+    assert stop.request.stop_price == Decimal("9.80")
+    assert stop.request.intent == "reduce"
+
+
+async def test_the_stop_moves_to_the_fill(room: MoneyRoom) -> None:
+    """Once the entry has filled, the stop lies 2 % below the price that was paid."""
+    entry = await room.enter(price="10")
+    await room.fill(entry, "10.50")
+
+    assert room.working(protective=True)[0].request.stop_price == Decimal("10.29")
+    assert room.path.portfolio.position("AAPL").protected
+
+
+async def test_a_partly_filled_entry_keeps_a_stop_of_its_size(room: MoneyRoom) -> None:
+    """When the rest of an entry is cancelled, the stop shrinks to what is held."""
+    entry = await room.enter(quantity=100)
+    await room.fill(entry, "10", 40)
+    await room.desk.cancel(entry.order_id)
+    await room.desk.settle()
+
+    assert room.working(protective=True)[0].request.quantity == 40
+
+
+async def test_an_entry_that_never_fills_takes_its_stop_along(room: MoneyRoom) -> None:
+    """When the entry ends without a fill, its stop is cancelled and the symbol is free again."""
+    entry = await room.enter()
+    room.exchange.end(entry.order_id, "rejected", "no")
+    await room.desk.settle()
+
+    assert room.desk.open_orders() == []
+    assert "AAPL" not in room.exits.guards
+
+
+async def test_the_trail_starts_at_its_activation(room: MoneyRoom) -> None:
+    """At +3 % a trailing stop joins the group of the protective stop; before, there is none."""
+    entry = await room.enter(plan=PLAN)
+    await room.fill(entry, "10")
+    await room.tick("AAPL", 10.29)
+    assert room.working(order_type="trailing_stop") == []
+
+    await room.tick("AAPL", 10.30)
+    trail = room.working(order_type="trailing_stop")[0]
+    stop = room.working(order_type="stop")[0]
+
+    assert trail.request.trail_amount == Decimal("0.15")
+    assert trail.request.oca_group == stop.request.oca_group
+    assert trail.request.protective
+
+
+async def test_the_time_stop_leaves_at_the_market(room: MoneyRoom) -> None:
+    """After three minutes without the trail the position is sold at the market, in the same group."""
+    entry = await room.enter(plan=PLAN)
+    await room.fill(entry, "10")
+    await room.tick("AAPL", 10.01, seconds=179)
+    assert room.working(order_type="market") == []
+
+    await room.tick("AAPL", 10.01, seconds=2)
+    leave = room.working(order_type="market")[0]
+    await room.fill(leave, "10.01")
+
+    assert room.path.portfolio.quantity("AAPL") == 0
+    assert room.desk.open_orders() == []
+
+
+async def test_the_trail_cancels_the_time_stop(room: MoneyRoom) -> None:
+    """With the trail active, time no longer matters."""
+    entry = await room.enter(plan=PLAN)
+    await room.fill(entry, "10")
+    await room.tick("AAPL", 10.40)
+    await room.tick("AAPL", 10.35, seconds=600)
+
+    assert room.working(order_type="market") == []
+
+
+async def test_a_stop_that_vanishes_is_placed_again(room: MoneyRoom) -> None:
+    """A position whose stop was cancelled from outside gets another one."""
+    entry = await room.enter()
+    await room.fill(entry, "10")
+    stop = room.working(protective=True)[0]
+    room.exchange.end(stop.order_id, "cancelled", "by hand")
+    await room.desk.settle()
+
+    fresh = room.working(protective=True)[0]
+    assert fresh.order_id != stop.order_id
+    assert fresh.request.quantity == 100
+
+
+async def test_a_position_that_can_t_be_protected_is_closed(room: MoneyRoom) -> None:
+    """Where the broker rejects every stop, the position is closed at the market after three tries."""
+    room.exchange.faults.add("reject_stops")
+    entry = await room.enter()
+    await room.fill(entry, "10")
+    for _ in range(5):
+        await room.tick("AAPL", 10, seconds=6)
+    leave = room.working(order_type="market")
+
+    assert len(leave) == 1
+    assert leave[0].request.side == "sell"
+
+
+async def test_one_strategy_owns_a_symbol_at_a_time(room: MoneyRoom) -> None:
+    """A second entry in a symbol that is held or being entered is refused."""
+    await room.enter()
+
+    with pytest.raises(CommandError, match="AAPL is held or being entered already"):
+        await room.enter()
+
+
+async def test_exits_go_on_after_a_restart(tmp_path: Path) -> None:
+    """After a crash the guard is there again: the time stop fires, and the stop is not doubled."""
+    room = MoneyRoom(tmp_path)
+    await room.__aenter__()
+    entry = await room.enter(plan=PLAN)
+    await room.fill(entry, "10")
+    async with await room.crash() as after:
+        assert [o.request.order_type for o in after.desk.open_orders()] == ["stop"]
+
+        await after.tick("AAPL", 10.01, seconds=181)
+
+        assert len(after.working(order_type="market")) == 1
+
+
+async def test_a_stop_filled_while_we_were_away_is_counted(tmp_path: Path) -> None:
+    """A stop that fills while Sigma9 is down is found by its execution, told as recovered, and the guard ends."""
+    room = MoneyRoom(tmp_path)
+    await room.__aenter__()
+    entry = await room.enter(plan=PLAN)
+    await room.fill(entry, "10")
+    stop = room.working(protective=True)[0]
+    after = await room.crash()
+    after.exchange.fill(stop.order_id, Decimal("9.80"))
+    async with after:
+        assert after.path.portfolio.quantity("AAPL") == 0
+        assert after.exits.guards == {}
+        event = after.events[0].data
+        assert (event.event, event.recovered) == (OrderStatus.FILLED, True)  # type: ignore[union-attr]

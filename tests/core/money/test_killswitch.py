@@ -1,0 +1,269 @@
+"""Tests of `sigma9_core.money.killswitch`: gate, latch, cancels, closes, until the broker shows that nothing is left."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pytest_mock import MockerFixture
+
+from sigma9_core.commands import Scope
+from sigma9_core.config import KillSwitchSettings, Settings
+from sigma9_core.contracts import BrokerPosition
+from sigma9_core.errors import CommandError
+from sigma9_core.models import OrderStatus
+from sigma9_core.testing.money_room import MoneyRoom
+
+
+@pytest.fixture(name="room")
+async def _room(tmp_path: Path) -> AsyncIterator[MoneyRoom]:
+    async with MoneyRoom(tmp_path) as room:
+        yield room
+
+
+async def kill(room: MoneyRoom, **more: Any) -> dict[str, Any]:
+    """Fire as a command does."""
+    return dict(await room.kill.fire(reason="test", source="api", **more))
+
+
+async def fill_closes(room: MoneyRoom, price: str = "10") -> None:
+    """Fill whatever closing orders work at the exchange."""
+    for order in room.working(intent="kill"):
+        await room.fill(order, price)
+
+
+async def test_a_kill_cancels_closes_and_is_done(room: MoneyRoom) -> None:
+    """Entries are cancelled, protective stops give way to one close, and the phase is done when flat."""
+    held = await room.enter("AAPL")
+    await room.fill(held, "10")
+    resting = await room.buy("MSFT", order_type="limit", limit_price=Decimal(5))
+    await kill(room)
+    await room.closing()
+    close = room.working(intent="kill")[0]
+
+    assert resting.status is OrderStatus.CANCELLED
+    assert (close.request.side, close.request.quantity, close.request.source) == ("sell", 100, "kill_switch")
+    assert room.kill.body()["phase"] == "flattening"
+
+    await fill_closes(room)
+    await room.until(lambda: room.kill.body()["phase"] == "done")
+    body = room.kill.body()
+    assert (body["state"], body["latched"], body["closed"]) == ("ON", True, ["AAPL"])
+    assert resting.order_id in body["cancelled"]
+    assert room.desk.open_orders() == []
+    assert room.killed == [None]
+
+
+async def test_nothing_passes_while_killed(room: MoneyRoom) -> None:
+    """After a kill every entry is refused by the core, until a reset."""
+    await kill(room)
+    refused = await room.buy()
+    await room.until(lambda: room.kill.body()["phase"] == "done")
+    await room.kill.reset("checked", None, "api")
+    passed = await room.buy()
+
+    assert (refused.status, refused.rule) == (OrderStatus.RISK_REJECTED, "kill_switch")
+    assert passed.status is OrderStatus.ACCEPTED
+
+
+async def test_the_gate_closes_before_the_latch_is_written(room: MoneyRoom, mocker: MockerFixture) -> None:
+    """The order of contract 4: gate in memory, then the latch file, then the cancels."""
+    resting = await room.buy(order_type="limit", limit_price=Decimal(5))
+    steps: list[str] = []
+    write, cancel = room.latch.write, room.exchange.cancel
+
+    def latch(state: Any) -> None:
+        steps.append("gate closed" if room.path.gate.closed_for(resting.request) else "gate open")
+        steps.append("latch")
+        write(state)
+
+    async def cancelled(order_id: str) -> None:
+        steps.append("cancel")
+        await cancel(order_id)
+
+    mocker.patch.object(room.latch, "write", latch)
+    mocker.patch.object(room.exchange, "cancel", cancelled)
+    await kill(room)
+
+    assert steps == ["gate closed", "latch", "cancel"]
+
+
+async def test_a_latch_that_can_t_be_written_stops_nothing(room: MoneyRoom, mocker: MockerFixture) -> None:
+    """With a full disk the kill goes on and says latched: false."""
+    resting = await room.buy(order_type="limit", limit_price=Decimal(5))
+    mocker.patch.object(room.latch, "write", side_effect=OSError(28, "No space left on device"))
+    await kill(room)
+
+    assert resting.status is OrderStatus.CANCELLED
+    assert room.kill.body()["latched"] is False
+
+
+async def test_a_second_kill_joins_the_first(room: MoneyRoom) -> None:
+    """Two kills make one close a symbol, and one latch."""
+    held = await room.enter()
+    await room.fill(held, "10")
+    await kill(room)
+    await kill(room)
+    await room.closing()
+    await kill(room)
+
+    assert len(room.working(intent="kill")) == 1
+
+
+async def test_a_halt_leaves_the_stops_and_can_become_a_flatten(room: MoneyRoom) -> None:
+    """Without flatten the entries go and the protective stops stay; a later flatten closes the position."""
+    held = await room.enter()
+    await room.fill(held, "10")
+    resting = await room.buy("MSFT", order_type="limit", limit_price=Decimal(5))
+    await kill(room, flatten=False)
+    await room.until(lambda: room.kill.body()["phase"] == "done")
+
+    assert resting.status is OrderStatus.CANCELLED
+    assert len(room.working(protective=True)) == 1
+    assert room.path.portfolio.position("AAPL").protected
+
+    await kill(room, flatten=True)
+    await room.closing()
+    assert room.working(protective=True) == []
+
+
+async def test_the_kill_goes_on_after_a_restart(tmp_path: Path) -> None:
+    """After a crash in the middle of a kill the latch holds, the close is not sent twice, and it ends flat."""
+    room = MoneyRoom(tmp_path)
+    await room.__aenter__()
+    held = await room.enter()
+    await room.fill(held, "10")
+    await kill(room)
+    await room.closing()
+    sent = len(room.exchange.submitted)
+    async with await room.crash() as after:
+        assert after.kill.latched
+        refused = await after.buy("MSFT")
+        assert refused.rule == "kill_switch"
+        await after.until(lambda: after.kill.body()["phase"] == "flattening")
+        assert len(after.exchange.submitted) == sent
+        await fill_closes(after)
+        await after.until(lambda: after.kill.body()["phase"] == "done")
+        assert after.path.portfolio.quantity("AAPL") == 0
+
+
+async def test_an_unreadable_latch_is_a_latched_one(tmp_path: Path) -> None:
+    """A damaged latch file keeps everything closed at the next start."""
+    async with MoneyRoom(tmp_path) as room:
+        await room.buy()
+    room.latch.path.write_bytes(b"\xff" * 4096)
+    async with room.again() as after:
+        assert after.kill.latched
+        assert (await after.buy("MSFT")).rule == "kill_switch"
+
+
+async def test_a_closed_market_makes_it_wait(room: MoneyRoom) -> None:
+    """With the market shut the stop stays, no close is stacked, and the detail says waiting_for_market."""
+    held = await room.enter()
+    await room.fill(held, "10")
+    room.clock.advance(room.clock.now() + timedelta(hours=7))
+    await kill(room)
+    await room.until(lambda: room.kill.body()["detail"] == "waiting_for_market")
+
+    assert room.working(intent="kill") == []
+    assert len(room.working(protective=True)) == 1
+
+    room.clock.advance(room.clock.now() + timedelta(hours=17.5))
+    await room.until(lambda: room.working(intent="kill"), within=5)
+
+
+async def test_a_close_is_sized_from_a_fresh_read(room: MoneyRoom) -> None:
+    """The close is never larger than what the broker shows at that moment: it can't go through zero."""
+    held = await room.enter()
+    await room.fill(held, "10")
+    room.exchange.holdings["AAPL"] = Decimal(60)
+    await kill(room)
+    await room.closing()
+
+    assert room.working(intent="kill")[0].request.quantity == 60
+
+
+async def test_a_stop_that_won_t_cancel_keeps_the_close_back(room: MoneyRoom) -> None:
+    """While a protective order may still fill, no close is sent beside it."""
+    held = await room.enter()
+    await room.fill(held, "10")
+    room.exchange.faults.add("no_cancel")
+    await kill(room)
+    await room.until(lambda: room.exchange.cancels)
+
+    assert room.working(intent="kill") == []
+    assert room.kill.body()["pending"]
+
+
+async def test_a_scoped_kill_blocks_only_its_scope(room: MoneyRoom) -> None:
+    """A kill of one symbol closes that position alone, and others go on trading."""
+    for symbol in ("AAPL", "MSFT"):
+        await room.fill(await room.enter(symbol), "10")
+    await kill(room, scope=Scope(symbol="AAPL"))
+    await room.closing()
+
+    assert [order.request.symbol for order in room.working(intent="kill")] == ["AAPL"]
+    assert len(room.working(protective=True, symbol="MSFT")) == 1
+    assert (await room.buy("IBM")).status is OrderStatus.ACCEPTED
+    body = room.kill.body()
+    assert (body["state"], body["scopes"]) == ("OFF", [{"symbol": "AAPL"}])
+
+
+async def test_foreign_positions_are_left_alone(tmp_path: Path) -> None:
+    """What our journal did not open is not touched by a kill, unless the configuration says so."""
+    for foreign, sent in (("leave", 0), ("flatten", 1)):
+        settings = Settings(kill_switch=KillSwitchSettings(foreign=foreign))  # type: ignore[arg-type]
+        room = MoneyRoom(tmp_path / foreign, settings=settings)
+        room.exchange.holdings["IBM"] = Decimal(50)
+        async with room:
+            room.path.portfolio.set_foreign([BrokerPosition("IBM", Decimal(50), Decimal(100))])
+            await kill(room)
+            await room.until(lambda room=room, sent=sent: len(room.working(intent="kill")) == sent)  # type: ignore[misc]
+            if not sent:
+                await room.until(lambda room=room: room.kill.body()["phase"] == "done")  # type: ignore[misc]
+
+
+async def test_a_kill_without_a_broker_acts_on_reconnect(room: MoneyRoom) -> None:
+    """With the broker gone the gate is closed and latched at once; the work is done when it is back."""
+    held = await room.enter()
+    await room.fill(held, "10")
+    await room.path.link.disconnect()
+    await kill(room)
+    assert room.kill.body()["latched"]
+
+    room.path.link.connect()
+    await room.closing()
+
+
+async def test_a_late_fill_after_done_is_closed_too(room: MoneyRoom) -> None:
+    """A fill that arrives when the kill was done already starts it again."""
+    resting = await room.buy("MSFT", order_type="limit", limit_price=Decimal(5))
+    await kill(room)
+    await room.until(lambda: room.kill.body()["phase"] == "done")
+    room.exchange.orders[resting.order_id].state = "working"
+    await room.fill(resting, "5")
+
+    await room.closing()
+
+
+async def test_a_drill_is_whole_and_leaves_the_switch_off(room: MoneyRoom) -> None:
+    """A drill on a paper account goes the whole way and resets; on a live account it is refused."""
+    result = await room.kill.drill("api")
+    assert result["phase"] == "done"
+    assert room.kill.body()["state"] == "OFF"
+    assert room.kill.body()["last_drill"] is not None
+
+    room.exchange.mode = "live"
+    with pytest.raises(CommandError, match="refused on a live account"):
+        await room.kill.drill("api")
+
+
+async def test_a_reset_wants_a_kill(room: MoneyRoom) -> None:
+    """Resetting what is not on is a conflict."""
+    with pytest.raises(CommandError) as refused:
+        await room.kill.reset("why not", None, "api")
+    assert refused.value.code == "conflict"

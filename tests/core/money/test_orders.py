@@ -1,0 +1,125 @@
+"""Tests of `sigma9_core.money.orders`."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sigma9_core.models import Fill, OrderRequest, OrderStatus
+from sigma9_core.money.ids import OrderIds
+from sigma9_core.money.orders import ENDED, TRANSITIONS, WORKING, IllegalMessage, Message, Order
+
+NOW = datetime(2026, 3, 2, 15, tzinfo=UTC)
+MESSAGES: tuple[Message, ...] = get_args(Message)
+
+
+def make(status: OrderStatus = OrderStatus.SUBMITTED, quantity: int = 100) -> Order:
+    """Make an order in a status."""
+    request = OrderRequest(symbol="AAPL", side="buy", quantity=Decimal(quantity))
+    return Order("id", request, (), NOW, status=status)
+
+
+def fill(quantity: int, price: str = "10", number: int = 1) -> Fill:
+    """Make an execution."""
+    return Fill(f"x{number}", "id", "AAPL", "buy", Decimal(quantity), Decimal(price), Decimal(1), NOW)
+
+
+def test_every_status_is_working_or_ended() -> None:
+    """Each status says whether an order may still fill, and none says both."""
+    assert set(OrderStatus) == WORKING | ENDED
+    assert not WORKING & ENDED
+
+
+@pytest.mark.parametrize("status", sorted(WORKING))
+def test_a_working_order_takes_every_report(status: OrderStatus) -> None:
+    """A working order can be accepted, filled, cancelled, rejected, expired, replaced and busted."""
+    for message in ("accepted", "filled", "cancelled", "rejected", "expired", "replaced", "busted", "lost"):
+        assert (status, message) in TRANSITIONS
+
+
+def test_illegal_messages_are_named_and_change_nothing() -> None:
+    """What the table does not have raises, naming order, status and message, and leaves the order as it was."""
+    order = make(OrderStatus.FILLED)
+
+    with pytest.raises(IllegalMessage, match="order id is filled and can't be cancelled"):
+        order.take("cancelled")
+
+    assert order.status is OrderStatus.FILLED
+
+
+def test_a_refused_order_takes_nothing_at_all() -> None:
+    """An order that the gate has refused was never sent: no message about it is legal."""
+    for message in MESSAGES:
+        with pytest.raises(IllegalMessage):
+            make(OrderStatus.RISK_REJECTED).take(message, fill=fill(1))
+
+
+def test_fills_add_up() -> None:
+    """Partial fills give quantity, average price and commission; the last one ends the order."""
+    order = make()
+
+    assert order.take("filled", fill=fill(40, "10")) is OrderStatus.PARTIALLY_FILLED
+    assert order.take("filled", fill=fill(60, "11", 2)) is OrderStatus.FILLED
+
+    assert (order.filled, order.average_price, order.commission) == (100, Decimal("10.6"), 2)
+    assert order.remaining == 0
+
+
+def test_a_fill_after_a_cancel_counts() -> None:
+    """A fill that was on its way when the cancel came is counted, and the rest stays cancelled."""
+    order = make()
+    order.take("cancelled")
+
+    assert order.take("filled", fill=fill(40)) is OrderStatus.PARTIALLY_FILLED
+
+    assert order.filled == 40
+    assert order.status is OrderStatus.CANCELLED
+    assert not order.working
+
+
+def test_unknown_is_working_until_it_is_settled() -> None:
+    """A lost order is `unknown`, counts as working, and is settled by what is read back."""
+    order = make()
+
+    assert order.take("lost") is OrderStatus.UNKNOWN
+    assert order.working
+    assert order.take("accepted") is OrderStatus.ACCEPTED
+
+
+def test_the_rest_of_a_partly_filled_order_is_cancelled_not_rejected() -> None:
+    """A broker that refuses what remains has cancelled the order: its fills stand."""
+    order = make()
+    order.take("filled", fill=fill(40))
+
+    assert order.take("rejected", reason="no more") is OrderStatus.CANCELLED
+
+
+@given(st.lists(st.sampled_from(MESSAGES), max_size=30))
+def test_no_sequence_brings_an_ended_order_back(messages: list[Message]) -> None:
+    """Once ended, an order never works again, and it never has more filled than was traded."""
+    order, traded, ended = make(), Decimal(0), False
+    for number, message in enumerate(messages):
+        piece = fill(30, number=number)
+        try:
+            event = order.take(message, fill=piece if message == "filled" else None)
+        except IllegalMessage:
+            continue
+        if message == "filled" and event is not None:
+            traded += 30
+        ended = ended or not order.working
+        assert order.filled == traded
+        assert not (ended and order.working)
+
+
+def test_ids_are_unique_and_rise() -> None:
+    """Ids of one process rise strictly as text, also within one millisecond."""
+    maker = OrderIds()
+    made = [maker.new() for _ in range(5000)]
+
+    assert made == sorted(set(made))
+    assert {len(each) for each in made} == {26}

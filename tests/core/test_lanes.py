@@ -1,0 +1,152 @@
+"""A lane is an event loop in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from concurrent.futures import CancelledError
+
+import pytest
+
+from sigma9_core.lanes import Lane
+
+DEADLINE = 10.0
+
+
+@pytest.fixture(name="lane")
+def _lane() -> Iterator[Lane]:
+    lane = Lane("money")
+    lane.start()
+    yield lane
+    lane.stop()
+
+
+async def where() -> str:
+    return threading.current_thread().name
+
+
+def test_lane_runs_in_a_thread_of_its_name(lane: Lane) -> None:
+    """Work runs on the lane's own thread, which does not keep the process alive."""
+    assert lane.running
+    assert lane.submit(where()).result(DEADLINE) == "sigma9-money"
+    threads = {thread.name: thread for thread in threading.enumerate()}
+    assert threads["sigma9-money"].daemon
+
+
+def test_lane_has_a_loop_between_start_and_stop_alone() -> None:
+    """Before `start` and after `stop` the error says what to call; stopping twice is fine."""
+    lane = Lane("market")
+    with pytest.raises(RuntimeError, match=r"the lane market is not running: call start\(\) first"):
+        _ = lane.loop
+    lane.stop()
+    lane.start()
+    assert lane.loop.is_running()
+    lane.stop()
+    lane.stop()
+
+    assert not lane.running
+    with pytest.raises(RuntimeError, match="is not running"):
+        lane.post(print)
+    assert not any(thread.name == "sigma9-market" for thread in threading.enumerate())
+
+
+def test_lane_starts_again() -> None:
+    """A stopped lane can be started anew."""
+    lane = Lane("market")
+    for _ in range(2):
+        lane.start()
+        assert lane.submit(where()).result(DEADLINE) == "sigma9-market"
+        lane.stop()
+
+
+async def test_call_brings_the_result_to_this_loop(lane: Lane) -> None:
+    """A coroutine runs over there, its result and its error arrive here."""
+
+    async def fail() -> None:
+        raise ValueError("over there")
+
+    assert await lane.call(where()) == "sigma9-money"
+    with pytest.raises(ValueError, match="over there"):
+        await lane.call(fail())
+
+
+def test_call_on_the_lane_itself_does_not_wait_for_itself(lane: Lane) -> None:
+    """Calling a lane from itself runs the work in place."""
+
+    async def inside() -> str:
+        return await lane.call(where())
+
+    assert lane.submit(inside()).result(DEADLINE) == "sigma9-money"
+
+
+async def test_cancelling_a_call_cancels_the_work(lane: Lane) -> None:
+    """Who stops waiting ends the work over there."""
+    began, ended = threading.Event(), threading.Event()
+
+    async def work() -> None:
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    task = asyncio.ensure_future(lane.call(work()))
+    await asyncio.to_thread(began.wait, DEADLINE)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert await asyncio.to_thread(ended.wait, DEADLINE)
+
+
+def test_posts_keep_their_order(lane: Lane) -> None:
+    """What one thread posts is called in its order, on the lane."""
+    seen: list[int] = []
+    last = threading.Event()
+    for number in range(500):
+        lane.post(seen.append, number)
+    lane.post(last.set)
+
+    assert last.wait(DEADLINE)
+    assert seen == list(range(500))
+
+
+def test_stop_cancels_what_runs_and_lets_it_clean_up(lane: Lane) -> None:
+    """Stopping cancels the lane's tasks and waits until they have cleaned up, generators included."""
+    began = threading.Event()
+    steps: list[str] = []
+
+    async def numbers() -> object:
+        yield 1
+
+    async def work() -> None:
+        generator = numbers()
+        await anext(generator)
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            steps.append("cleaned")
+
+    future = lane.submit(work())
+    assert began.wait(DEADLINE)
+    lane.stop()
+
+    assert steps == ["cleaned"]
+    with pytest.raises(CancelledError):
+        future.result(DEADLINE)
+
+
+def test_lanes_run_side_by_side(lane: Lane) -> None:
+    """A lane that is held up does not hold up another."""
+    other = Lane("market")
+    other.start()
+    blocked = threading.Event()
+    lane.post(blocked.wait, DEADLINE)
+
+    assert other.submit(where()).result(DEADLINE) == "sigma9-market"
+
+    blocked.set()
+    other.stop()

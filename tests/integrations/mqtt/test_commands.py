@@ -1,0 +1,363 @@
+"""Commands from MQTT: every rule of contract 4, against a real Mosquitto, on both protocols."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+import aiomqtt
+import pytest
+
+from sigma9_core.clock import monotonic
+from sigma9_core.commands import Command, Response
+from sigma9_core.testing.fakes import FakeServer
+from sigma9_integrations.mqtt.commands import BURST
+from sigma9_integrations.mqtt.connection import Wire
+from sigma9_integrations.mqtt.kill import KillDoor
+from sigma9_integrations.mqtt.testing import Client, Heard, Mosquitto, serving, settings_for
+
+pytestmark = pytest.mark.mosquitto
+
+Protocol = Literal["5", "3.1.1"]
+both = pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+
+
+class SlowServer(FakeServer):
+    """A fake whose scan takes until it is let go, and whose `pause` handler is broken."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.scanned = asyncio.Event()
+        self.kill_threads: set[str] = set()
+
+    async def dispatch(self, command: Command) -> Response:
+        if command.name == "scan":
+            await self.scanned.wait()
+        if command.name == "pause":
+            raise RuntimeError("the handler is broken")
+        return await super().dispatch(command)
+
+    async def kill(self, command: Command) -> Response:
+        self.kill_threads.add(threading.current_thread().name)
+        return await super().kill(command)
+
+
+async def wait_for(condition: Callable[[], bool], seconds: float = 5) -> None:
+    deadline = monotonic() + seconds
+    while not condition():
+        assert monotonic() < deadline, "the condition did not come true in time"
+        await asyncio.sleep(0.005)
+
+
+def answers(heard: list[Heard], name: str) -> list[dict[str, Any]]:
+    return [json.loads(m.payload) for m in heard if m.topic == f"sigma9/main/response/{name}"]
+
+
+async def ask(client: Client, name: str, payload: str | bytes, **more: Any) -> dict[str, Any]:
+    """Send a command and give the next answer to one of its name."""
+    before = len(answers(client.heard, name))
+    await client.publish(f"sigma9/main/command/{name}", payload, **more)
+    await client.until(lambda heard: len(answers(heard, name)) > before, what=f"an answer to {name} {payload!r}")
+    return answers(client.heard, name)[before]
+
+
+@both
+async def test_words_and_objects_are_carried_out(broker: Mosquitto, protocol: Protocol) -> None:
+    """A plain word that fits and a JSON object become a command; the answer has all its keys."""
+    settings = settings_for(broker, protocol=protocol)
+    async with serving(settings) as server, Client.of(broker, "operator", protocol) as client:
+        await client.subscribe("sigma9/main/response/+")
+        answer = await ask(client, "start", "PRESS")
+        assert list(answer) == ["id", "command", "ok", "result", "error", "source", "ts", "duration_ms"]
+        assert (answer["command"], answer["ok"], answer["source"]) == ("start", True, "mqtt")
+        answer = await ask(client, "watchlist_add", "BRK.B")
+        answer = await ask(client, "cancel_order", '{"id": "x-1", "order_id": "7", "reason": "because"}')
+        assert answer["id"] == "x-1"
+        await client.publish("sigma9/all/command/stop", "stop")
+        await client.until_heard("sigma9/main/response/stop")
+    taken = [(command.name, dict(command.args), command.id) for command in server.commands]
+    assert taken == [
+        ("start", {}, None),
+        ("watchlist_add", {"symbol": "BRK.B"}, None),
+        ("cancel_order", {"order_id": "7", "reason": "because"}, "x-1"),
+        ("stop", {}, None),
+    ]
+    assert {(command.source, command.right, command.actor) for command in server.commands} == {
+        ("mqtt", "admin", None)
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "payload", "code", "command_id"),
+    [
+        ("start", b"{not json", "invalid", None),
+        ("start", b"\xff\xfe", "invalid", None),
+        ("start", b"[1, 2]", "invalid", None),
+        ("start", b'{"id": "a-1", "expires_at": "soon"}', "invalid", "a-1"),
+        ("start", b'{"id": 5}', "invalid", None),
+        ("start", b"x" * 70_000, "invalid", None),
+        ("strat", b"PRESS", "unknown_command", None),
+        ("start", b"[" * 5000, "invalid", None),
+    ],
+)
+async def test_malformed_payloads_are_answered(
+    broker: Mosquitto, name: str, payload: bytes, code: str, command_id: str | None
+) -> None:
+    """What can't be read is answered with what is wrong, and the id where there is one; nothing happens."""
+    async with serving(settings_for(broker)) as server, Client.of(broker, "admin") as client:
+        await client.subscribe("sigma9/main/response/+")
+        answer = await ask(client, name, payload)
+        assert (answer["ok"], answer["error"]["code"], answer["id"]) == (False, code, command_id)
+        assert answer["error"]["message"]
+        assert server.commands == []
+
+
+@both
+async def test_an_empty_payload_is_no_command(broker: Mosquitto, protocol: Protocol) -> None:
+    """Clearing a retained topic is ignored without an answer, on the kill's topic as well."""
+    settings = settings_for(broker, protocol=protocol)
+    async with serving(settings) as server, Client.of(broker, "admin", protocol) as client:
+        await client.subscribe("sigma9/main/response/+")
+        for name in ("start", "kill_switch"):
+            await client.publish(f"sigma9/main/command/{name}", "")
+            await client.publish(f"sigma9/main/command/{name}", "", retain=True)
+        await ask(client, "stop", "stop")
+        assert [message.topic for message in client.heard] == ["sigma9/main/response/stop"]
+        assert [command.name for command in server.commands] == ["stop"]
+        assert server.kills == []
+
+
+async def test_the_answer_goes_where_the_request_asked(broker: Mosquitto) -> None:
+    """A response topic below {base}/reply/ gets the answer with the correlation data; any other is ignored."""
+    async with serving(settings_for(broker)), Client.of(broker, "sigma9") as client:
+        await client.subscribe("sigma9/#", "elsewhere/#")
+        for name in ("stop", "kill_switch"):
+            topic = f"sigma9/reply/phone/{name}"
+            answer = await ask(client, name, '{"id": "q"}', reply_to=topic, correlation=b"\x00\x01")
+            reply = await client.until_heard(topic)
+            assert (json.loads(reply.payload), reply.correlation) == (answer, b"\x00\x01")
+        for topic in ("sigma9/main/state/status", "sigma9/reply/", "sigma9/main/command/start", "elsewhere/x"):
+            await ask(client, "resume", '{"id": "r"}', reply_to=topic, correlation=b"2")
+        await ask(client, "resume", "resume")
+        strange = [
+            m for m in client.heard if m.correlation is not None and m.topic.startswith("sigma9/main/state")
+        ]
+        assert strange == []
+        assert client.payloads("sigma9/reply/") == client.payloads("elsewhere/x") == []
+        assert client.payloads("sigma9/main/command/start") == []
+
+
+async def test_stored_commands_are_not_sent_on_mqtt_5(broker: Mosquitto) -> None:
+    """On MQTT 5 a command that was stored while the node was away neither acts nor is answered."""
+    async with Client.of(broker, "admin") as client:
+        await client.subscribe("sigma9/main/response/+")
+        for name in ("start", "kill_switch"):
+            await client.publish(f"sigma9/main/command/{name}", "PRESS", retain=True)
+            await client.publish(f"sigma9/main/command/{name}", "PRESS")  # and one that is simply too early
+        async with serving(settings_for(broker)) as server:
+            await ask(client, "stop", "stop")
+            assert [message.topic for message in client.heard] == ["sigma9/main/response/stop"]
+        assert [command.name for command in server.commands] == ["stop"]
+        assert server.kills == []
+
+
+async def test_stored_commands_are_refused_on_mqtt_3(broker: Mosquitto, caplog: pytest.LogCaptureFixture) -> None:
+    """On 3.1.1 a stored command is answered `retained`, once, and cleared where the topic is the node's own."""
+    settings = settings_for(broker, protocol="3.1.1")
+    async with Client.of(broker, "admin") as client:
+        await client.subscribe("sigma9/main/response/+")
+        for name in ("start", "kill_switch"):
+            await client.publish(f"sigma9/main/command/{name}", '{"id": "old"}', retain=True)
+        await client.publish("sigma9/all/command/pause", "pause", retain=True)
+        async with serving(settings) as server:
+            for name in ("start", "kill_switch", "pause"):
+                await client.until_heard(f"sigma9/main/response/{name}")
+            await ask(client, "stop", "stop")
+            await asyncio.sleep(0.4)  # long enough for the command connection to look after the kill
+            refused = [
+                answer for name in ("start", "kill_switch", "pause") for answer in answers(client.heard, name)
+            ]
+            assert [answer["error"]["code"] for answer in refused] == ["retained"] * 3
+            assert [answer["id"] for answer in refused] == ["old", "old", None]
+        assert [command.name for command in server.commands] == ["stop"]
+        assert server.kills == []
+        async with Client.of(broker, "viewer") as viewer:
+            await viewer.subscribe("sigma9/+/command/+", "sigma9/main/availability")
+            await viewer.until_heard("sigma9/main/availability")
+            assert {message.topic for message in viewer.heard} == {
+                "sigma9/all/command/pause",
+                "sigma9/main/availability",
+            }
+    assert "commands are never retained" in caplog.text
+
+
+async def test_a_command_published_retained_acts_once(broker: Mosquitto, caplog: pytest.LogCaptureFixture) -> None:
+    """On MQTT 5 a live command with the retain flag is carried out once, and the node's own topic cleared."""
+    async with Client.of(broker, "admin") as client, Client.of(broker, "viewer") as viewer:
+        await client.subscribe("sigma9/main/response/+")
+        async with serving(settings_for(broker)) as server:
+            await ask(client, "start", "PRESS", retain=True)
+            await ask(client, "kill_switch", "PRESS", retain=True)
+            await client.publish("sigma9/all/command/stop", "PRESS", retain=True)
+            await client.until_heard("sigma9/main/response/stop")
+            await asyncio.sleep(0.3)  # long enough for the command connection to look after the kill
+            assert [command.name for command in server.commands] == ["start", "stop"]
+            assert len(server.kills) == 1
+        await viewer.subscribe("sigma9/+/command/+", "sigma9/main/availability")
+        await viewer.until_heard("sigma9/main/availability")
+        assert {m.topic for m in viewer.heard} == {"sigma9/all/command/stop", "sigma9/main/availability"}
+    assert [len(answers(client.heard, name)) for name in ("start", "kill_switch", "stop")] == [1, 1, 1]
+    assert "sigma9/main/command/start was published with the retain flag" in caplog.text
+
+
+async def test_a_slow_scan_holds_nobody_up(broker: Mosquitto) -> None:
+    """While scans are at work and more of them wait, `stop` is answered; each scan has its answer in the end."""
+    settings = settings_for(broker)
+    server = SlowServer(settings)
+    async with serving(settings, server), Client.of(broker, "operator") as client:
+        await client.subscribe("sigma9/main/response/+")
+        for _ in range(40):
+            await client.publish("sigma9/main/command/scan", "scan")
+        assert (await ask(client, "stop", "stop"))["ok"]
+        assert answers(client.heard, "scan") == []
+        server.scanned.set()
+        await client.until(lambda heard: len(answers(heard, "scan")) == 40)
+
+
+async def test_a_handler_that_raises_is_answered(broker: Mosquitto) -> None:
+    """Even a broken dispatcher gives an answer: `internal`."""
+    settings = settings_for(broker)
+    async with serving(settings, SlowServer(settings)), Client.of(broker, "operator") as client:
+        await client.subscribe("sigma9/main/response/+")
+        answer = await ask(client, "pause", '{"id": "p"}')
+        assert (answer["id"], answer["error"]["code"]) == ("p", "internal")
+
+
+async def test_commands_in_work_are_answered_at_the_stop(broker: Mosquitto) -> None:
+    """A stop answers what it interrupts, outcome unknown, and what had not begun: nothing was done."""
+    settings = settings_for(broker)
+    server = SlowServer(settings)
+    async with Client.of(broker, "operator") as client:
+        await client.subscribe("sigma9/main/response/+")
+        async with serving(settings, server):
+            for number in range(20):
+                await client.publish("sigma9/main/command/scan", json.dumps({"id": f"s{number}"}))
+            await ask(client, "stop", "stop")
+        await client.until(lambda heard: len(answers(heard, "scan")) == 20)
+    codes = {answer["id"]: answer["error"]["code"] for answer in answers(client.heard, "scan")}
+    assert codes == {f"s{number}": "internal" if number < 16 else "not_running" for number in range(20)}
+
+
+@both
+async def test_a_kill_passes_a_flood_by(broker: Mosquitto, protocol: Protocol) -> None:
+    """Amid 2,000 commands a kill is answered at once, from the money lane; every flood message has one answer."""
+    settings = settings_for(broker, protocol=protocol)
+    server = SlowServer(settings)
+    async with (
+        serving(settings, server),
+        Client.of(broker, "operator") as attacker,
+        Client.of(broker, "operator") as client,
+        Client.of(broker, "viewer") as viewer,
+    ):
+        await client.subscribe("sigma9/main/response/kill_switch")
+        await viewer.subscribe("sigma9/main/response/heartbeat")
+        flood = asyncio.gather(
+            *(
+                attacker.publish("sigma9/main/command/heartbeat", json.dumps({"id": str(number)}), qos=0)
+                for number in range(2000)
+            )
+        )
+        began = monotonic()
+        answer = await ask(client, "kill_switch", '{"reason": "flood"}')
+        took = monotonic() - began
+        await flood
+        assert answer["ok"]
+        assert took < 0.5
+        assert server.kill_threads == {"sigma9-money"}
+        await viewer.until(lambda heard: len(heard) >= 2000, 10, what="2,000 answers")
+        given = answers(viewer.heard, "heartbeat")
+        assert sorted(int(one["id"]) for one in given) == list(range(2000))
+        refused = [one for one in given if not one["ok"]]
+        assert {one["error"]["code"] for one in refused} == {"rate_limited"}
+        assert len(given) - len(refused) >= BURST
+        await asyncio.sleep(0.3)
+        assert len(server.kills) == 1
+        assert len(answers(client.heard, "kill_switch")) == 1
+
+
+async def test_control_kill_is_never_rate_limited(broker: Mosquitto) -> None:
+    """A flood of `control start` is limited; a `control kill` in it is carried out."""
+    async with serving(settings_for(broker)) as server, Client.of(broker, "operator") as client:
+        await client.subscribe("sigma9/main/response/+")
+        for _ in range(int(BURST) * 2):
+            await client.publish("sigma9/main/command/control", "start", qos=0)
+        await client.publish("sigma9/main/command/control", '{"command": "kill", "id": "k"}')
+        await client.until(lambda heard: len(heard) > BURST * 2)
+        assert any(command.args["command"] == "kill" for command in server.commands)
+        codes = {answer["error"]["code"] for answer in answers(client.heard, "control") if not answer["ok"]}
+        assert codes == {"rate_limited"}
+
+
+async def test_a_kill_is_carried_out_without_its_own_connection(
+    broker: Mosquitto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the kill's connection can't be made, the command connection carries kills out, each once."""
+
+    async def refuse(self: KillDoor, wire: Wire) -> None:
+        raise aiomqtt.MqttError("refused for the test")
+
+    monkeypatch.setattr(KillDoor, "serve", refuse)
+    settings = settings_for(broker)
+    server = SlowServer(settings)
+    async with serving(settings, server), Client.of(broker, "operator") as client:
+        await client.subscribe("sigma9/main/response/+")
+        await client.until(lambda _: server.mqtt == "disconnected")
+        for number in range(3):
+            assert (await ask(client, "kill_switch", "PRESS"))["ok"]
+            assert len(server.kills) == number + 1
+        answer = await ask(client, "kill_switch", '{"flatten": tru}')
+        assert answer["error"]["code"] == "invalid"
+    assert server.kill_threads == {"sigma9-money"}
+
+
+async def test_a_kill_that_its_own_connection_misses_is_carried_out_once(broker: Mosquitto) -> None:
+    """Where the money lane does not come to its message in time, two doors have it and one carries it out."""
+    settings = settings_for(broker)
+    server = SlowServer(settings)
+    async with serving(settings, server), Client.of(broker, "operator") as client:
+        await client.subscribe("sigma9/main/response/+")
+        server.money.post(time.sleep, 0.6)
+        await client.publish("sigma9/main/command/kill_switch", "PRESS")
+        await client.until_heard("sigma9/main/response/kill_switch")
+        await asyncio.sleep(0.3)
+        assert len(server.kills) == len(answers(client.heard, "kill_switch")) == 1
+
+
+async def test_kills_one_after_another_are_each_answered(broker: Mosquitto) -> None:
+    """A button with a constant payload works every time: each press is carried out and answered once."""
+    async with serving(settings_for(broker)) as server, Client.of(broker, "operator") as client:
+        await client.subscribe("sigma9/main/response/+")
+        for _ in range(50):
+            await client.publish("sigma9/main/command/kill_switch", '{"id": "button"}')
+        await client.publish("sigma9/all/command/kill_switch", '{"scope": {"symbol": "AAPL"}}')
+        await client.until(lambda heard: len(heard) >= 51)
+        await asyncio.sleep(0.3)
+        assert len(server.kills) == len(client.heard) == 51
+
+
+async def test_commands_do_not_queue_while_the_node_is_away(broker: Mosquitto) -> None:
+    """A command that was sent between two runs of the node never acts."""
+    settings = settings_for(broker)
+    server = FakeServer(settings)
+    async with Client.of(broker, "operator") as client:
+        async with serving(settings, server):
+            pass
+        await client.publish("sigma9/main/command/start", "PRESS")
+        async with serving(settings, server):
+            await client.subscribe("sigma9/main/response/+")
+            await ask(client, "stop", "stop")
+        assert [command.name for command in server.commands] == ["stop"]

@@ -1,0 +1,45 @@
+"""Two doors for one kill: the ledger lets exactly one of them carry it out."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sigma9_integrations.mqtt import kill
+from sigma9_integrations.mqtt.connection import Arrival
+from sigma9_integrations.mqtt.kill import KillLedger
+
+
+def message(payload: bytes = b"PRESS", topic: str = "t") -> Arrival:
+    return Arrival(topic, payload, retain=False, stored=False, at=0.0)
+
+
+@given(st.data())
+def test_each_message_is_taken_once(data: st.DataObject) -> None:
+    """In whatever order two doors come to the same messages, each message is carried out exactly once."""
+    sent = data.draw(st.lists(st.sampled_from([b"PRESS", b"{}", b"x"]), max_size=12))
+    waiting = {"kill": list(sent), "command": list(sent)}
+    ledger, taken = KillLedger(), 0
+    while waiting["kill"] or waiting["command"]:
+        door = data.draw(st.sampled_from([name for name, rest in waiting.items() if rest]))
+        taken += ledger.take("kill" if door == "kill" else "command", message(waiting[door].pop(0)))
+    assert taken == len(sent)
+
+
+def test_one_door_alone_takes_everything() -> None:
+    """Where only one door hears, every message is carried out, equal ones included."""
+    ledger = KillLedger()
+    assert all(ledger.take("command", message()) for _ in range(10))
+
+
+def test_old_marks_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message that the other door never saw does not swallow a later one, nor fill the memory."""
+    now = [100.0]
+    monkeypatch.setattr(kill, "monotonic", lambda: now[0])
+    ledger = KillLedger()
+    for number in range(100):
+        assert ledger.take("kill", message(str(number).encode()))
+    now[0] += kill.MEMORY_SECONDS + 1
+    assert ledger.take("command", message(b"5"))
+    assert len(ledger._taken) == len(ledger._order) == 1
