@@ -330,7 +330,15 @@ class Engine:
                 await self.schedule.catch_up()
         except Exception:
             # The server stays up and stoppable: a person sees what is wrong in the log and in the status.
+            if self.clock.kind == "replay":
+                raise  # `finished` passes it on, and the replay ends with it
             log.exception("the start did not come through; the engine stays %s", self.state)
+
+    async def finished(self) -> None:
+        """Wait for the end of the feed's data, as a replay does; raise what kept the feed from starting."""
+        if self._starter is not None:
+            await asyncio.shield(self._starter)
+        await self.market.finished()
 
     async def stop(self) -> None:
         """Stop everything in reverse order of its start; a part that fails is logged and the rest goes on."""

@@ -107,7 +107,8 @@ class Market:
         """Want market data of exactly these symbols."""
         if symbols != self._wanted:
             self._wanted = symbols
-            self._lane.post(self.feed.subscribe, symbols)
+            if self._lane.running:
+                self._lane.post(self.feed.subscribe, symbols)
 
     # --- on the market lane -----------------------------------------------------------------------------------
 
@@ -123,8 +124,10 @@ class Market:
                 await self._drive()
             except Exception as error:
                 # A feed plugin may raise anything; it is told, and connected anew with back-off.
-                log.exception("the feed failed; connecting again in %.0f s", wait)
+                log.exception("the feed failed")
                 self._tell("disconnected", f"{type(error).__name__}: {error}")
+                if self._clock.kind == "replay":
+                    raise  # files do not mend themselves
                 await asyncio.sleep(wait * random.uniform(0.8, 1.2))  # noqa: S311 - jitter, not a secret
                 wait = min(wait * 2, 60.0)
                 since = self._clock.now()

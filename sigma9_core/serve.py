@@ -28,7 +28,7 @@ log = logging.getLogger("sigma9.server")
 
 HEARD: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 FORCED: Final = 130
-"""Exit code of a second Ctrl-C, which does not wait for the orderly end."""
+"""Exit code of work that was cut off, and of a second Ctrl-C, which does not wait for the orderly end."""
 
 Work = Callable[[Engine], Awaitable[int]]
 
@@ -58,6 +58,7 @@ class Process:
         self._logs = logs
         self._started = started
         self._work = work or self._serve
+        self._code_when_asked = 0 if work is None else FORCED
         self._services = services
         self._watch = watch
         self._data = DataDir(settings.data_dir)
@@ -116,7 +117,7 @@ class Process:
             return work.result()
         work.cancel()
         await asyncio.gather(work, return_exceptions=True)
-        return 0
+        return self._code_when_asked
 
     async def _serve(self, engine: Engine) -> int:
         show_banner(engine, self._data, monotonic() - self._started)

@@ -61,7 +61,7 @@ def moment() -> RiskView:
         working.append(shown(request.model_copy(update={"oca_group": group}), f"w{n}"))
         intents[f"w{n}"] = "entry" if entry else "reduce"
     return view(
-        positions=[holding(symbol, 20) for symbol in symbols[:10]],
+        positions=[holding(symbol, 60) for symbol in symbols[:10]],
         working=working,
         intents=intents,
         marks=[mark(symbol, bid=Decimal("99.99"), ask=Decimal("100.01")) for symbol in symbols],
@@ -107,14 +107,16 @@ async def main() -> None:
         clock,
     )
     entry = order("S005", "buy", 11)
-    leave = order("S005", "sell", 5, "reduce", oca_group="g1")
-    kill = order("S200", "buy", 1)
+    leave = order("S005", "sell", 5, "reduce")
     print(f"Python {sys.version.split()[0]}, {ROUNDS} rounds")
+    for each, asked in ((gate, entry), (gate, leave), (wide, entry)):
+        decided = await each.decide("o", asked, seen)
+        assert decided.approved is not None, decided.refused
     await timed("entry, nine built-in rules", lambda: gate.decide("o", entry, seen))
     await timed("reducing order", lambda: gate.decide("o", leave, seen))
     await timed("entry, nine and three third-party rules", lambda: wide.decide("o", entry, seen))
     gate.close()
-    await timed("entry while killed", lambda: gate.decide("o", kill, seen))
+    await timed("entry while killed", lambda: gate.decide("o", entry, seen))
     gate.reopen()
 
     async def use() -> None:
@@ -125,8 +127,6 @@ async def main() -> None:
 
     await timed("usage of nine rules", use)
     await timed("trips of nine rules", look)
-    decided = await gate.decide("o", entry, seen)
-    assert decided.approved is not None, decided.refused  # noqa: S101 - else the figures mean nothing
     await wide.stop()
 
 

@@ -407,7 +407,7 @@ class OrderDesk:
             for order in orders:
                 if order.status is OrderStatus.SUBMITTED:
                     self.local(order, "refused", str(error))
-        except Exception as error:  # noqa: BLE001 - a broker plugin may raise anything; the outcome is then unknown
+        except Exception as error:
             log.error("the outcome of order %s is unknown: %s", orders[0].order_id, error, exc_info=error)
             for order in orders:
                 self.local(order, "lost", f"sent, and no answer: {type(error).__name__} {error}".strip())

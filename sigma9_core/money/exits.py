@@ -343,6 +343,8 @@ class ExitManager:
                 self._desk.spawn(self._drop(order), f"exit[{guard.symbol} cancel {order.request.reason}]")
 
     async def _drop(self, order: Order) -> None:
+        if not order.working:
+            return  # the broker's own group has cancelled it already
         try:
             await self._desk.ask_cancel(order)
         except CommandError as error:

@@ -7,7 +7,6 @@ every verdict. What a rule may do to an order depends on what the order is for: 
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from sigma9_core.contracts import RiskRule, RiskView, Trip
 from sigma9_core.errors import CommandError
 from sigma9_core.models import _APPROVAL, ZERO, ApprovedOrder, Intent, OrderRequest, RuleUsage, Verdict
 from sigma9_core.money.exposure import closable, is_exit
-from sigma9_core.money.rules import Failure, GuardedRule, OutsideRule, answer_of
+from sigma9_core.money.rules import Failure, GuardedRule, OutsideRules, Question, answer_of
 
 log = logging.getLogger("sigma9.risk")
 
@@ -87,18 +86,15 @@ class RiskGate:
         """While closed: whether verified reducing orders still pass (a halt), or only a kill's own."""
         self._rules = list(rules)
         self._clock = clock
-        self._budget = budget_seconds
         self._closed: set[Scope] = set()
         self._held: Mapping[str, str] = {}
         self._paused: str | None = None
-        self._outside: dict[str, OutsideRule] = {}
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._outside = OutsideRules(budget_seconds)
         self._kept: dict[str, Any] = {}
 
     async def stop(self) -> None:
-        """End the threads of the rules that do not run inline."""
-        await asyncio.gather(*self._retiring, *(outside.stop() for outside in self._outside.values()))
-        self._outside.clear()
+        """End the thread of the rules that do not run inline."""
+        await self._outside.stop()
 
     # --- decisions --------------------------------------------------------------------------------------------
 
@@ -116,10 +112,10 @@ class RiskGate:
             return Decision(None, (refused,), refused)
         judged = request.model_copy(update={"quantity": request.quantity - filled}) if filled else request
         asked = [guard for guard in self._rules if guard.enabled and _treatment(guard, request) != "skip"]
-        outside = [guard for guard in asked if not guard.inline]
-        answers = [answer_of(guard.rule.check, judged, view) if guard.inline else None for guard in asked]
+        outside = [Question(guard, guard.rule.check, (judged, view)) for guard in asked if not guard.inline]
+        answers: list[object] = [answer_of(g.rule.check, judged, view) if g.inline else None for g in asked]
         if outside:
-            found = iter(await asyncio.gather(*(self._worker(g).ask(g.rule.check, judged, view) for g in outside)))
+            found = iter(await self._outside.ask(outside))
             answers = [
                 answer if guard.inline else next(found) for guard, answer in zip(asked, answers, strict=True)
             ]
@@ -171,30 +167,40 @@ class RiskGate:
         for guard in self._rules:
             if not guard.enabled:
                 continue
-            answer = answer_of(guard.rule.trip, view) if guard.inline else self._worker(guard).trip(view)
+            answer = answer_of(guard.rule.trip, view) if guard.inline else self._outside.take_trip(guard)
             if isinstance(answer, Trip):
                 found.append(answer)
             elif answer is not None:
                 guard.failed(answer if isinstance(answer, Failure) else Failure("trip() gave no Trip"))
+        self._look(view)
         return found
 
     def usage(self, view: RiskView) -> list[RuleUsage]:
-        """Tell every rule's present use against its limit, in the order of the configuration."""
+        """Tell every rule's present use against its limit, in the order of the configuration.
+
+        Of a rule that does not run inline it tells what the last look in the background has found.
+        """
         told: list[RuleUsage] = []
         for guard in self._rules:
-            answer = answer_of(guard.rule.usage, view) if guard.inline else self._worker(guard).usage(view)
+            if guard.inline:
+                answer: object = answer_of(guard.rule.usage, view)
+            else:
+                seen = self._outside.seen(guard)
+                answer = None if seen is None else seen.usage
             if not isinstance(answer, RuleUsage) or answer.rule != guard.name:
                 if answer is not None:
-                    guard.failed(
+                    wrong = (
                         answer if isinstance(answer, Failure) else Failure("usage() gave no RuleUsage of its own")
                     )
+                    guard.failed(wrong)
                 answer = RuleUsage(rule=guard.name)
             told.append(answer if guard.enabled else answer.model_copy(update={"enabled": False}))
+        self._look(view)
         return told
 
     async def settle(self) -> None:
-        """Wait for the background looks, at most one budget: for a market that runs in lock step."""
-        await asyncio.gather(*(outside.settle() for outside in self._outside.values()))
+        """Wait for the looks in the background, within their budget: for a market that runs in lock step."""
+        await self._outside.settle()
 
     # --- the rules themselves ---------------------------------------------------------------------------------
 
@@ -211,11 +217,7 @@ class RiskGate:
         """Put a rule with new settings in the place of another; it remembers what the old one knew."""
         guard = self._find(name)
         known = self._memory_of(guard)
-        outside = self._outside.pop(name, None)
-        if outside is not None:
-            task = asyncio.get_running_loop().create_task(outside.stop(), name=f"risk-rule[{name} retires]")
-            self._retiring.add(task)
-            task.add_done_callback(self._retiring.discard)
+        self._outside.forget(guard)
         guard.rule, guard.error = rule, None
         if known:
             self.remember({name: known})
@@ -242,7 +244,7 @@ class RiskGate:
                 self._kept[name] = memory
             else:
                 if not guard.inline:
-                    self._worker(guard).memory = memory
+                    self._outside.put_memory(guard, memory)
                 self._do(guard, guard.rule.remember, memory)
 
     # --- inside -----------------------------------------------------------------------------------------------
@@ -255,17 +257,21 @@ class RiskGate:
         raise CommandError("not_found", f"no risk rule is called '{name}'; there are: {known}", {"field": "rule"})
 
     def _memory_of(self, guard: GuardedRule) -> dict[str, Any]:
-        answer = answer_of(guard.rule.memory) if guard.inline else self._worker(guard).memory
+        if guard.inline:
+            answer: object = answer_of(guard.rule.memory)
+        else:
+            seen = self._outside.seen(guard)
+            answer = None if seen is None else seen.memory
         if isinstance(answer, Mapping):
             return dict(answer)
         if answer is not None:
             guard.failed(answer if isinstance(answer, Failure) else Failure("memory() gave no mapping"))
         return {}
 
-    def _worker(self, guard: GuardedRule) -> OutsideRule:
-        if guard.name not in self._outside:
-            self._outside[guard.name] = OutsideRule(guard, self._budget)
-        return self._outside[guard.name]
+    def _look(self, view: RiskView) -> None:
+        outside = [guard for guard in self._rules if guard.enabled and not guard.inline]
+        if outside:
+            self._outside.look(outside, view)
 
     def _do(self, guard: GuardedRule, function: Callable[..., object], *args: Any) -> None:
         if guard.inline:
@@ -273,7 +279,7 @@ class RiskGate:
             if isinstance(answer, Failure):
                 guard.failed(answer)
         else:
-            self._worker(guard).do(function, *args)
+            self._outside.send(guard, function, *args)
 
     def _latch(self, request: OrderRequest) -> Verdict | None:
         if request.intent == "kill":

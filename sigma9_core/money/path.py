@@ -53,6 +53,7 @@ from sigma9_core.money.orders import Order
 from sigma9_core.money.portfolio import Portfolio
 from sigma9_core.money.reconcile import Reconciler
 from sigma9_core.money.records import FillRecord, NoteRecord, Record
+from sigma9_core.money.tally import Tally
 
 log = logging.getLogger("sigma9.money")
 
@@ -121,6 +122,7 @@ class MoneyPath:
             on_connected=self._reconcile,
             on_change=lambda: on_change("broker"),
         )
+        self.tally = Tally(self.desk)
         self.desk.attach(self.link)
         self.killswitch.attach(self.link)
         self.desk.followers.append(self._follow)
@@ -175,6 +177,7 @@ class MoneyPath:
         self.exits.on_market(data)
         await self._judge()
         await self.desk.settle()
+        self.tally.look()
         self._touch()
 
     # --- orders -----------------------------------------------------------------------------------------------
@@ -389,9 +392,26 @@ class MoneyPath:
         return None
 
     async def _ended(self, orders: Sequence[Order]) -> None:
-        until = monotonic() + CANCELLED_WITHIN
-        while any(order.working for order in orders) and monotonic() < until:
-            await asyncio.sleep(0.01)
+        """Wait a moment for the end of orders whose cancels have left."""
+        waiting = {order.order_id for order in orders if order.working}
+        ended = asyncio.Event()
+
+        def follow(step: Step) -> None:
+            if not step.order.working:
+                waiting.discard(step.order.order_id)
+            if not waiting:
+                ended.set()
+
+        if not waiting:
+            return
+        self.desk.followers.append(follow)
+        try:
+            async with asyncio.timeout(CANCELLED_WITHIN):
+                await ended.wait()
+        except TimeoutError:
+            pass  # the answer names what is still pending
+        finally:
+            self.desk.followers.remove(follow)
 
     async def _judge(self) -> None:
         for trip in self.gate.trips(self.desk.view()):
@@ -433,7 +453,7 @@ class MoneyPath:
         self._touch()
         if step.applied is not None and step.applied.closed is not None:
             closed = step.applied.closed
-            log.info("%s closed: %s (%.2f %%)", closed.symbol, closed.result, closed.percent)
+            log.info("%s closed: %+.2f (%+.2f %%)", closed.symbol, closed.result, closed.percent)
 
     # --- history ----------------------------------------------------------------------------------------------
 

@@ -136,7 +136,12 @@ class MoneyRoom:
         return (await self.desk.submit([request]))[0]
 
     async def enter(
-        self, symbol: str = "AAPL", quantity: int = 100, price: str = "10", plan: ExitPlan | None = None, **more: Any
+        self,
+        symbol: str = "AAPL",
+        quantity: int = 100,
+        price: str = "10",
+        plan: ExitPlan | None = None,
+        **more: Any,
     ) -> Order:
         """Enter as a strategy does: an entry with its exit plan."""
         more.setdefault("strategy", "test")

@@ -286,7 +286,7 @@ async def test_subscriber_may_leave_while_events_go_out(bus: EventBus) -> None:
     assert [found.seq for found in await take(third)] == [1, 2]
 
 
-async def test_posts_from_threads_arrive_in_order(bus: EventBus) -> None:
+async def test_posts_from_threads_arrive_in_order(bus: EventBus, monkeypatch: pytest.MonkeyPatch) -> None:
     """What one thread posts is dispatched on the bus's loop, in its order."""
     bus.bind(asyncio.get_running_loop())
     subscription = bus.subscribe("test")
@@ -298,8 +298,13 @@ async def test_posts_from_threads_arrive_in_order(bus: EventBus) -> None:
         threads.add(threading.get_ident())
         offer(found)
 
-    subscription.offer = watched  # type: ignore[method-assign]
-    await asyncio.to_thread(lambda: [bus.post([watchlist(seq)]) for seq in range(1, 201)])
+    monkeypatch.setattr(subscription, "offer", watched)
+
+    def post() -> None:
+        for seq in range(1, 201):
+            bus.post([watchlist(seq)])
+
+    await asyncio.to_thread(post)
 
     taken: list[Event] = []
     while len(taken) < 200:

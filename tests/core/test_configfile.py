@@ -630,6 +630,7 @@ def test_any_override(pairs: list[tuple[list[str], str]]) -> None:
     """Any options and variables are taken or refused, each fault naming its option or variable."""
     overrides = [f"{'.'.join(path)}={value}" for path, value in pairs]
     environ = {f"SIGMA9_{'__'.join(path).upper()}": value for path, value in pairs}
+    environ.pop("SIGMA9_CONFIG", None)  # it names the file
     for given_overrides, given_environ in ((overrides, {}), ([], environ), (overrides, environ)):
         faults = _faults(lambda: load_settings(None, given_overrides, given_environ))  # noqa: B023 - called at once
         assert all(re.match(r"the (variable|option) ", fault.where) for fault in faults)

@@ -29,7 +29,8 @@ database: {type: duckdb, path: data/old.db, wal_mode: true}
 market_data: {db_path: x, initial_load_days: 30}
 massive: {enabled: true, base_url: https://x, rate_limit: 7, api_key: "${MASSIVE_API_KEY}"}
 strategy: {default: seismograph, hot_reload: true}
-risk: {max_position_pct: 8, max_concurrent: 4, daily_loss_limit_pct: -3.0, weekly_loss_limit_pct: 9, kelly_fraction: 1}
+risk: {max_position_pct: 8, max_concurrent: 4,
+       daily_loss_limit_pct: -3.0, weekly_loss_limit_pct: 9, kelly_fraction: 1}
 scheduler: {enabled: true, timezone: America/New_York, market_open_offset_minutes: 20, data_update_time: 16:45}
 logging: {level: INFO}
 connection: {auto_connect: false, reconnect_interval: 7, max_reconnect_attempts: 10}
@@ -88,12 +89,12 @@ def test_unplaced(old: Path, tmp_path: Path) -> None:
         ("12", "massive.base_url"),
         ("13", "strategy.default"),
         ("13", "strategy.hot_reload"),
-        ("14", "risk.kelly_fraction"),
-        ("16", "logging.level"),
-        ("17", "connection.max_reconnect_attempts"),
-        ("18", "gui.acrylic_alpha"),
-        ("19", "chart.max_bars"),
-        ("20", "nonsense"),
+        ("15", "risk.kelly_fraction"),
+        ("17", "logging.level"),
+        ("18", "connection.max_reconnect_attempts"),
+        ("19", "gui.acrylic_alpha"),
+        ("20", "chart.max_bars"),
+        ("21", "nonsense"),
     ]
     reasons = {path: reason for _, path, reason in split.unplaced}
     assert "server.tls" in reasons["server.host"]

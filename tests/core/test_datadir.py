@@ -132,7 +132,7 @@ def test_a_folder_that_can_not_be_made(tmp_path: Path) -> None:
 
 
 def test_one_server(data: DataDir) -> None:
-    """A second server is refused with one sentence that names the first one's process; after its end it gets in."""
+    """A second server is refused in one sentence that names the first one's process; after its end it gets in."""
     process = hold(data, "orderly")
     with pytest.raises(
         DataDirLocked, match=rf"in use by the server in process {process.pid} \(node other\)"

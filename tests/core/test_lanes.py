@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import CancelledError
 
 import pytest
@@ -117,11 +117,15 @@ def test_stop_cancels_what_runs_and_lets_it_clean_up(lane: Lane) -> None:
     began = threading.Event()
     steps: list[str] = []
 
-    async def numbers() -> object:
-        yield 1
+    async def numbers() -> AsyncIterator[int]:
+        try:
+            yield 1
+        finally:
+            steps.append("generator closed")
+
+    generator = numbers()
 
     async def work() -> None:
-        generator = numbers()
         await anext(generator)
         began.set()
         try:
@@ -134,7 +138,7 @@ def test_stop_cancels_what_runs_and_lets_it_clean_up(lane: Lane) -> None:
     assert began.wait(DEADLINE)
     lane.stop()
 
-    assert steps == ["cleaned"]
+    assert steps == ["cleaned", "generator closed"]
     with pytest.raises(CancelledError):
         future.result(DEADLINE)
 

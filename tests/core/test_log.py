@@ -116,7 +116,7 @@ def test_colours(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_wrong_call_still_says_something(console: io.StringIO) -> None:
     """Arguments that don't fit the text cost neither the line nor the program."""
-    logging.getLogger("sigma9.x").warning("%d of %s", "many")
+    logging.getLogger("sigma9.x").warning("%d of %s", "many")  # noqa: PLE1206 - that is the point
     assert "%d of %s (its arguments don't fit" in console.getvalue()
 
 
@@ -153,7 +153,7 @@ def test_a_closed_pipe_is_quiet() -> None:
     """When nobody reads stderr any more, logging goes on in silence."""
     reader, writer = os.pipe()
     os.close(reader)
-    with os.fdopen(writer, "w", buffering=1) as stream:
+    with io.TextIOWrapper(os.fdopen(writer, "wb", buffering=0), write_through=True) as stream:
         logs = Logging(stream=stream)
         logs.start()
         logging.getLogger("sigma9.x").info("into nothing")
@@ -349,10 +349,12 @@ def test_no_recursion() -> None:
 
 def test_threads_publish_side_by_side(lines: list[LogLine]) -> None:
     """Every line of every thread arrives."""
-    threads = [
-        threading.Thread(target=lambda n=n: [logging.getLogger("sigma9.x").info("%d", n) for _ in range(50)])  # type: ignore[misc]
-        for n in range(4)
-    ]
+
+    def say(number: int) -> None:
+        for _ in range(50):
+            logging.getLogger("sigma9.x").info("%d", number)
+
+    threads = [threading.Thread(target=say, args=(number,)) for number in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:

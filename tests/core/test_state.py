@@ -199,12 +199,16 @@ async def test_save_takes_the_document_as_it_is_now(documents: Documents) -> Non
 
 
 async def test_cancelled_save_is_finished(documents: Documents, path: Path) -> None:
-    """A save whose caller has gone is written all the same, before `close` returns."""
+    """A save whose caller has gone while it waited is written all the same, before `close` returns."""
+    busy = threading.Event()
+    assert documents._disk is not None
+    documents._disk.submit(busy.wait, 10.0)
     saving = asyncio.ensure_future(documents.save("n", {"n": 1}))
     await asyncio.sleep(0)
     saving.cancel()
     with pytest.raises(asyncio.CancelledError):
         await saving
+    busy.set()
     documents.close()
 
     assert again(path).get("n") == {"n": 1}

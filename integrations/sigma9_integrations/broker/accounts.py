@@ -90,19 +90,21 @@ def covers(allowed: str, wanted: str) -> bool:
 def load_passwords(folder: Path) -> Mapping[Role, str]:
     """Read the passwords of the roles; those that are missing are made and kept, mode 0600."""
     path = folder / PASSWORDS
-    found: dict[str, str] = {}
-    if path.exists():
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            complete = all(isinstance(found[role], str) and found[role] for role in ROLES if role in found)
-        except (OSError, ValueError, TypeError) as error:
-            raise StateError(f"{path} can't be read ({error}): delete it and new passwords are made") from error
-        if not complete:
-            raise StateError(f"{path} holds a password that is not a text: delete it and new passwords are made")
+    found = _read_passwords(path) if path.exists() else {}
     passwords: dict[Role, str] = {role: found.get(role) or secrets.token_urlsafe(18) for role in ROLES}
     if passwords != found:
         write_private(path, json.dumps(passwords, indent=2) + "\n")
     return passwords
+
+
+def _read_passwords(path: Path) -> dict[str, str]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StateError(f"{path} can't be read ({error}): delete it and new passwords are made") from error
+    if not isinstance(found, dict) or not all(isinstance(value, str) and value for value in found.values()):
+        raise StateError(f"{path} is not an object of passwords by role: delete it and new passwords are made")
+    return found
 
 
 def hash_password(password: str) -> str:

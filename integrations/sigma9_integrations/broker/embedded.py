@@ -20,6 +20,7 @@ from typing import Final, Literal
 
 from sigma9_core.clock import monotonic
 from sigma9_core.errors import Sigma9Error
+from sigma9_core.log import redact
 from sigma9_integrations.broker import amqtt_child, guard, mosquitto
 from sigma9_integrations.broker.accounts import PASSWORDS, Access, Role, write_files
 from sigma9_integrations.broker.files import private_folder
@@ -93,6 +94,9 @@ class EmbeddedBroker:
         """
         self._folder = private_folder(self._kept or Path(tempfile.mkdtemp(prefix="sigma9-mqtt-")))
         self.passwords = write_files(self._folder, self._rules)
+        for role, password in self.passwords.items():
+            if role != "viewer":  # that one is shown on purpose
+                redact(password)
         try:
             await self._launch_any()
         except BaseException:

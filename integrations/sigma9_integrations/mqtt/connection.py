@@ -159,7 +159,7 @@ class Wire(aiomqtt.Client):
             async with asyncio.timeout(CONNECT_SECONDS + self.timeout):
                 await self.__aenter__()
         except (TimeoutError, aiomqtt.MqttError) as error:
-            silent = self._opened and not self._connected.done()
+            silent = self._opened and not isinstance(error, MqttConnectError | NoAnswer)
             self._give_up()
             if silent:
                 raise NoAnswer(f"no answer to a CONNECT within {self.timeout:g} s") from error
@@ -198,8 +198,8 @@ class Wire(aiomqtt.Client):
             self._client._sock_close()  # noqa: SLF001 - paho has no public way to end without writing first
         for future in (self._connected, self._disconnected):
             if not future.done():
-                future.cancel()
-            elif not future.cancelled():
+                future.set_exception(aiomqtt.MqttError("the connection was ended by this side"))
+            if not future.cancelled():
                 future.exception()  # it has been seen
         self._room.set()
 
@@ -245,6 +245,8 @@ class Wire(aiomqtt.Client):
 
         Raise MqttError where the connection is gone.
         """
+        if self._disconnected.done():
+            raise aiomqtt.MqttError("the connection is gone")
         properties = None
         if correlation is not None and self.protocol == "5":
             properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]

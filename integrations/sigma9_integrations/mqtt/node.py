@@ -69,10 +69,9 @@ class Node:
 
         Raise ConfigError where another server is online as the same node.
         """
-        stale: frozenset[str] = frozenset()
+        self._publisher.start()
         if self._look_first:
-            stale = await self._look()
-        self._publisher.start(stale)
+            self._publisher.expect(await self._look())
         for name, link in (("publisher", self._publisher_link), ("commands", self._command_link)):
             self._tasks.append(asyncio.create_task(link.run(), name=f"mqtt-{name}"))
         await self._server.money.call(self._start_kill())
@@ -81,6 +80,9 @@ class Node:
 
     async def stop(self) -> None:
         """Say goodbye and disconnect, within a few seconds even where the broker answers nothing."""
+        if not self._tasks:
+            self._publisher.stop()
+            return
         commands, publisher = self._command_link.wire, self._publisher_link.wire
         await self._commands.finish(commands, STOP_SECONDS / 2)
         await self._publisher.finish(publisher, STOP_SECONDS / 2)

@@ -17,10 +17,10 @@ from typing import Final
 
 import aiomqtt
 
-from sigma9_core.bus import Interest
+from sigma9_core.bus import Interest, Subscription
 from sigma9_core.contracts import EventPage, Server
 from sigma9_core.errors import CommandError, JournalError
-from sigma9_core.events import mark_late
+from sigma9_core.events import LogLevel, mark_late
 from sigma9_integrations.mqtt.connection import FAILURE, Wire
 from sigma9_integrations.mqtt.outbox import Mark, Outbox
 from sigma9_integrations.mqtt.presence import Presence
@@ -56,15 +56,13 @@ class Publisher:
         self._presence = presence
         self._on_online = on_online
         self._state = StateQueue(server.board)
-        self._mailbox = server.bus.subscribe(
-            "mqtt", Interest(level="debug" if server.settings.server.debug else "info"), durable_room=MAILBOX
-        )
-        self._begin = server.bus.last_seq
+        self._mailbox: Subscription | None = None
+        self._begin = 0
         """The newest durable event at the start."""
         self._journal_id: str | None = None
         self._known = False
         """Whether `_acked` belongs to the journal that there is."""
-        self._sent = self._acked = self._saved = self._begin
+        self._sent = self._acked = self._saved = 0
         """Numbers of durable events: handed to the connection, acknowledged, and written to the outbox file."""
         self._flying: deque[list[int]] = deque()
         """Sent and not acknowledged, in order: [seq, 1 if acknowledged]."""
@@ -73,15 +71,23 @@ class Publisher:
         self._outage = False
         self._refused: set[str] = set()
 
-    def start(self, stale: Set[str] = frozenset()) -> None:
-        """Begin to gather; `stale` names state topics that the broker holds from an earlier run."""
-        self._state.published.update(stale)
+    def start(self) -> None:
+        """Begin to gather what there is to tell."""
+        bus = self._server.bus
+        level: LogLevel = "debug" if self._server.settings.server.debug else "info"
+        self._mailbox = bus.subscribe("mqtt", Interest(level=level), durable_room=MAILBOX)
+        self._begin = self._sent = self._acked = self._saved = bus.last_seq
         self._state.start()
+
+    def expect(self, stale: Set[str]) -> None:
+        """Learn which state topics the broker holds from an earlier run: what the board does not have is cleared."""
+        self._state.published.update(stale)
 
     def stop(self) -> None:
         """Leave bus and board, and write down how far the broker is."""
         self._state.stop()
-        self._mailbox.close()
+        if self._mailbox is not None:
+            self._mailbox.close()
         self._save()
 
     def note_outage(self, _: str = "") -> None:
@@ -178,15 +184,17 @@ class Publisher:
     # --- events -----------------------------------------------------------------------------------------------
 
     async def _tell_events(self, wire: Wire) -> None:
+        if self._mailbox is None:
+            raise RuntimeError("the publisher is not started: call start() first")
         await self._find_place()
         while True:
             await self._catch_up(wire, self._server.bus.last_seq)
-            await self._tell_live(wire)
+            await self._tell_live(wire, self._mailbox)
 
-    async def _tell_live(self, wire: Wire) -> None:
+    async def _tell_live(self, wire: Wire, mailbox: Subscription) -> None:
         """Pass on what comes, until events are missing that the journal must give."""
         while True:
-            for event in await self._mailbox.take():
+            for event in await mailbox.take():
                 if event.seq is None:
                     await wire.room()
                     self._post(wire, self._topics.event(event.type, event.data), event.raw, qos=0)
@@ -196,9 +204,9 @@ class Publisher:
                 if event.seq > self._sent:
                     topic = self._topics.event(event.type, event.data)
                     await self._post_durable(wire, event.seq, topic, event.raw)
-            if self._mailbox.overflowed:
+            if mailbox.overflowed:
                 _LOG.info("the MQTT broker is slower than the events: the rest is read from the journal")
-                self._mailbox.resume()
+                mailbox.resume()
                 self._late_until = self._server.bus.last_seq
                 return
 
@@ -210,6 +218,8 @@ class Publisher:
                 continue  # the place has moved to what there still is
             if not page.events:
                 return
+            if page.first > self._sent + 1:
+                _LOG.warning("the journal has no events before %d any more: MQTT goes on there", page.first)
             for raw in page.events:
                 body = json.loads(raw)
                 seq = int(body["seq"])

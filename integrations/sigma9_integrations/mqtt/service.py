@@ -30,6 +30,7 @@ class MqttService:
         self._server: Server | None = None
         self._broker: EmbeddedBroker | None = None
         self._node: Node | None = None
+        self._starting: asyncio.Task[None] | None = None
 
     async def start(self, server: Server) -> None:
         """Start the embedded broker and connect; return once the node is online or has begun to try.
@@ -37,10 +38,18 @@ class MqttService:
         Raise ConfigError where another server is online as the same node, EmbeddedBrokerError where no broker
         starts.
         """
-        settings = server.settings.mqtt
-        if not settings.enabled:
+        if not server.settings.mqtt.enabled:
             server.report_mqtt("disabled")
             return
+        self._starting = asyncio.create_task(self._start(server), name="mqtt-start")
+        try:
+            await self._starting
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def _start(self, server: Server) -> None:
+        settings = server.settings.mqtt
         self._server = server
         server.report_mqtt("disconnected")
         # aiomqtt takes 70 ms to import: meanwhile the broker starts.
@@ -52,24 +61,20 @@ class MqttService:
                 await self._start_broker(server)
             else:
                 server.announce(f"MQTT  mqtt://{settings.host}:{settings.port} (external)")
-        except BaseException:
-            await self.stop()
-            raise
         finally:
             await importing
         from sigma9_integrations.mqtt.node import Node  # noqa: PLC0415 - see above
         from sigma9_integrations.mqtt.outbox import Outbox  # noqa: PLC0415
 
-        node = Node(server, self._endpoint, Outbox(self._context.data_dir), look_first=self._broker is None)
-        self._node = node
-        try:
-            await node.start()
-        except BaseException:
-            await self.stop()
-            raise
+        self._node = Node(server, self._endpoint, Outbox(self._context.data_dir), look_first=self._broker is None)
+        await self._node.start()
 
     async def stop(self) -> None:
         """Publish `offline`, disconnect, end the embedded broker: within 3 s, whatever the broker does."""
+        starting, self._starting = self._starting, None
+        if starting is not None and not starting.done():  # another part's start has failed meanwhile
+            starting.cancel()
+            await asyncio.wait([starting])
         node, self._node = self._node, None
         broker, self._broker = self._broker, None
         try:

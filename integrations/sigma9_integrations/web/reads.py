@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -22,9 +21,6 @@ from sigma9_integrations.web.answers import Refusal, answer, to_json
 MOST: Final = 1000
 """The largest `limit` of a page."""
 USUAL: Final = 100
-PAGE: Final = 1000
-PAGES: Final = 50
-"""How many pages of the journal are searched for an order that is no longer open."""
 
 _NUMBER: Final = re.compile(r"\d{1,18}")
 
@@ -71,35 +67,13 @@ def _board(
 
 async def _order(server: Server, request: Request) -> Response:
     order_id: str = request.path_params["order_id"]
-    body = server.board.get("orders")
-    for order in cast("list[Mapping[str, Any]]", (body or {}).get("orders", [])):
-        if order.get("order_id") == order_id:
-            return answer(order)
-    closed = await _closed_order(server, order_id)
-    if closed is None:
+    found = await server.order(order_id)
+    if found is None:  # a foreign order is not in our journal, but on the board while it is open
+        orders = (server.board.get("orders") or {}).get("orders", ())
+        found = next((order for order in orders if order.get("order_id") == order_id), None)
+    if found is None:
         raise CommandError("not_found", "there is no order of this id", {"order_id": order_id[:100]})
-    return answer(closed)
-
-
-async def _closed_order(server: Server, order_id: str) -> dict[str, Any] | None:
-    """Search the journal backwards for the last event of an order."""
-    needle = f'"order_id":{json.dumps(order_id, ensure_ascii=False)}'
-    upto = server.bus.last_seq
-    for _ in range(PAGES):
-        if upto <= 0:
-            return None
-        page = await server.events(max(0, upto - PAGE), PAGE)
-        for raw in reversed(page.events):
-            if needle in raw:
-                event = json.loads(raw)
-                if event["type"] == "trade_event" and event["data"]["order_id"] == order_id:
-                    data = event["data"]
-                    data.pop("trade_id", None)
-                    return {"status": data.pop("event"), **data, "foreign": False}
-        upto -= PAGE
-        if upto < page.first:
-            return None
-    return None
+    return answer(found)
 
 
 async def _trades(server: Server, request: Request) -> Response:

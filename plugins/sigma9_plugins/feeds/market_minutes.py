@@ -13,7 +13,8 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Final, Literal, NamedTuple
 
-from sigma9_plugins.feeds.market_model import Day, Point
+from sigma9_plugins.feeds.market_model import Day
+from sigma9_plugins.feeds.market_points import Point
 
 BURST_MS: Final = 9_500
 """The first trades of an ignition come within this many milliseconds."""
@@ -36,9 +37,10 @@ class Minute(NamedTuple):
 
 
 class Tick(NamedTuple):
-    """One trade: milliseconds after the minute's start (above 0, below 60,000), price in cents, shares, aggressor."""
+    """One trade: price in cents, size in shares, and who began it."""
 
     at: int
+    """Milliseconds after the minute's start, above 0 and below 60,000."""
     price: int
     size: int
     side: Literal["buy", "sell"]
@@ -178,16 +180,16 @@ def _prices(minute: Minute, count: int, burst: int, rng: random.Random) -> list[
     if first == second:
         first, second = inner[0], inner[-1]
     extremes = (low, high) if close >= opens else (high, low)
-    for place, price in zip((first, second), extremes, strict=True):
-        if not min(opens, close) <= price <= max(opens, close):
-            anchors[place] = price
+    inside = range(min(opens, close), max(opens, close) + 1)
+    turns = zip((first, second), extremes, strict=True)
+    anchors |= {place: price for place, price in turns if price not in inside}
     prices = []
     places = sorted(anchors)
     for left, right in pairwise(places):
         a, b = anchors[left], anchors[right]
         prices.append(a)
         for i in range(left + 1, right):
-            price = a + (b - a) * (i - left) / (right - left) + (rng.random() - 0.5) * 1.8
-            prices.append(min(high, max(low, round(price))))
+            between = a + (b - a) * (i - left) / (right - left) + (rng.random() - 0.5) * 1.8
+            prices.append(min(high, max(low, round(between))))
     prices.append(close)
     return prices

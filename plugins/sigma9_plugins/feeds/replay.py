@@ -1,9 +1,9 @@
 """The replay feed: minute bars from files, slice by slice at the end of each bar, as fast as wanted.
 
 Files have bars and nothing else. So that price collars and anti-trap filters have a quote to judge by, one is made
-up at each bar's end, `spread_percent` wide around the close; `synthetic_quotes: false` leaves it out. Trades inside
-a bar are made up only where `trades_per_bar` asks for them: they go from the open through low and high (a falling
-bar: high and low) to the close, which is a guess.
+up at each bar's end, `spread_percent` wide around the close; `synthetic_quotes: false` leaves it out. Trades
+inside a bar are made up only where `trades_per_bar` asks for them: they go from the open through low and high (in
+a falling bar: high and low) to the close, which is a guess.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ class ReplayFeed:
     # --- the feed ---------------------------------------------------------------------------------------------
 
     async def connect(self, since: datetime | None) -> None:
-        """Read the files; go on behind `since` where it is given. Raise DataError where there is nothing to read."""
+        """Read the files, and go on behind `since` where it is given; raise DataError where there is nothing."""
         await self._calendar.ready()
         data = await asyncio.to_thread(self._load)
         start = data.ends[0] - self._length
@@ -172,7 +172,7 @@ class ReplayFeed:
         self._wanted = symbols
 
     async def slices(self) -> AsyncIterator[Slice]:
-        """Give a slice at the end of each bar; the first one is empty and sets the clock to the first bar's start."""
+        """Give a slice at the end of each bar; the first is empty and sets the clock to the first bar's start."""
         if self._now is None:
             raise DataError("the replay feed is not connected: await connect() first")
         yield Slice(self._now)
@@ -219,7 +219,7 @@ class ReplayFeed:
         first = part["ts"].search_sorted(session.open, side="left")
         last = part["ts"].search_sorted(min(until - self._length, session.close - self._length), side="right")
         first = max(int(first), int(last) - count)
-        return [self._bar(*row) for row in part.slice(first, max(0, int(last) - first)).iter_rows()]
+        return [self._bar(row) for row in part.slice(first, max(0, int(last) - first)).iter_rows()]
 
     # --- slices -----------------------------------------------------------------------------------------------
 
@@ -240,7 +240,7 @@ class ReplayFeed:
 
     def _slice(self, ts: datetime, rows: Sequence[tuple[Any, ...]]) -> Slice:
         wanted = self._wanted
-        bars = tuple(self._bar(*row) for row in rows if wanted is None or row[0] in wanted)
+        bars = tuple(self._bar(row) for row in rows if wanted is None or row[0] in wanted)
         quotes: tuple[Quote, ...] = ()
         if self._config.synthetic_quotes:
             half = self._config.spread_percent / 200
@@ -254,8 +254,9 @@ class ReplayFeed:
             trades = tuple(sorted(made, key=lambda trade: trade.ts))
         return Slice(ts.astimezone(UTC), quotes, trades, bars)
 
-    def _bar(self, symbol: str, ts: datetime, *numbers: float) -> Bar:
-        return Bar(symbol, ts.astimezone(UTC), *numbers, seconds=self._config.seconds)
+    def _bar(self, row: Sequence[Any]) -> Bar:
+        symbol, ts, opens, high, low, close, volume = row
+        return Bar(symbol, ts.astimezone(UTC), opens, high, low, close, volume, self._config.seconds)
 
     # --- files ------------------------------------------------------------------------------------------------
 
@@ -352,8 +353,10 @@ def made_up_trades(bar: Bar, count: int) -> list[Trade]:
 
 def _aware(moment: Moment) -> datetime:
     if not isinstance(moment, datetime):
-        return datetime.combine(moment, time(), NEW_YORK)
-    return moment if moment.tzinfo is not None else moment.replace(tzinfo=NEW_YORK)
+        moment = datetime.combine(moment, time())
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=NEW_YORK)
+    return moment.astimezone(UTC)
 
 
 def _warn(kind: str, table: BarTable) -> None:

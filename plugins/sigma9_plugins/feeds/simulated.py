@@ -25,7 +25,8 @@ from sigma9_core.errors import DataError
 from sigma9_core.hookspecs import hookimpl
 from sigma9_core.models import Bar, Frozen, Quote, Session, Slice, Trade
 from sigma9_plugins.feeds.market_minutes import Minute, Tick, minutes_of_day, ticks_of_minute
-from sigma9_plugins.feeds.market_model import FEWEST, NEW_YORK, Ignition, Kind, MarketModel, minutes_of
+from sigma9_plugins.feeds.market_model import MarketModel
+from sigma9_plugins.feeds.market_stocks import FEWEST, NEW_YORK, Ignition, Kind, generator, minutes_of
 from sigma9_plugins.feeds.pacing import Pacer, Speed
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ class SimulatedFeed:
         return self._now
 
     def planted(self, day: date) -> Mapping[str, Kind]:
-        """Tell which patterns a scan of the session before `day` finds (`market_model.PRIORITY` ranks them)."""
+        """Tell which patterns a scan of the session before `day` finds (`market_stocks.PRIORITY` ranks them)."""
         return self._model.planted(day)
 
     def ignitions(self, day: date) -> Mapping[str, Ignition]:
@@ -137,7 +138,7 @@ class SimulatedFeed:
         self._closed.set()
 
     def subscribe(self, symbols: frozenset[str]) -> None:
-        """Want quotes, trades and bars of exactly these symbols from the next slice on; unknown ones stay silent."""
+        """Want data of exactly these symbols from the next slice on; unknown ones stay silent."""
         unknown = symbols - self._model.stocks.keys()
         for symbol in sorted(unknown - self._warned):
             log.warning("the simulated market has no symbol %s: there will be no data for it", symbol)
@@ -265,7 +266,7 @@ class SimulatedFeed:
     def _load(self, symbol: str, session: Session, index: int, start: datetime, since: int) -> _Live:
         """Begin a symbol's minute behind the trades that came before `since` (milliseconds of that minute)."""
         minute = self._minutes(symbol, session)[index]
-        ticks = ticks_of_minute(minute, self._model.random(symbol, session.day, index))
+        ticks = ticks_of_minute(minute, generator(self._model.seed, symbol, session.day, index))
         passed = [tick for tick in ticks if tick.at <= since]
         price = passed[-1].price if passed else minute.open
         buying = passed[-1].side == "buy" if passed else minute.close >= minute.open
@@ -275,7 +276,7 @@ class SimulatedFeed:
         day = self._model.day(symbol, date.fromisoformat(session.day))
         if day is None:
             raise DataError(f"the simulated market has no session on {session.day}")
-        return minutes_of_day(day, minutes_of(session), self._model.random(symbol, session.day))
+        return minutes_of_day(day, minutes_of(session), generator(self._model.seed, symbol, session.day))
 
 
 def _new_york(session: Session, moment: time) -> datetime:

@@ -6,7 +6,7 @@ from decimal import Decimal
 
 from sigma9_core.contracts import PluginContext, Register, RiskRule, RiskView
 from sigma9_core.hookspecs import hookimpl
-from sigma9_core.models import ZERO, Frozen, OrderRequest, RuleUsage, Verdict
+from sigma9_core.models import ZERO, Frozen, OrderRequest, OrderView, RuleUsage, Verdict
 from sigma9_core.money.exposure import held, reserved
 from sigma9_core.money.pricing import reference_price, usable
 from sigma9_plugins.risk.figures import Positive, known, percent, plain
@@ -65,23 +65,28 @@ class MaxPosition(RiskRule):
         equity = view.account.equity
         if not known(equity):
             return RuleUsage(rule=self.name, limit=self._percent)
-        entries = [order for order in view.working if view.intents.get(order.order_id) == "entry"]
-        largest = ZERO
-        for symbol in {*view.positions, *(order.symbol for order in entries)}:
-            mark = view.marks.get(symbol)
-            have = held(symbol, view)
-            prices = [reference_price(order, mark) for order in entries if order.symbol == symbol]
-            last = mark.price if mark is not None and usable(mark.price) else None
-            if last is None and symbol in view.positions:
-                last = abs(view.positions[symbol].average_cost)
-            price = max((price for price in (last, *prices) if price is not None), default=ZERO)
-            most = max(
-                abs(have),
-                abs(have + reserved(entries, symbol, "buy")),
-                abs(have - reserved(entries, symbol, "sell")),
-            )
-            largest = max(largest, abs(have) * (last or price) + (most - abs(have)) * price)
+        entries: dict[str, list[OrderView]] = {symbol: [] for symbol in view.positions}
+        for order in view.working:
+            if view.intents.get(order.order_id) == "entry":
+                entries.setdefault(order.symbol, []).append(order)
+        largest = max((self._value(symbol, orders, view) for symbol, orders in entries.items()), default=ZERO)
         return RuleUsage(rule=self.name, used=percent(largest, equity), limit=self._percent)
+
+    @staticmethod
+    def _value(symbol: str, entries: list[OrderView], view: RiskView) -> Decimal:
+        """Give the value of a position with its working entries filled, on whichever side makes it larger."""
+        mark = view.marks.get(symbol)
+        have = held(symbol, view)
+        prices = [reference_price(order, mark) for order in entries]
+        last = mark.price if mark is not None and usable(mark.price) else None
+        if last is None and symbol in view.positions:
+            last = abs(view.positions[symbol].average_cost)
+        price = max((price for price in (last, *prices) if price is not None), default=ZERO)
+        most = abs(have)
+        if entries:
+            bought, sold = reserved(entries, symbol, "buy"), reserved(entries, symbol, "sell")
+            most = max(most, abs(have + bought), abs(have - sold))
+        return abs(have) * (last or price) + (most - abs(have)) * price
 
 
 def build(config: MaxPositionConfig, context: PluginContext) -> MaxPosition:

@@ -519,6 +519,42 @@ def test_group_that_fails_keeps_its_facts_before_later_ones(journal: Journal, he
     assert "can't take this record" in refused(wrong)
 
 
+def test_facts_behind_a_failed_group_stay_behind_it(
+    journal: Journal, heard: Heard, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A group that fails goes back before what waits behind it, however small the groups are."""
+    monkeypatch.setattr(journal_module, "GROUP_RECORDS", 1)
+    with heard.hold(journal):
+        blocker = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        blocker.execute("BEGIN IMMEDIATE")
+        facts = [journal.write([trade(name)], fact=True) for name in "ABCD"]
+    until(lambda: not journal.healthy)
+    blocker.execute("ROLLBACK")
+    blocker.close()
+
+    assert [done(fact)[0].seq for fact in facts] == [2, 3, 4, 5]
+
+
+def test_disk_that_fails_while_the_poison_is_looked_for(
+    journal: Journal, heard: Heard, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the disk fails too while calls are tried one by one, the facts that are left keep their order."""
+    commits = Commits(journal, monkeypatch)
+    with heard.hold(journal):
+        commits.plan = ["work", "fail before"]
+        first = journal.write([trade("A")])
+        wrong = journal.write([poison_for_the_database()])
+        facts = [journal.write([trade(name)], fact=True) for name in "BC"]
+        asked = journal.write([trade("D")])
+
+    assert done(first)[0].seq == 2
+    assert "can't take this record" in refused(wrong)
+    assert [done(fact)[0].seq for fact in facts] == [3, 4]
+    assert "disk I/O error" in refused(asked)
+    until(lambda: journal.healthy)
+    assert gapless(path) == 4
+
+
 def test_journal_comes_back_by_itself(journal: Journal, heard: Heard, path: Path) -> None:
     """Without anybody writing the journal notices that it works again, and keeps a note of the outage."""
     with locked(path):
@@ -574,6 +610,8 @@ class Commits:
         what = self.plan.pop(0) if self.plan else "work"
         if what in ("work", "fail after"):
             self._commit(connection)
+        if what == "damage":
+            raise sqlite3.DatabaseError("database disk image is malformed")
         if what != "work":
             raise sqlite3.OperationalError("disk I/O error")
 
@@ -582,7 +620,7 @@ def test_commit_that_failed_is_tried_again(
     journal: Journal, heard: Heard, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A commit that fails three times is done at the fourth try, once."""
-    Commits(journal, monkeypatch).plan = ["fail before"] * 3
+    Commits(journal, monkeypatch).plan = ["fail before", "damage", "fail before"]
 
     assert done(journal.write([trade(), fill()], fact=True))[0].seq == 1
 

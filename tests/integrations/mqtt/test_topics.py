@@ -72,13 +72,8 @@ def test_command_addresses(topic: str, expected: Address | None) -> None:
     assert TOPICS.address(topic) == expected
 
 
-@given(st.text(max_size=40))
+@given(st.text(st.characters(codec="utf-8"), max_size=40))
 def test_replies_stay_below_their_branch(text: str) -> None:
     """A response topic is accepted only below {base}/reply/, without wildcards."""
     assert not TOPICS.may_reply(text)
-    accepted = TOPICS.may_reply(f"home/sigma9/reply/{text}")
-    assert accepted == (
-        bool(text) and not set("+#\0") & set(text) and text.isprintable() or accepted and bool(text)
-    )
-    if accepted:
-        assert not set("+#\0") & set(text)
+    assert TOPICS.may_reply(f"home/sigma9/reply/{text}") == (text != "" and not set("+#\0") & set(text))

@@ -71,7 +71,8 @@ def test_importing_the_plugin_imports_no_web_framework() -> None:
 
 
 async def test_a_start_announces_where_it_serves(node: Node) -> None:
-    """The banner names the address of REST and WebSocket, and the dashboard's."""
+    """The banner names the address of REST and WebSocket, and the dashboard's; the command line learns it too."""
+    assert node.server.url == node.url
     assert node.server.banner == [f"REST and WebSocket  {node.url}", f"Dashboard           {node.url}/"]
     async with node.http(None) as client:
         assert (await client.get("/healthz")).json() == {"status": "ok"}

@@ -121,11 +121,12 @@ function rows(body, items, key, cells, action) {
         const button = node("button", action.text);
         button.type = "button";
         button.setAttribute("aria-label", action.label(item));
-        button.addEventListener("click", () => action.run(item));
+        button.addEventListener("click", () => action.run(row.item));
         cell.append(button);
         row.append(cell);
       }
     }
+    row.item = item;
     cells(item).forEach(([text, className], column) => put(row.children[column], text, className ?? ""));
     if (body.children[index] !== row) body.insertBefore(row, body.children[index] ?? null);
   });
@@ -516,7 +517,8 @@ $("ask-no").addEventListener("click", () => $("ask").close());
 $("start").addEventListener("click", () => command("POST", "/api/engine/start", {}, "The engine was started."));
 $("pause").addEventListener("click", () => {
   const paused = state.status?.engine === "paused";
-  command("POST", `/api/engine/${paused ? "resume" : "pause"}`, {}, paused ? "Entries are taken again." : "No new entries; exits go on.");
+  if (paused) command("POST", "/api/engine/resume", {}, "Entries are taken again.");
+  else command("POST", "/api/engine/pause", {}, "No new entries; exits go on.");
 });
 $("stop").addEventListener("click", () => confirmThen({
   title: "Stop the engine?", text: "Strategies end and no new entries are taken. Exits of open positions go on.", yes: "Stop engine",

@@ -50,7 +50,7 @@ function operation(path, verb, item) {
 
 function body(path, verb, item) {
   const box = node("div");
-  if (item.description) box.append(node("p", item.description));
+  if (item.description) box.append(node("p", item.description.replaceAll("`", "")));
   if (item.parameters?.length) {
     box.append(node("h3", "Parameters"));
     const table = node("table");
@@ -58,7 +58,7 @@ function body(path, verb, item) {
       const row = node("tr");
       const name = node("td");
       name.append(node("code", each.name));
-      row.append(name, node("td", each.in), node("td", outline(each.schema)), node("td", each.description ?? ""));
+      row.append(name, node("td", each.in), node("td", outline(each.schema)), node("td", (each.description ?? "").replaceAll("`", "")));
       table.append(row);
     }
     box.append(table);
@@ -118,7 +118,7 @@ async function show() {
   $("login").hidden = true;
   $("docs").hidden = false;
   $("title").textContent = `${document_.info.title} ${document_.info.version}`;
-  $("about").textContent = document_.info.description;
+  $("about").textContent = document_.info.description.replaceAll("`", "");
   $("paths").replaceChildren();
   for (const tag of document_.tags) {
     $("paths").append(node("h2", tag.description));

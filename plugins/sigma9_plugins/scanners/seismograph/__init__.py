@@ -22,4 +22,4 @@ def register_scanners(register: Register) -> None:
 
 def build(config: SeismographConfig, context: PluginContext) -> Seismograph:
     """Build a seismograph from its settings."""
-    return Seismograph(config, context.name, context.calendar)
+    return Seismograph(config, context.name)

@@ -17,17 +17,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from sigma9_plugins.scanners.seismograph.trigger_config import IgnitionConfig
-from sigma9_plugins.scanners.seismograph.windows import Box, Minute, Minutes, Window
+from sigma9_plugins.scanners.seismograph.windows import Box, Flow, Minute, Minutes
 
 WEIGHTS: Final = (35, 30, 20, 15)
 FEWEST_TRADES: Final = 10
 """With fewer trades in 60 s there is no velocity."""
-
-STEPS: Final = 4
-"""Buckets a second of the trade counts: the last 10 s are exact to a quarter of a second."""
-UNIT: Final = 10_000
-"""Sizes are counted in ten-thousandths of a share."""
-VOLUME_SECONDS: Final = 360
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +58,10 @@ def burst_part(last_minute: float, before_5m: float, multiple: float) -> float:
 
 def break_part(price: float, box: Box | None, percent: float) -> float:
     """Judge a price against the box."""
-    if box is None or price <= box.high:
+    if box is None or not price > box.high:
         return 0.0
-    return 1.0 if price > box.high * (1 + percent / 100) else 0.5
+    # Rounded, so that a price exactly on the edge is not above it by a binary fraction.
+    return 1.0 if round(price * 100, 6) > round(box.high * (100 + percent), 6) else 0.5
 
 
 def pressure_part(bought: float, sold: float, multiple: float) -> float:
@@ -87,63 +82,22 @@ def _step(value: float, base: float, multiple: float) -> float:
     return 0.5 if value > multiple * base / 2 else 0.0
 
 
-class Flow:
-    """What the score needs of one symbol's trades."""
+def judge_trades(
+    flow: Flow, price: float, box: Box | None, config: IgnitionConfig, *, volume_known: bool
+) -> Ignition | None:
+    """Score a symbol by its trades; None where the velocity alone rules out the threshold (most of the time).
 
-    __slots__ = ("_bought", "_counts", "_last_price", "_last_side", "_since", "_sold", "_volumes")
-
-    def __init__(self, since: float) -> None:
-        """Begin with nothing known before `since`, in seconds since 1970."""
-        self._since = since
-        self._counts = Window(10 * STEPS, 60 * STEPS)
-        self._bought = Window(60, 60)
-        self._sold = Window(60, 60)
-        self._volumes = Window(60, VOLUME_SECONDS)
-        self._last_price: float | None = None
-        self._last_side = 0
-
-    def trade(self, at: float, price: float, size: float, side: int) -> None:
-        """Add a trade at seconds since 1970; side is 1 for bought, -1 for sold, 0 where only the price can tell.
-
-        The tick rule: a trade above the last different price was bought, below it sold.
-        """
-        last = self._last_price
-        if last is not None and price != last:
-            self._last_side = 1 if price > last else -1
-        self._last_price = price
-        side = side or self._last_side
-        second = int(at)
-        amount = int(size * UNIT + 0.5)
-        self._counts.add(int(at * STEPS), 1)
-        self._volumes.add(second, amount)
-        if side > 0:
-            self._bought.add(second, amount)
-        elif side < 0:
-            self._sold.add(second, amount)
-
-    def fill(self, minute: int, volume: float) -> None:
-        """Spread volume that no trade told of evenly over its minute: history, or trades that were missed."""
-        amount = int(volume * UNIT / 60 + 0.5)
-        if amount > 0:
-            for second in range(minute * 60, minute * 60 + 60):
-                self._volumes.add(second, amount)
-        self._since = min(self._since, minute * 60)
-
-    def judge(self, at: float, price: float, box: Box | None, config: IgnitionConfig) -> Ignition:
-        """Score the symbol at a time, by its trades."""
-        second = int(at)
-        counts, volumes, bought, sold = self._counts, self._volumes, self._bought, self._sold
-        counts.advance(int(at * STEPS))
-        volumes.advance(second)
-        bought.advance(second)
-        sold.advance(second)
-        known = at - self._since >= VOLUME_SECONDS
-        return Ignition(
-            velocity=velocity_part(counts.near, counts.far, config.velocity),
-            burst=burst_part(volumes.near, volumes.far, config.burst) if known else 0.0,
-            breakout=break_part(price, box, config.break_percent),
-            pressure=pressure_part(bought.near, sold.near, config.pressure),
-        )
+    `volume_known` says that the volumes of all the 6 minutes are there.
+    """
+    velocity = velocity_part(flow.trades_10s, flow.trades_before, config.velocity)
+    if 100 - WEIGHTS[0] * (1 - velocity) < config.threshold:
+        return None
+    return Ignition(
+        velocity=velocity,
+        burst=burst_part(flow.volume_60s, flow.volume_before, config.burst) if volume_known else 0.0,
+        breakout=break_part(price, box, config.break_percent),
+        pressure=pressure_part(flow.bought, flow.sold, config.pressure),
+    )
 
 
 def judge_bar(bar: Minute, before: Minutes, config: IgnitionConfig) -> Ignition:

@@ -1,7 +1,9 @@
 """The seismograph: four signs of quiet accumulation in 20 daily bars, as one pass of Polars expressions.
 
-Every sum runs over exactly its own window (no running totals), so that a bar depends on its 20 bars alone:
-the same on the whole history and on a trimmed one, with nothing left over from a large value that has passed.
+A bar's numbers depend on its 20 bars alone, to the last bit: on the whole history, on a part of it, in any company.
+So every sum runs over exactly its own window (a running total keeps a trace of a large value that has passed), and
+nothing is divided by a constant (Polars then multiplies by the reciprocal in some of its paths and not in others):
+a mean of 5 over a mean of 19 is (19 × sum of 5) / (5 × sum of 19), which also makes the exact thresholds exact.
 """
 
 from __future__ import annotations
@@ -14,7 +16,6 @@ from sigma9_plugins.scanners.seismograph.config import SeismographConfig, Univer
 if TYPE_CHECKING:
     import polars as pl
 
-    from sigma9_core.calendar import Calendar
     from sigma9_core.contracts import Trigger
 
 WINDOW: Final = 20
@@ -38,11 +39,10 @@ class Seismograph:
     version = "2.0"
     lookback = WINDOW
 
-    def __init__(self, config: SeismographConfig, name: str, calendar: Calendar) -> None:
+    def __init__(self, config: SeismographConfig, name: str) -> None:
         self.watchlist_size = config.watchlist_size
         self._config = config
         self._name = name
-        self._calendar = calendar
 
     def scan(self, bars: pl.LazyFrame) -> pl.LazyFrame:
         """Score every bar that is at least the 20th of its symbol; the earlier ones get nulls."""
@@ -73,7 +73,7 @@ class Seismograph:
         """Build the ignition trigger of this strategy."""
         from sigma9_plugins.scanners.seismograph.trigger import SeismographTrigger  # noqa: PLC0415 - only servers need it
 
-        return SeismographTrigger(self._config.trigger, self._name, self._calendar)
+        return SeismographTrigger(self._config.trigger, self._name)
 
 
 # --- formulas -------------------------------------------------------------------------------------------------
@@ -111,13 +111,13 @@ def _measured(bars: pl.LazyFrame) -> pl.LazyFrame:
     traded = _sum("volume", WINDOW)
     return bars.with_columns(
         _full=(c("symbol") == c("symbol").shift(WINDOW - 1)).fill_null(value=False),
-        _tr=over(_sum("range", 5) / 5, _sum("range", 19) / 19),
+        _tr=over(19 * _sum("range", 5), 5 * _sum("range", 19)),
         _dp=over(c("_close") - first, first),
         _do=over(_sum("signed", 19), traded),
         _body=over((c("_close") - opened).abs(), opened),
-        _ab=over(c("_volume1"), _sum("volume", 19).shift() / 19),
-        _vd=over(_sum("volume", 3) / 3, traded / 20),
-        _average=traded / 20,
+        _ab=over(19 * c("_volume1"), _sum("volume", 19).shift()),
+        _vd=over(20 * _sum("volume", 3), 3 * traded),
+        _traded=traded,
         _change=over(100 * (c("_close") - before), before),
     )
 
@@ -144,10 +144,10 @@ def _intensities() -> dict[str, pl.Expr]:
     c = pl.col
     grows = (c("_dp") <= 0.02) & (c("_do") > 0)
     return {
-        "_tight_range": ((0.7 - c("_tr")) / 0.4).clip(0, 1).fill_null(0),
+        "_tight_range": ((0.7 - c("_tr")) * 2.5).clip(0, 1).fill_null(0),
         "_obv_divergence": pl.when(grows).then((10 * c("_dp").abs() + 5 * c("_do")).clip(0, 1)).otherwise(0.0),
-        "_accumulation_bar": pl.when(c("_body") <= 0.025).then(((c("_ab") - 2) / 3).clip(0, 1)).fill_null(0),
-        "_volume_dryout": pl.when(c("_vd") < 0.4).then(1 - c("_vd") / 0.4).otherwise(0.0),
+        "_accumulation_bar": pl.when(c("_body") <= 0.025).then(((c("_ab") - 2) * (1 / 3)).clip(0, 1)).fill_null(0),
+        "_volume_dryout": pl.when(c("_vd") < 0.4).then(1 - 2.5 * c("_vd")).otherwise(0.0),
     }
 
 
@@ -233,7 +233,10 @@ def _filters(universe: UniverseConfig, reference: Sequence[str]) -> Iterator[tup
         named = kind.is_null() & symbol.str.contains(TRACES) & free
         yield named, pl.lit("named like a warrant, right or unit")
     yield from _bounds("price", pl.col("close"), universe.min_price, universe.max_price)
-    yield from _bounds("average volume", pl.col("_average"), universe.min_average_volume, None)
+    if universe.min_average_volume is not None:
+        least = universe.min_average_volume
+        yield pl.col("_traded").is_null(), pl.lit("average volume unknown")
+        yield pl.col("_traded") < WINDOW * least, pl.lit(f"average volume below {least:,g}")
     yield from _bounds("change %", pl.col("_change").round(9), universe.min_change, universe.max_change)
     if "market_cap" in reference:
         cap = pl.col("market_cap").cast(pl.Float64)

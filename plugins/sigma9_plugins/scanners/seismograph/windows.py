@@ -13,63 +13,152 @@ BOX_BARS: Final = 30
 BOX_FEWEST: Final = 10
 ATR_BARS: Final = 14
 
+STEPS: Final = 4
+"""Buckets a second of the trade counts."""
+NEAR_BUCKETS: Final = 10 * STEPS
+COUNT_BUCKETS: Final = 60 * STEPS
+VOLUME_SECONDS: Final = 360
+UNIT: Final = 10_000
+"""Sizes are counted in ten-thousandths of a share."""
 
-class Window:
-    """A sum over the newest `near` buckets of time, and one over the `far - near` buckets before them.
 
-    Amounts are whole numbers, so that a sum that has lost all its parts is exactly 0.
+class Flow:
+    """Counts and volumes of the last minutes of trades, the last 10 s exact to a quarter of a second.
+
+    Sizes are kept as whole numbers, so that a sum that has lost all its parts is exactly 0.
     """
 
-    __slots__ = ("_amounts", "_far", "_head", "_near", "far", "near")
+    __slots__ = (
+        "_bought",
+        "_counts",
+        "_head",
+        "_last_price",
+        "_last_side",
+        "_sold",
+        "_volumes",
+        "bought",
+        "sold",
+        "trades_10s",
+        "trades_before",
+        "volume_60s",
+        "volume_before",
+    )
 
-    def __init__(self, near: int, far: int) -> None:
-        self.near = 0
-        self.far = 0
-        """The sum of the older part only."""
-        self._near = near
-        self._far = far
-        self._amounts = [0] * far
-        self._head: int | None = None
+    def __init__(self, at: float) -> None:
+        """Begin, at seconds since 1970, with nothing."""
+        self._head = int(at * STEPS)
+        self._last_price: float | None = None
+        self._last_side = 0
+        self._clear()
 
-    def add(self, bucket: int, amount: int) -> None:
-        """Add to a bucket; one later than all before moves the window, one that has left it counts nothing."""
-        head = self._head
-        if head is None or bucket > head:
-            self.advance(bucket)
-            lag = 0
-        else:
-            lag = head - bucket
-            if lag >= self._far:
-                return
-        self._amounts[bucket % self._far] += amount
-        if lag < self._near:
-            self.near += amount
-        else:
-            self.far += amount
+    def _clear(self) -> None:
+        self._counts = [0] * COUNT_BUCKETS
+        self._volumes = [0] * VOLUME_SECONDS
+        self._bought = [0] * 60
+        self._sold = [0] * 60
+        self.trades_10s = 0
+        self.trades_before = 0
+        """Trades in the 50 s before the last 10."""
+        self.volume_60s = 0
+        self.volume_before = 0
+        """Volume in the 5 minutes before the last one, like all volumes here in ten-thousandths of a share."""
+        self.bought = 0
+        self.sold = 0
+        """Volume of the last 60 s by who began the trades."""
 
-    def advance(self, bucket: int) -> None:
-        """Move the window so that `bucket` is its newest one."""
-        head = self._head
-        if head is None:
-            self._head = bucket
+    def trade(self, at: float, price: float, size: float, side: int) -> None:
+        """Add a trade at seconds since 1970; side is 1 for bought, -1 for sold, 0 where only the price can tell.
+
+        The tick rule: a trade above the last different price was bought, below it sold.
+        """
+        last = self._last_price
+        if price != last:
+            if last is not None:
+                self._last_side = 1 if price > last else -1
+            self._last_price = price
+        side = side or self._last_side
+        amount = int(size * UNIT + 0.5)
+        bucket = int(at * STEPS)
+        if bucket > self._head:
+            self.advance(at)
+        elif bucket < self._head:
+            self._late(bucket, amount, side)
             return
-        if bucket - head >= self._far:
-            self._amounts = [0] * self._far
-            self.near = self.far = 0
-            self._head = bucket
-            return
-        amounts, near, far = self._amounts, self._near, self._far
-        for newest in range(head + 1, bucket + 1):
-            gone = newest % far
-            if near == far:
-                self.near -= amounts[gone]
+        second = bucket // STEPS
+        self.trades_10s += 1
+        self._counts[bucket % COUNT_BUCKETS] += 1
+        self.volume_60s += amount
+        self._volumes[second % VOLUME_SECONDS] += amount
+        if side > 0:
+            self.bought += amount
+            self._bought[second % 60] += amount
+        elif side < 0:
+            self.sold += amount
+            self._sold[second % 60] += amount
+
+    def _late(self, bucket: int, amount: int, side: int) -> None:
+        """Add a trade where it belongs; one that is older than a window counts nothing there."""
+        lag = self._head - bucket
+        if lag < COUNT_BUCKETS:
+            self._counts[bucket % COUNT_BUCKETS] += 1
+            if lag < NEAR_BUCKETS:
+                self.trades_10s += 1
             else:
-                self.far -= amounts[gone]
-                older = amounts[(newest - near) % far]
-                self.near -= older
-                self.far += older
-            amounts[gone] = 0
-        self._head = max(head, bucket)
+                self.trades_before += 1
+        second = bucket // STEPS
+        lag = self._head // STEPS - second
+        self._add_volume(second, lag, amount)
+        if lag < 60 and side > 0:
+            self.bought += amount
+            self._bought[second % 60] += amount
+        elif lag < 60 and side < 0:
+            self.sold += amount
+            self._sold[second % 60] += amount
+
+    def fill(self, minute: int, volume: float) -> None:
+        """Spread volume that no trade told of evenly over its minute: history, or trades that were missed."""
+        amount = int(volume * UNIT / 60 + 0.5)
+        first = minute * 60
+        self.advance(first + 59)
+        newest = self._head // STEPS
+        for second in range(first, first + 60):
+            self._add_volume(second, newest - second, amount)
+
+    def advance(self, at: float) -> None:
+        """Let time pass up to `at`: what is older than the windows leaves them."""
+        bucket, head = int(at * STEPS), self._head
+        if bucket <= head:
+            return
+        self._head = bucket
+        if bucket - head >= VOLUME_SECONDS * STEPS:
+            self._clear()
+            return
+        counts = self._counts
+        for newest in range(head + 1, bucket + 1):
+            gone, older = newest % COUNT_BUCKETS, (newest - NEAR_BUCKETS) % COUNT_BUCKETS
+            aged = counts[older]
+            self.trades_10s -= aged
+            self.trades_before += aged - counts[gone]
+            counts[gone] = 0
+        for second in range(head // STEPS + 1, bucket // STEPS + 1):
+            gone = second % VOLUME_SECONDS
+            aged = self._volumes[(second - 60) % VOLUME_SECONDS]
+            self.volume_60s -= aged
+            self.volume_before += aged - self._volumes[gone]
+            self._volumes[gone] = 0
+            gone = second % 60
+            self.bought -= self._bought[gone]
+            self.sold -= self._sold[gone]
+            self._bought[gone] = self._sold[gone] = 0
+
+    def _add_volume(self, second: int, lag: int, amount: int) -> None:
+        if lag < 60:
+            self.volume_60s += amount
+        elif lag < VOLUME_SECONDS:
+            self.volume_before += amount
+        else:
+            return
+        self._volumes[second % VOLUME_SECONDS] += amount
 
 
 class Minute(NamedTuple):

@@ -1,0 +1,291 @@
+"""Commands that ask a running server: what they send, what they print, how they end."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+ORDER = {
+    "status": "accepted",
+    "order_id": "o1",
+    "symbol": "AAPL",
+    "side": "buy",
+    "quantity": 10,
+    "order_type": "limit",
+    "limit_price": 150.5,
+    "filled_quantity": 0,
+    "strategy": None,
+    "foreign": False,
+    "reason": "because",
+    "verdicts": [
+        {"rule": "max_order_value", "code": "R2", "outcome": "allow", "used": 1505, "limit": 5000, "reason": None},
+        {
+            "rule": "session",
+            "code": "R13",
+            "outcome": "refuse",
+            "used": None,
+            "limit": None,
+            "reason": "market closed",
+        },
+    ],
+}
+
+
+# --- status ---------------------------------------------------------------------------------------------------
+
+
+def test_status(cli: Any, web: Any) -> None:
+    """The status is readable at a glance."""
+    lines = dict(re.split(r"  +", line, maxsplit=1) for line in cli("status").out.splitlines())
+    assert lines == {
+        "node": "main (sigma9 0.1.0, up 1 d 2 h)",
+        "engine": "running",
+        "kill switch": "OFF",
+        "broker": "paper: connected (socket up link up data up)",
+        "feed": "simulated: running, last data 2026-11-20T14:45:00.000000Z",
+        "mqtt": "connected",
+        "market": "open until 2026-11-20T21:00:00.000000Z (simulated clock)",
+        "positions": "2",
+        "open orders": "1",
+        "watchlist": "50",
+        "day P&L": "-12.5",
+    }
+
+
+def test_status_of_a_kill(cli: Any, web: Any) -> None:
+    """A kill is told with its phase, reason, source and scopes."""
+    killed = {
+        "state": "ON",
+        "phase": "flattening",
+        "detail": "waiting_for_market",
+        "reason": "fire",
+        "source": "cli",
+        "at": "T",
+        "scopes": [{"strategy": "a"}, {"symbol": "X", "strategy": None}],
+        "error": "broker lost",
+    }
+    web.says(
+        "/api/status", {"kill_switch": killed, "market": {"open": False, "next_open": "tomorrow"}, "uptime": 59}
+    )
+    out = cli("status").out
+    expected = "ON, flattening, waiting_for_market, because: fire (cli, T), also strategy a, also symbol X, error: broker lost"
+    assert expected in out
+    assert "closed until tomorrow" in out
+    assert "up 59 s" in out
+
+
+def test_status_json(cli: Any, web: Any) -> None:
+    """--format json is the body as the server gave it."""
+    assert cli("status", "--format", "json").json["journal_id"] == "j1"
+
+
+# --- the engine -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["start", "stop", "pause", "resume"])
+def test_engine(cli: Any, web: Any, name: str) -> None:
+    """The four send the command of their name, with the reason."""
+    web.does(name, {"engine": "x"})
+    result = cli(name, "--reason", "lunch")
+    assert result.code == 0
+    assert web.asked[0].path == f"/api/commands/{name}"
+    assert web.asked[0].body == {"reason": "lunch"}
+    assert cli(name, "--format", "json").json["command"] == name
+
+
+def test_refused(cli: Any, web: Any) -> None:
+    """A refusal is exit code 1, with the server's sentence on stderr and nothing on stdout."""
+    web.refuses("start", "killed", "the kill switch is on: reset it first")
+    result = cli("start")
+    assert (result.code, result.out, result.err) == (1, "", "sigma9: the kill switch is on: reset it first\n")
+    result = cli("start", "--format", "json")
+    assert result.code == 1
+    assert result.json["error"]["code"] == "killed"
+
+
+def test_wrong_token(cli: Any, web: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong token is exit code 1, and one sentence that does not repeat it."""
+    monkeypatch.setenv("SIGMA9_TOKEN", "wrong-token")
+    result = cli("start")
+    assert result.code == 1
+    assert "wants a valid token" in result.err
+    assert "wrong-token" not in result.err
+
+
+def test_reset_kill(cli: Any, web: Any) -> None:
+    """reset-kill wants a reason and tells what comes next."""
+    web.does("reset_kill_switch", {})
+    assert cli("reset-kill").code == 2
+    result = cli("reset-kill", "--reason", "checked", "--scope", "symbol=AAPL")
+    assert "sigma9 start" in result.out
+    assert web.asked[0].body == {"reason": "checked", "scope": {"symbol": "AAPL"}}
+
+
+# --- orders ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sent"),
+    [
+        ([], {"order_type": "market"}),
+        (["--limit-price", "150.5"], {"order_type": "limit", "limit_price": 150.5}),
+        (["--stop-price", "140"], {"order_type": "stop", "stop_price": 140}),
+        (
+            ["--stop-price", "140", "--limit-price", "139"],
+            {"order_type": "stop_limit", "stop_price": 140, "limit_price": 139},
+        ),
+        (["--trail-percent", "1.5"], {"order_type": "trailing_stop", "trail_percent": 1.5}),
+        (["--type", "market_on_close"], {"order_type": "market_on_close"}),
+        (
+            ["--stop-loss", "140", "--take-profit", "170"],
+            {"order_type": "market", "bracket": {"stop_price": 140, "take_profit": 170}},
+        ),
+        (
+            ["--time-in-force", "gtc", "--outside-rth", "--reason", "test"],
+            {"order_type": "market", "time_in_force": "gtc", "outside_rth": True, "reason": "test"},
+        ),
+    ],
+)
+def test_place(cli: Any, web: Any, arguments: list[str], sent: dict[str, Any]) -> None:
+    """An order is sent once with an id of its own; its type follows from the prices that are given."""
+    web.does("place_order", ORDER)
+    result = cli("order", "place", "AAPL", "buy", "10", *arguments)
+    assert result.code == 0
+    assert result.out == "o1: accepted buy 10 AAPL limit, limit price 150.5\n"
+    body = dict(web.asked[0].body)
+    assert re.fullmatch(r"[0-9a-f]{32}", body.pop("id"))
+    assert body == {"symbol": "AAPL", "side": "buy", "quantity": 10, **sent}
+
+
+@pytest.mark.parametrize("quantity", ["0", "-5", "x", "nan", "inf", "1e999"])
+def test_wrong_numbers(cli: Any, web: Any, quantity: str) -> None:
+    """A quantity that is no positive number is wrong usage; nothing is sent."""
+    assert cli("order", "place", "AAPL", "buy", quantity).code == 2
+    assert cli("order", "place", "AAPL", "buy", "1", "--take-profit", "5").code == 2
+    assert web.asked == []
+
+
+def test_no_answer_to_an_order(cli: Any, web: Any) -> None:
+    """An order without an answer is not called refused: its outcome is not known, and the id allows a safe repeat."""
+    web.says("/api/commands/place_order", None)
+    result = cli("order", "place", "AAPL", "buy", "1", "--id", "mine-1")
+    assert result.code == 3
+    assert "whether it was carried out is not known" in result.err
+    assert "--id mine-1" in result.err
+    assert len(web.asked) == 1
+
+
+def test_rejected_by_risk(cli: Any, web: Any) -> None:
+    """An order that the rules refuse tells which rule said what."""
+    details = {"verdicts": ORDER["verdicts"]}
+    web.refuses("place_order", "risk_rejected", "refused by session", 422, **details)
+    result = cli("order", "place", "AAPL", "buy", "1")
+    assert result.code == 1
+    assert result.err == "sigma9: refused by session\n  refuse session R13: market closed\n"
+
+
+def test_preview(cli: Any, web: Any) -> None:
+    """A preview shows every verdict and the rest of the answer."""
+    web.does("preview_order", {"verdicts": ORDER["verdicts"], "margin": 1505.0})
+    result = cli("order", "preview", "AAPL", "buy", "10")
+    assert result.out.splitlines() == [
+        "allow  max_order_value R2 (1505 of 5000)",
+        "refuse session R13: market closed",
+        "margin: 1505",
+    ]
+    assert "id" not in web.asked[0].body
+
+
+def test_modify_and_cancel(cli: Any, web: Any) -> None:
+    """Changing and cancelling name the order and only what changes."""
+    web.does("modify_order", ORDER)
+    web.does("cancel_order", {"order_id": "o1"})
+    web.does("cancel_all", {"cancelled_orders": ["o1", "o2"]})
+    assert cli("order", "modify", "o1", "--limit-price", "151").out.startswith("o1: accepted")
+    assert cli("order", "cancel", "o1").out == "order id: o1\n"
+    assert cli("order", "cancel-all").out == "cancelled orders: o1, o2\n"
+    assert cli("order", "cancel-all", "--protective").code == 0
+    assert [asked.body for asked in web.asked] == [
+        {"order_id": "o1", "limit_price": 151},
+        {"order_id": "o1"},
+        {},
+        {"protective": True},
+    ]
+
+
+def test_list_orders(cli: Any, web: Any) -> None:
+    """Open orders are listed as a table, as JSON with everything, or as CSV."""
+    web.says("/api/orders", {"count": 1, "orders": [ORDER]})
+    lines = cli("order", "list").out.splitlines()
+    assert lines[0].split()[:3] == ["order", "id", "status"]
+    assert lines[1].split()[:6] == ["o1", "accepted", "AAPL", "buy", "10", "0"]
+    assert cli("order", "list", "--format", "json").json == [ORDER]
+    assert cli("order", "list", "--format", "csv").out.startswith("status,order_id,")
+    web.says("/api/orders", {"count": 0, "orders": []})
+    assert cli("order", "list").out == "no open orders\n"
+
+
+def test_close(cli: Any, web: Any) -> None:
+    """One symbol, or all of ours, but never none and never both."""
+    web.does("close_position", {})
+    assert cli("close", "AAPL").out == "done\n"
+    assert cli("close", "--all").code == 0
+    assert cli("close", "*").code == 0
+    assert [asked.body["symbol"] for asked in web.asked] == ["AAPL", "*", "*"]
+    assert cli("close").code == 2
+    assert cli("close", "AAPL", "--all").code == 2
+
+
+# --- plugins, risk, schedule ----------------------------------------------------------------------------------
+
+
+def test_plugins(cli: Any, web: Any) -> None:
+    """Plugins are listed with their health, and switched."""
+    row = {"name": "x", "kind": "risk", "version": "1", "enabled": True, "healthy": False, "error": "broke"}
+    web.says("/api/plugins", {"plugins": [row]})
+    assert cli("plugin", "list").out.splitlines()[1].split() == ["x", "risk", "1", "yes", "no", "broke"]
+    web.does("plugin_disable", {})
+    assert cli("plugin", "disable", "x").out == "x is disabled\n"
+    assert web.asked[-1].body == {"name": "x"}
+
+
+def test_risk(cli: Any, web: Any) -> None:
+    """Rules are listed, set with typed values, and cleared."""
+    row = {"rule": "max_open", "enabled": True, "used": 2, "limit": 3, "tripped": False, "until": None}
+    web.says("/api/risk", {"rules": [row]})
+    assert cli("risk", "list", "--format", "json").json == [row]
+    web.does("risk_set", {})
+    web.does("risk_clear", {})
+    result = cli(
+        "risk", "set", "max_open", "max_positions=5", "names=[a, b]", "note='5'", "off=null", "--reason", "r"
+    )
+    assert result.out == "max_open is set\n"
+    assert web.asked[-1].body == {
+        "rule": "max_open",
+        "reason": "r",
+        "settings": {"max_positions": 5, "names": ["a", "b"], "note": "5", "off": None},
+    }
+    assert cli("risk", "clear", "loss_limit").out == "loss_limit is cleared\n"
+    for wrong in ("max_positions", "=5", "x=["):
+        assert cli("risk", "set", "max_open", wrong).code == 2
+
+
+def test_explain(cli: Any, web: Any) -> None:
+    """An order's verdicts are shown, each rule with its number and limit."""
+    web.says("/api/orders/o%2F1", ORDER)
+    result = cli("risk", "explain", "o/1")
+    assert "o1: accepted buy 10 AAPL limit" in result.out
+    assert re.search(r"session +R13 +refuse +- +- +market closed", result.out)
+    assert cli("risk", "explain", "o/1", "--format", "json").json == ORDER["verdicts"]
+    result = cli("risk", "explain", "none")
+    assert result.code == 1
+
+
+def test_schedule(cli: Any, web: Any) -> None:
+    """The jobs are listed."""
+    job = {"id": "scan", "next_run": "T1", "last_run": None, "last_result": None}
+    web.says("/api/schedule", {"timezone": "America/New_York", "jobs": [job]})
+    assert cli("schedule", "list", "--format", "json").json == [job]
+    assert cli("schedule", "list").out.splitlines()[1].split() == ["scan", "T1", "-", "-"]

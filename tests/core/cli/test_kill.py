@@ -1,0 +1,222 @@
+"""`sigma9 kill`: by its own door, by REST, and whatever is broken around it."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sigma9_core.cli import kill
+from sigma9_core.datadir import KILL_SOCKET, DataDir
+from sigma9_core.tokens import TokenBook
+
+RESULT = {"cancelled_orders": ["o1", "o2"], "closed_positions": ["AAPL"], "pending": []}
+DONE = {"id": None, "command": "kill_switch", "ok": True, "result": RESULT, "error": None}
+
+
+class Door:
+    """The kill's own door: a Unix socket that answers one line with another."""
+
+    def __init__(self, path: Path) -> None:
+        self.asked: list[Any] = []
+        self.answer: Callable[[], bytes] = lambda: json.dumps(DONE).encode() + b"\n"
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.bind(str(path))
+        self._socket.listen()
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                visitor, _ = self._socket.accept()
+            except OSError:
+                return
+            with visitor, visitor.makefile("rb") as lines:
+                self.asked.append(json.loads(lines.readline()))
+                visitor.sendall(self.answer())
+
+    def close(self) -> None:
+        """Close the door."""
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        self._thread.join()
+
+
+@pytest.fixture(name="local")
+def _local(
+    tmp_path_factory: pytest.TempPathFactory, web: Any, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[DataDir]:
+    """Run a server on this machine: a locked data folder whose note leads to the web server."""
+    data = DataDir(tmp_path_factory.mktemp("k"))
+    for name in ("SIGMA9_URL", "SIGMA9_TOKEN"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("SIGMA9_DATA_DIR", str(data.path))
+    with data:
+        data.lock("main")
+        data.announce(web.url, "main")
+        data.write_private("admin.token", "the-right-token")
+        yield data
+
+
+@pytest.fixture(name="door")
+def _door(local: DataDir) -> Iterator[Door]:
+    door = Door(local.file(KILL_SOCKET))
+    yield door
+    door.close()
+
+
+def test_by_the_door(cli: Any, web: Any, door: Door) -> None:
+    """On the server's machine a kill goes through its own door, and REST is left alone."""
+    result = cli("kill")
+    assert (result.code, result.out, result.err) == (0, "killed: 2 orders cancelled, 1 position closed\n", "")
+    assert door.asked == [{"reason": "sigma9 kill"}]
+    assert web.asked == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sent"),
+    [
+        (["--no-flatten"], {"reason": "sigma9 kill", "flatten": False}),
+        (["--flatten", "--reason", "fire"], {"reason": "fire", "flatten": True}),
+        (["--scope", "strategy=a=b"], {"reason": "sigma9 kill", "scope": {"strategy": "a=b"}}),
+        (["--scope", "symbol=BRK.B"], {"reason": "sigma9 kill", "scope": {"symbol": "BRK.B"}}),
+    ],
+)
+def test_what_is_sent(cli: Any, door: Door, arguments: list[str], sent: dict[str, Any]) -> None:
+    """The options become the arguments of kill_switch; what is not said is left to the server."""
+    assert cli("kill", *arguments).code == 0
+    assert door.asked == [sent]
+
+
+@pytest.mark.parametrize("scope", ["AAPL", "symbol=", "account=1", "=x"])
+def test_wrong_scope(cli: Any, scope: str) -> None:
+    """A scope that makes no sense is wrong usage, and nothing is sent."""
+    result = cli("kill", "--scope", scope)
+    assert result.code == 2
+    assert "write strategy=NAME or symbol=SYM" in result.err
+    assert cli("kill", "--flatten", "--no-flatten").code == 2
+
+
+@pytest.mark.parametrize("answer", [b"", b"nonsense\n", b"[]\n", b'{"x": 1}\n'])
+def test_rest_when_the_door_is_stuck(cli: Any, web: Any, door: Door, answer: bytes) -> None:
+    """A door that gives no answer is told, and REST is tried: a second kill joins the first."""
+    door.answer = lambda: answer
+    web.does("kill_switch", RESULT)
+    result = cli("kill", "--reason", "fire")
+    assert (result.code, result.out) == (0, "killed: 2 orders cancelled, 1 position closed\n")
+    assert web.asked[0].body == {"reason": "fire"}
+
+
+def test_a_door_that_hangs(cli: Any, web: Any, door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A door that takes too long is left for REST."""
+    monkeypatch.setattr(kill, "DOOR_SECONDS", 0.1)
+    release = threading.Event()
+
+    def hang() -> bytes:
+        release.wait(10)
+        return b""
+
+    door.answer = hang
+    web.does("kill_switch", RESULT)
+    result = cli("kill")
+    release.set()
+    assert result.code == 0
+    assert "the kill's own door gave no answer (timed out); trying REST" in result.err
+
+
+def test_rest_without_a_door(cli: Any, web: Any, local: DataDir) -> None:
+    """Without the socket file, or with one that nobody listens at, the kill goes by REST."""
+    web.does("kill_switch", {**RESULT, "pending": ["o3", "TSLA"], "latched": False})
+    result = cli("kill")
+    assert result.code == 0
+    assert result.err == ""
+    assert "still going on: o3, TSLA" in result.out
+    assert "latch could not be written" in result.out
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(local.file(KILL_SOCKET)))
+    result = cli("kill")
+    assert result.code == 0
+    assert "Connection refused" in result.err
+
+
+def test_elsewhere(cli: Any, web: Any, door: Door) -> None:
+    """A kill of another server goes there, and not through the door of this machine."""
+    web.does("kill_switch", RESULT)
+    url = web.url.replace("127.0.0.1", "127.0.0.2")
+    assert cli("kill", "--url", url, "--token", "the-right-token").code == 0
+    assert door.asked == []
+    assert len(web.asked) == 1
+
+
+def test_refused(cli: Any, door: Door) -> None:
+    """A refusal is exit code 1 with the server's sentence; --format json prints the answer all the same."""
+    error = {"code": "internal", "message": "the strategy is not known", "details": {}}
+    refused = {**DONE, "ok": False, "result": None, "error": error}
+    door.answer = lambda: json.dumps(refused).encode() + b"\n"
+    result = cli("kill")
+    assert (result.code, result.out, result.err) == (1, "", "sigma9: the strategy is not known\n")
+    result = cli("kill", "--format", "json")
+    assert result.code == 1
+    assert result.json == refused
+
+
+def test_nobody_there(cli: Any) -> None:
+    """Without a server it says so, with exit code 3."""
+    result = cli("kill", "--url", "127.0.0.1:9")
+    assert result.code == 3
+    assert result.err.startswith("sigma9: the kill was not confirmed: no server at http://127.0.0.1:9")
+
+
+def test_the_last_resort(cli: Any, web: Any, local: DataDir) -> None:
+    """Where the process runs and answers nowhere, the signal that still works is named with its pid."""
+    web.says("/api/commands/kill_switch", None)
+    holder = local.holder()
+    assert holder is not None
+    result = cli("kill")
+    assert result.code == 3
+    assert f"kill -USR1 {holder.pid}" in result.err
+    assert "a second kill joins the first" in result.err
+
+
+def test_a_broken_client_config(cli: Any, alone: Path, door: Door) -> None:
+    """A fault in client_config.yaml is told, and does not stand before the kill of this machine's server."""
+    (alone / "client_config.yaml").write_text("server: {hots: x}\n", encoding="utf-8")
+    result = cli("kill")
+    assert result.code == 0
+    assert "killing the server on this machine" in result.err
+    assert "client_config.yaml:1: server.hots" in result.err
+    assert len(door.asked) == 1
+
+
+def test_a_broken_client_config_and_no_server(cli: Any, alone: Path) -> None:
+    """With nothing on this machine a broken client_config.yaml is what there is to say."""
+    (alone / "client_config.yaml").write_text("server: {hots: x}\n", encoding="utf-8")
+    result = cli("kill")
+    assert result.code == 2
+    assert "server.hots" in result.err
+
+
+def test_broken_server_config(cli: Any, alone: Path, door: Door) -> None:
+    """A server_config.yaml full of faults does not matter to a kill."""
+    (alone / "server_config.yaml").write_text("nonsense: {", encoding="utf-8")
+    assert cli("kill").code == 0
+
+
+def test_a_damaged_token(cli: Any, alone: Path, door: Door, local: DataDir) -> None:
+    """A token file that can't be read does not stand before the door, which needs none."""
+    local.file("admin.token").write_bytes(b"\xff")
+    assert TokenBook(local) is not None
+    result = cli("kill")
+    assert result.code == 0
+    assert "killing the server on this machine" in result.err
+
+
+def test_json(cli: Any, door: Door) -> None:
+    """--format json is the response object and nothing else."""
+    assert cli("kill", "--format", "json").json == DONE
