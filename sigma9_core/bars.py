@@ -361,7 +361,7 @@ def _in_session(frame: pl.DataFrame, kind: Kind, calendar: Calendar | str) -> tu
     known = (days >= first) & (days <= final)
     word = pl.when(known).then(pl.lit("exchange shut")).otherwise(pl.lit("outside the calendar"))
     shut = times.to_frame().select("ts", reason=word).filter(~held)
-    return frame.join(shut, on="ts", how="anti", maintain_order="left"), frame.join(shut, on="ts")
+    return frame.filter(~pl.col("ts").is_in(shut["ts"].implode())), frame.join(shut, on="ts")
 
 
 def _unique(frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -416,8 +416,7 @@ def _times(raw: pl.Series, kind: Kind, file: Path) -> pl.Series:
     read = _day if kind == "daily" else _moment
     distinct = raw.unique().drop_nulls()
     meaning = pl.Series([read(value) for value in distinct], dtype=wanted)
-    table = pl.DataFrame({"ts": distinct, "meaning": meaning})
-    return raw.to_frame().join(table, on="ts", how="left", maintain_order="left")["meaning"].alias("ts")
+    return raw.replace_strict(distinct, meaning, default=None, return_dtype=wanted)
 
 
 def _moment(value: object) -> datetime | None:

@@ -284,8 +284,9 @@ class Engine:
         self._undo.append(("money lane", lambda: asyncio.to_thread(self.money.stop)))
         self._host.watch(self._plugins_changed)
         await self._restore_documents()
-        loading = start_loading(self.calendar, self._data_dir.path)
-        self._undo.append(("calendar", lambda: _end(loading)))
+        fresh = self.journal.last_seq == 0
+        if not fresh:  # today's entries are counted by session
+            self._load_calendar()
         self.watchdog.start()
         self._undo.append(("watchdog", self.watchdog.stop))
         watching = self.money.submit(self.watchdog.watch())
@@ -299,11 +300,17 @@ class Engine:
         self.notifying.start(self.bus)
         self._undo.append(("notifiers", self.notifying.stop))
         await self._start_services()
+        if fresh:  # the first start reads the calendar in a child process, which must not slow the services down
+            self._load_calendar()
         self._refresher = self._loop_task(self._refresh(), "refresh")
         self._undo.append(("refresh", self._end_refresh))
         self._starter = self._loop_task(self._bring_up(), "bring-up")
         self.dead_man.start()
         self._undo.append(("dead man", self.dead_man.stop))
+
+    def _load_calendar(self) -> None:
+        loading = start_loading(self.calendar, self._data_dir.path)
+        self._undo.append(("calendar", lambda: _end(loading)))
 
     async def _start_services(self) -> None:
         """Start the services side by side: none waits for another."""

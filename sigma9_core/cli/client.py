@@ -70,7 +70,7 @@ class Target:
     cert: Path | None = None
     """The certificate to trust, of a server on this machine."""
     local: DataDir | None = None
-    """The data folder, where it is this machine's own running server."""
+    """The data folder, where it is this machine's own running server: the kill's own door is in it."""
 
 
 def find_target(args: argparse.Namespace, environ: Mapping[str, str] | None = None) -> Target:
@@ -93,11 +93,12 @@ def find_target(args: argparse.Namespace, environ: Mapping[str, str] | None = No
         url = note.url
     else:
         url = local_url(server.host, server.port, tls=server.tls)
-    local = data_dir if note is not None and _same(url, note.url) else None
+    told = note is not None and _same(url, note.url)
+    silent = note is None and given is None and _says_nothing(settings) and data_dir.holder() is not None
     token = args.token or environ.get("SIGMA9_TOKEN") or None
     if token is None and server.token is not None:
         token = server.token.get_secret_value()
-    if token is None and local is not None:
+    if token is None and told:
         token = TokenBook(data_dir).admin()
     return Target(
         url,
@@ -106,9 +107,14 @@ def find_target(args: argparse.Namespace, environ: Mapping[str, str] | None = No
         server.ws_path,
         settings.connection.timeout,
         settings.connection.reconnect_interval,
-        Path(note.cert) if local is not None and note is not None and note.cert else None,
-        local,
+        Path(note.cert) if told and note is not None and note.cert else None,
+        data_dir if told or silent else None,
     )
+
+
+def _says_nothing(settings: ClientSettings) -> bool:
+    """Tell whether the client's settings lead to this machine's usual address."""
+    return settings.server.host in THIS_MACHINE and settings.server.port == _DEFAULT.server.port
 
 
 class Client:
@@ -278,8 +284,8 @@ def _error_of(body: bytes | bytearray | None) -> Mapping[str, Any]:
 
 def _normal(url: str) -> str:
     """Complete a URL; raise WrongUsage where it is none."""
-    text = url.strip().rstrip("/")
-    text = text if "://" in text else f"http://{text}"
+    text = url.strip()
+    text = (text if "://" in text else f"http://{text}").rstrip("/")
     try:
         parts = urlsplit(text)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0

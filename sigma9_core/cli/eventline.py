@@ -53,9 +53,9 @@ def _status(data: Data) -> str:
     status = data.get("status") or {}
     parts = []
     for name in data.get("changed") or ():
-        value = status.get(name)
+        value = status.get(name, "changed")  # such as plugins: the status has no word for them
         if isinstance(value, Mapping):
-            value = value.get("state", value.get("open", "changed"))
+            value = value.get("state", "open" if value.get("open") else "closed")
         parts.append(f"{name} {cell(value)}")
     if not parts:
         parts.append(f"engine {cell(status.get('engine'))}, server {cell(status.get('server'))}")

@@ -73,13 +73,14 @@ def run(args: argparse.Namespace) -> int:
             )
         except Unreachable as error:
             raise _nothing_killed(error, target) from error
-    return tell(answer, args.format, describe)
+    what = "".join(f" {kind} {name}" for kind, name in (args.scope or {}).items())
+    return tell(answer, args.format, lambda result: describe(result, what))
 
 
-def describe(result: Mapping[str, Any]) -> str:
-    """Write what a kill did."""
+def describe(result: Mapping[str, Any], what: str = "") -> str:
+    """Write what a kill did; `what` names its scope."""
     orders, positions = _count(result, "cancelled_orders", "order"), _count(result, "closed_positions", "position")
-    lines = [f"killed: {orders} cancelled, {positions} closed"]
+    lines = [f"killed{what}: {orders} cancelled, {positions} closed"]
     pending = result.get("pending") or []
     if pending:
         lines.append(f"still going on: {', '.join(map(str, pending))}; `sigma9 status` tells how far it is")
@@ -121,13 +122,15 @@ def _target(args: argparse.Namespace) -> Target:
     except (ConfigError, StateError) as error:
         data_dir = DataDir(data_dir_of(args))
         note = data_dir.server()
-        if note is None or args.url is not None:
+        if data_dir.holder() is None or args.url is not None:
             raise
         print(f"sigma9: killing the server on this machine ({data_dir.path}), although: {error}", file=sys.stderr)
         try:
             token = TokenBook(data_dir).admin()
         except StateError:
             token = None
+        if note is None:
+            return Target("http://localhost:8000", args.token, local=data_dir)
         return Target(note.url, args.token or token, cert=Path(note.cert) if note.cert else None, local=data_dir)
 
 

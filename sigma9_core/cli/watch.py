@@ -46,6 +46,8 @@ class Watcher:
         self._after: int | None = args.after
         self._journal: str | None = None
         self._connected = False
+        self._repeating = False
+        """Whether this connection's snapshots only repeat what was shown; a person need not see them again."""
         self._filter = {
             name: value for name in ("types", "symbols", "level") if (value := getattr(args, name)) is not None
         }
@@ -75,7 +77,7 @@ class Watcher:
         with connection:
             if self._connected:
                 _say("connected again")
-            self._connected = True
+            self._repeating, self._connected = self._connected, True
             try:
                 for frame in connection:
                     self._take(json.loads(frame))
@@ -114,23 +116,22 @@ class Watcher:
             if event.get("type") in DURABLE and event.get("seq") is not None:
                 self._after = event["seq"]
             elif data.get("reason") == "snapshot":
-                again = self._note_snapshot(event, data)
-                if again and self._args.format != "json":
+                self._note_snapshot(event, data)
+                if self._repeating and self._args.format != "json":
                     continue
             self._print(event)
 
-    def _note_snapshot(self, event: Mapping[str, Any], data: Mapping[str, Any]) -> bool:
-        """Remember where the live events begin; tell whether this connection only repeats what was shown."""
+    def _note_snapshot(self, event: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+        """Remember where the live events begin, and notice a journal that is another one."""
         if isinstance(data.get("as_of_seq"), int):
             self._after = data["as_of_seq"]
         if event.get("type") != "status_update":
-            return self._journal is not None
+            return
         journal = (data.get("status") or {}).get("journal_id")
-        before, self._journal = self._journal, journal
-        if before is not None and before != journal:
+        if self._journal is not None and journal != self._journal:
             _say("the server has another journal: its numbers begin anew")
-            return False
-        return before is not None
+            self._repeating = False
+        self._journal = journal
 
     def _print(self, event: Mapping[str, Any]) -> None:
         if self._args.format == "json":

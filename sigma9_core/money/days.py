@@ -39,6 +39,8 @@ class Days:
         if week != self.week:
             self.week, self.week_start = week, result
         self.day, self.day_start, self.realized_start = session.day, result, realized
+        if self.peak is None:
+            self.peak = result
         return True
 
     def reached(self, result: Decimal) -> None:

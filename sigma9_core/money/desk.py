@@ -129,14 +129,13 @@ class OrderDesk:
                 self.orders.pop(order.order_id, None)
             if sending:
                 self._count(requests, -1)
+                ids = {order.order_id for order in orders}
+                self._recent = deque(sent for sent in self._recent if sent.order_id not in ids)
             log.error("nothing was sent for %s: %s", requests[0].symbol, error)
             raise
         for order in orders:
             self._tell(Step(order, order.status))
         if sending:
-            now = self._clock.now()
-            for order in orders:
-                self._recent.append(Submission(now, order.request, order.order_id))
             await self._send(orders, approved)
         return orders
 
@@ -370,6 +369,7 @@ class OrderDesk:
             approved.append(decision.approved)
         if len(approved) == len(requests):
             self._count(requests, 1)
+            self._recent.extend(Submission(now, order.request, order.order_id) for order in orders)
         return orders, approved
 
     def _intents(self, orders: Sequence[Order], cause: str | None) -> list[Record]:

@@ -89,7 +89,9 @@ class Holding:
             before = self.quantity
             closing = min(fill.quantity, abs(before)) if before * sign < 0 else ZERO
             opening = fill.quantity - closing
-            fee = fill.commission if not opening else (fill.commission * closing / fill.quantity).quantize(GRAIN)
+            fee = ZERO if not closing else fill.commission
+            if closing and opening:
+                fee = (fill.commission * closing / fill.quantity).quantize(GRAIN)
             total = self.total
             trade = None
             owner = self.strategy or strategy

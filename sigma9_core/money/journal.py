@@ -295,14 +295,17 @@ class Journal(History):
                 return
             self._refuse(batch, error)
 
-    def _attempt(self, group: Iterable[_Batch]) -> Exception | None:
+    def _attempt(self, group: Sequence[_Batch]) -> Exception | None:
         """Write batches as one transaction and publish them; give what went wrong, then nothing of it is there."""
         try:
             if self._doubt is not None:
                 self._settle_doubt()
             plan = self._store([batch for batch in group if not batch.future.done()])
         except Exception as error:  # noqa: BLE001 - the writer must outlive whatever a record or a database does
-            return self._look_again(error)
+            standing = self._look_again(error)
+            left = [batch for batch in group if not batch.future.done()]
+            # An earlier commit has turned out to be there; what was not part of it has still to be written.
+            return self._attempt(left) if standing is None and left else standing
         self._publish(plan)
         return None
 

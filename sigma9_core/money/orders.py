@@ -20,6 +20,9 @@ Message = Literal[
 """What a broker reports, and three of our own: `lost` (sent, no answer), `refused` (surely not taken),
 `absent` (the read-back finds no trace of it)."""
 
+GRAIN: Final = Decimal("1e-8")
+"""Average prices are rounded to it; positions and cash are worked out from the fills, not from averages."""
+
 _S = OrderStatus
 WORKING: Final = frozenset((_S.SUBMITTED, _S.ACCEPTED, _S.PARTIALLY_FILLED, _S.REPLACED, _S.UNKNOWN))
 """May still fill."""
@@ -163,7 +166,7 @@ class Order:
         before = self.filled
         self.filled = before + fill.quantity
         cost = (self.average_price or ZERO) * before + fill.price * fill.quantity
-        self.average_price = cost / self.filled
+        self.average_price = (cost / self.filled).quantize(GRAIN)
         self.last_quantity, self.last_price = fill.quantity, fill.price
         self.commission = (self.commission or ZERO) + fill.commission
         event = OrderStatus.FILLED if self.filled >= self.request.quantity else OrderStatus.PARTIALLY_FILLED

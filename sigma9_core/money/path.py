@@ -134,7 +134,6 @@ class MoneyPath:
         self._show_outside = show
         self._changed = on_change
         self._session: Session | None = None
-        self._dirty = False
         self._show_timer: asyncio.TimerHandle | None = None
         self._shown_positions: set[str] = set()
         self._reader: asyncio.Task[None] | None = None
@@ -541,17 +540,17 @@ class MoneyPath:
     # --- showing ----------------------------------------------------------------------------------------------
 
     def _kill_changed(self) -> None:
-        self._show_outside({"kill_switch": self.killswitch.body()})
+        self._show()  # what a kill says and what positions and orders say must agree
         self._changed("kill_switch")
 
     def _touch(self) -> None:
-        self._dirty = True
         if self._show_timer is None:
             self._show_timer = asyncio.get_running_loop().call_later(SHOW_EVERY, self._show)
 
     def _show(self) -> None:
-        self._show_timer = None
-        self._dirty = False
+        if self._show_timer is not None:
+            self._show_timer.cancel()
+            self._show_timer = None
         positions = {p.symbol: p.model_dump(mode="json") for p in self.portfolio.positions()}
         orders = [order.view().model_dump(mode="json") for order in self.desk.open_orders()]
         orders += [order.model_dump(mode="json") for order in self.desk.foreign.values()]

@@ -145,7 +145,7 @@ class Portfolio:
         applied = self.apply(fill, strategy)
         if applied is not None:
             self._foreign.pop(fill.symbol, None)
-            self.transfer(-_paid(fill))
+            self.transfer(_paid(fill).copy_negate())
             self._days.shift(self._result() - before)
             self._changed(fill.symbol)
         return applied
@@ -175,7 +175,9 @@ class Portfolio:
 
     def set_cash(self, amount: Decimal) -> None:
         """Set the cash, as it was opened with or as the broker has it; never a gain or a loss."""
-        self.transfer(amount - self.cash)
+        with localcontext(EXACT):
+            difference = amount - self.cash
+        self.transfer(difference)
         self._funded = True
 
     def transfer(self, amount: Decimal) -> None:

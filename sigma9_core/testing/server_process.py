@@ -82,8 +82,8 @@ class ServerProcess:
         return code
 
     def __enter__(self) -> ServerProcess:
-        """Start it."""
-        return self.start()
+        """Start it where it does not run yet."""
+        return self if self.running else self.start()
 
     def __exit__(self, *exc: object) -> None:
         """End it where the test has not."""

@@ -526,7 +526,7 @@ CELLS = st.one_of(
 
 
 @given(st.lists(st.lists(CELLS, min_size=0, max_size=9), max_size=8), st.sampled_from(["daily", "intraday"]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_nothing_in_a_cell_crashes_the_reader(rows: list[list[str]], kind: Literal["daily", "intraday"]) -> None:
     """Whatever the cells hold, every row is either a sound bar or named."""
     import tempfile

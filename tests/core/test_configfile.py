@@ -463,7 +463,7 @@ def test_loaded_secrets_are_redacted() -> None:
 
 
 def test_a_file_that_others_can_read(caplog: pytest.LogCaptureFixture) -> None:
-    """A secret in a file that everybody can read is a warning; without a secret, or from a variable, it is none."""
+    """A secret in a file that everybody can read is a warning; no secret, or one from a variable, is none."""
     for text, warned in (
         ("auth: {token: abc}", True),
         ('auth: {token: "${T}"}', False),
@@ -584,7 +584,7 @@ TREES: st.SearchStrategy[Any] = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(KEYS, TREES, max_size=6))
 def test_any_structure(tmp_path: Path, tree: dict[str, Any]) -> None:
     """Whatever YAML says, the answer is settings or a ConfigError, never another exception."""
@@ -593,7 +593,7 @@ def test_any_structure(tmp_path: Path, tree: dict[str, Any]) -> None:
     _loads_or_refuses(path)
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_damage(tmp_path: Path, data: st.DataObject) -> None:
     """The shipped file with lines lost, doubled, moved or overwritten loads or is refused, never anything else."""

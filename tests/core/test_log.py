@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sigma9_core import log
@@ -256,6 +256,7 @@ def test_one_secret_inside_another() -> None:
     assert redacted("abcdefgh-and-more abcdefgh") == "******** ********"
 
 
+@settings(deadline=None, max_examples=60)
 @given(secret=st.text(min_size=8, max_size=30).filter(lambda text: "*" not in text), before=st.text(max_size=20))
 def test_any_secret(secret: str, before: str) -> None:
     """No registered secret of useful length survives, wherever it stands."""

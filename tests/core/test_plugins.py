@@ -141,7 +141,7 @@ BAD = {
         "the factory of the sizer 'x' can't be called",
     ),
     "config": (
-        "from sigma9_core.hookspecs import hookimpl as h\n@h\ndef register_sizers(register): register('x',id,dict)",
+        "from sigma9_core.hookspecs import hookimpl as h\n@h\ndef register_sizers(register): register('x', id, 1)",
         "the config of the sizer 'x' is not a pydantic model",
     ),
 }

@@ -24,6 +24,7 @@ from sigma9_core.log import redact
 from sigma9_integrations.broker import amqtt_child, guard, mosquitto
 from sigma9_integrations.broker.accounts import PASSWORDS, Access, Role, write_files
 from sigma9_integrations.broker.files import private_folder
+from sigma9_integrations.tasks import end
 
 _LOG = logging.getLogger("sigma9.mqtt.broker")
 
@@ -108,8 +109,7 @@ class EmbeddedBroker:
     async def stop(self) -> None:
         """End the child: by SIGTERM, and by SIGKILL where it does not end in time."""
         if self._supervisor is not None:
-            self._supervisor.cancel()
-            await asyncio.gather(self._supervisor, return_exceptions=True)
+            await end(self._supervisor)
             self._supervisor = None
         await self._end_child()
         self._forget_folder()
@@ -255,7 +255,8 @@ class EmbeddedBroker:
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()
             try:
-                await asyncio.wait_for(process.wait(), STOP_SECONDS)
+                async with asyncio.timeout(STOP_SECONDS):
+                    await process.wait()
             except TimeoutError:
                 _LOG.warning("the embedded broker did not end within %g s and was killed", STOP_SECONDS)
         with contextlib.suppress(ProcessLookupError):
@@ -263,8 +264,7 @@ class EmbeddedBroker:
         await process.wait()
         if reader is not None:
             await asyncio.wait([reader], timeout=0.2)
-            reader.cancel()
-            await asyncio.gather(reader, return_exceptions=True)
+            await end(reader)
 
     def _forget_folder(self) -> None:
         if self._kept is None and self._folder != Path():

@@ -29,6 +29,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from sigma9_core.clock import monotonic
 from sigma9_core.config import MqttTls
 from sigma9_integrations.mqtt.topics import QoS
+from sigma9_integrations.tasks import end
 
 _LOG = logging.getLogger("sigma9.mqtt")
 _CLIENT_LOG = logging.getLogger("sigma9.mqtt.client")
@@ -158,6 +159,8 @@ class Wire(aiomqtt.Client):
         try:
             async with asyncio.timeout(CONNECT_SECONDS + self.timeout):
                 await self.__aenter__()
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise asyncio.CancelledError  # aiomqtt has swallowed it, see tasks.py
         except (TimeoutError, aiomqtt.MqttError) as error:
             silent = self._opened and not isinstance(error, MqttConnectError | NoAnswer)
             self._give_up()
@@ -181,8 +184,7 @@ class Wire(aiomqtt.Client):
         """End the connection at once, without a word to the broker, which then publishes the will."""
         self._give_up()
         if self._misc_task is not None:
-            self._misc_task.cancel()
-            await asyncio.gather(self._misc_task, return_exceptions=True)
+            await end(self._misc_task)
 
     async def lost(self) -> NoReturn:
         """Wait until the connection is lost and raise MqttError."""
@@ -511,7 +513,8 @@ class Link:
         self._hurry.clear()
         with contextlib.suppress(TimeoutError):
             pause = self._pause * random.uniform(0.5, 1.0)  # noqa: S311 - it spreads attempts, it keeps no secret
-            await asyncio.wait_for(self._hurry.wait(), pause)
+            async with asyncio.timeout(pause):
+                await self._hurry.wait()
         self._pause = min(self._pause * 2, PAUSE_MOST)
 
     def _say(self, error: BaseException, *, trace: bool = False) -> None:

@@ -21,6 +21,7 @@ from sigma9_integrations.mqtt.presence import Part, Presence
 from sigma9_integrations.mqtt.publisher import Publisher
 from sigma9_integrations.mqtt.survey import Survey
 from sigma9_integrations.mqtt.topics import Topics
+from sigma9_integrations.tasks import end
 
 _LOG = logging.getLogger("sigma9.mqtt")
 
@@ -76,7 +77,8 @@ class Node:
             self._tasks.append(asyncio.create_task(link.run(), name=f"mqtt-{name}"))
         await self._server.money.call(self._start_kill())
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._settled.wait(), START_SECONDS)
+            async with asyncio.timeout(START_SECONDS):
+                await self._settled.wait()
 
     async def stop(self) -> None:
         """Say goodbye and disconnect, within a few seconds even where the broker answers nothing."""
@@ -86,7 +88,7 @@ class Node:
         commands, publisher = self._command_link.wire, self._publisher_link.wire
         await self._commands.finish(commands, STOP_SECONDS / 2)
         await self._publisher.finish(publisher, STOP_SECONDS / 2)
-        ends: list[Coroutine[Any, Any, object]] = [_end(task) for task in self._tasks]
+        ends: list[Coroutine[Any, Any, object]] = [end(task) for task in self._tasks]
         ends.append(self._within_lane_time(self._stop_kill()))
         await asyncio.gather(*ends)
         self._tasks.clear()
@@ -120,11 +122,12 @@ class Node:
     async def _stop_kill(self) -> None:
         await self._kill.finish(self._kill_link.wire, STOP_SECONDS / 4)
         if self._kill_task is not None:
-            await _end(self._kill_task)
+            await end(self._kill_task)
 
     async def _within_lane_time(self, work: Coroutine[Any, Any, None]) -> None:
         try:
-            await asyncio.wait_for(self._server.money.call(work), LANE_SECONDS)
+            async with asyncio.timeout(LANE_SECONDS):
+                await self._server.money.call(work)
         except TimeoutError:
             _LOG.warning("the money lane was busy: the kill's MQTT connection ends with it")
 
@@ -142,8 +145,3 @@ class Node:
 
     def _report(self, complete: bool) -> None:
         self._server.report_mqtt("connected" if complete else "disconnected")
-
-
-async def _end(task: asyncio.Task[Any]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)

@@ -80,7 +80,7 @@ class Publisher:
         self._state.start()
 
     def expect(self, stale: Set[str]) -> None:
-        """Learn which state topics the broker holds from an earlier run: what the board does not have is cleared."""
+        """Learn which state topics the broker holds of an earlier run: what the board lacks is cleared."""
         self._state.published.update(stale)
 
     def stop(self) -> None:
@@ -152,7 +152,8 @@ class Publisher:
             self._presence.changed.clear()
             if told is None and not self._presence.complete:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._presence.changed.wait(), OFFLINE_PATIENCE)
+                    async with asyncio.timeout(OFFLINE_PATIENCE):
+                        await self._presence.changed.wait()
             complete = self._presence.complete
             if complete != told:
                 told = complete

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from sigma9_core.contracts import PluginContext, Server
 from sigma9_core.errors import ConfigError, Fault
 from sigma9_integrations.broker.accounts import access
+from sigma9_integrations.tasks import end
 
 if TYPE_CHECKING:
     from sigma9_integrations.broker.embedded import EmbeddedBroker
@@ -73,8 +74,7 @@ class MqttService:
         """Publish `offline`, disconnect, end the embedded broker: within 3 s, whatever the broker does."""
         starting, self._starting = self._starting, None
         if starting is not None and not starting.done():  # another part's start has failed meanwhile
-            starting.cancel()
-            await asyncio.wait([starting])
+            await end(starting)
         node, self._node = self._node, None
         broker, self._broker = self._broker, None
         try:

@@ -71,7 +71,8 @@ class Survey:
                 while self._news.is_set():
                     self._news.clear()
                     with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self._news.wait(), QUIET_SECONDS)
+                        async with asyncio.timeout(QUIET_SECONDS):
+                            await self._news.wait()
 
     async def _somebody_answers(self, wire: Wire) -> bool:
         """Ask who is online for an answer: `online` may also be what a broker kept of a node that died with it."""
@@ -79,7 +80,8 @@ class Survey:
         question = {"id": self._ask, "after": 0, "limit": 1}
         wire.post(self._topics.command("events"), json.dumps(question), qos=1)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._answered.wait(), ANSWER_SECONDS)
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await self._answered.wait()
         return self._answered.is_set()
 
     def _note(self, arrival: Arrival) -> None:

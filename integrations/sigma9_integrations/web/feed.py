@@ -231,7 +231,7 @@ class FeedClient:
                     if event.seq <= self._seen:
                         continue  # it came out of the journal already
                     self._seen = event.seq
-                if True:  # the filter may have changed since it was put there
+                if subscription.interest.wants(event):  # the filter may have changed since it was put there
                     frames.append(event.raw)
             await self._send_all(frames)
             if subscription.overflowed and not durable:

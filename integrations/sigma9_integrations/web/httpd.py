@@ -79,7 +79,7 @@ class HttpServer(uvicorn.Server):
             lifespan="off",
             log_config=None,
             # At `info` uvicorn logs whole WebSocket addresses, at `debug` the headers: tokens stand in both.
-            log_level="debug",
+            log_level="warning",
             access_log=False,
             proxy_headers=False,
             server_header=False,

@@ -232,11 +232,11 @@ class ReplayFeed:
         for row in replay.slice(first).iter_rows():
             if row[1] != start:
                 if start is not None:
-                    yield start + self._length, rows
+                    yield start.astimezone(UTC) + self._length, rows
                 start, rows = row[1], []
             rows.append(row)
         if start is not None:
-            yield start + self._length, rows
+            yield start.astimezone(UTC) + self._length, rows
 
     def _slice(self, ts: datetime, rows: Sequence[tuple[Any, ...]]) -> Slice:
         wanted = self._wanted
@@ -252,7 +252,7 @@ class ReplayFeed:
         if self._config.trades_per_bar:
             made = [trade for bar in bars for trade in made_up_trades(bar, self._config.trades_per_bar)]
             trades = tuple(sorted(made, key=lambda trade: trade.ts))
-        return Slice(ts.astimezone(UTC), quotes, trades, bars)
+        return Slice(ts, quotes, trades, bars)
 
     def _bar(self, row: Sequence[Any]) -> Bar:
         symbol, ts, opens, high, low, close, volume = row

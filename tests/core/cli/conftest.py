@@ -148,7 +148,7 @@ def _web(monkeypatch: pytest.MonkeyPatch) -> Iterator[WebServer]:
             self.end_headers()
             self.wfile.write(data)
 
-        do_GET = do_POST = _serve
+        do_GET = do_POST = _serve  # noqa: N815 - http.server's names
 
         def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - http.server's name
             """Say nothing."""

@@ -144,6 +144,20 @@ def test_the_admin_token_stays_at_home(local: DataDir, alone: Path) -> None:
     assert (find().url, find().token) == ("http://localhost:9999", None)
 
 
+def test_a_server_that_says_no_address(alone: Path) -> None:
+    """A running server without a note is this machine's, for its door, but gets no token at an address guessed."""
+    data = DataDir(alone / "data")
+    with data:
+        data.lock("main")
+        TokenBook(data).start()
+        target = find()
+        assert (target.url, target.token) == ("http://localhost:8000", None)
+        assert target.local is not None
+        assert find("--url", "http://localhost:8000").local is None
+        (alone / "client_config.yaml").write_text("server: {host: trader}", encoding="utf-8")
+        assert find().local is None
+
+
 # --- asking ---------------------------------------------------------------------------------------------------
 
 

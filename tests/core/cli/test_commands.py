@@ -70,8 +70,10 @@ def test_status_of_a_kill(cli: Any, web: Any) -> None:
         "/api/status", {"kill_switch": killed, "market": {"open": False, "next_open": "tomorrow"}, "uptime": 59}
     )
     out = cli("status").out
-    expected = "ON, flattening, waiting_for_market, because: fire (cli, T), also strategy a, also symbol X, error: broker lost"
-    assert expected in out
+    expected = (
+        "ON, flattening, waiting_for_market, because: fire (cli, T), also strategy a, also symbol X, error: "
+    )
+    assert f"{expected}broker lost" in out
     assert "closed until tomorrow" in out
     assert "up 59 s" in out
 
@@ -168,7 +170,7 @@ def test_wrong_numbers(cli: Any, web: Any, quantity: str) -> None:
 
 
 def test_no_answer_to_an_order(cli: Any, web: Any) -> None:
-    """An order without an answer is not called refused: its outcome is not known, and the id allows a safe repeat."""
+    """An order without an answer is not called refused: its outcome is unknown, and its id makes a repeat safe."""
     web.says("/api/commands/place_order", None)
     result = cli("order", "place", "AAPL", "buy", "1", "--id", "mine-1")
     assert result.code == 3

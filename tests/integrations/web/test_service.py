@@ -280,5 +280,10 @@ async def test_no_token_ever_stands_in_the_log(node: Node, caplog: pytest.LogCap
             await feed.recv()
     with pytest.raises(InvalidStatus):
         await node.ws("?token=wrong-secret", token=None)
+    # Where somebody turns uvicorn's log on, it shows addresses: tokens are no longer in them.
+    caplog.set_level(logging.INFO, logger="uvicorn.error")
+    async with node.ws("?after=0&%74oken=secret-admin&types=log", token=None) as feed:
+        await feed.recv()
+    assert "/ws/feed?after=0&types=log" in caplog.text
     assert "secret" not in caplog.text
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]

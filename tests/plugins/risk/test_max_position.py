@@ -72,6 +72,15 @@ def test_a_flip_is_valued_as_a_new_position() -> None:
 
     assert rule().check(order(side="sell", quantity=150), moment).used == 10
     assert rule().check(order(side="sell", quantity=151), moment).outcome == "refuse"
+    dear = order(side="sell", quantity=150, order_type="limit", limit_price=Decimal(110))
+    assert rule().check(dear, moment).used == 11
+
+
+def test_what_is_held_counts_at_the_last_price_and_what_comes_at_its_own() -> None:
+    """A limit above the market makes the new shares dear, not the old ones."""
+    more = order(quantity=20, order_type="limit", limit_price=Decimal(110))
+
+    assert rule().check(more, view(positions=[holding("AAPL", 50)])).used == Decimal("7.2")
 
 
 def test_a_group_counts_once() -> None:

@@ -65,6 +65,15 @@ def test_entries_pass_between_the_margins_alone(minutes: float, first: int, last
     assert (verdict.outcome == "allow") == inside
 
 
+def test_the_margins_ends_belong_to_the_refusal_before_the_close_and_to_entries_after_the_open() -> None:
+    """Exactly ten minutes after the open an entry passes; exactly five before the close none does."""
+    margins = rule(first_minutes=10, last_minutes=5)
+
+    assert margins.check(order(), at(10)).outcome == "allow"
+    assert margins.check(order(), at(385)).outcome == "refuse"
+    assert margins.usage(at(385)).tripped
+
+
 def test_an_early_close_is_the_close() -> None:
     """The margin before the close belongs to the session's own close, not to four o'clock."""
     half = Session(

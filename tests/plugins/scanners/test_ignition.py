@@ -157,6 +157,21 @@ def test_the_windows_agree_with_a_recount(trades: list[tuple[float, float, int]]
     assert room == (len(flow._counts), len(flow._volumes), len(flow._bought), len(flow._sold))
 
 
+@given(st.lists(st.tuples(st.integers(0, 12), st.integers(1, 500)), max_size=8), st.integers(0, 800))
+def test_filled_minutes_agree_with_a_recount(fills: list[tuple[int, int]], later: int) -> None:
+    """Volume that is spread over minutes, late ones too, ages like trades of every second."""
+    filled, traded = Flow(0), Flow(0)
+    for minute, volume in fills:
+        filled.fill(minute, volume * 60)
+        for second in range(minute * 60, minute * 60 + 60):
+            traded.trade(second, 5.0, volume, 0)
+    now = max([minute * 60 + 59 for minute, _ in fills], default=0) + later
+    filled.advance(now)
+    traded.advance(now)
+
+    assert (filled.volume_60s, filled.volume_before) == (traded.volume_60s, traded.volume_before)
+
+
 def test_the_tick_rule_decides_where_nothing_else_does() -> None:
     """Above the last different price is bought, below it sold, the same price goes with the one before."""
     flow = Flow(0)

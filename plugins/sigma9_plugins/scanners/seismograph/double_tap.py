@@ -89,8 +89,9 @@ class DoubleTap:
             self.until = leave.at + timedelta(seconds=self._config.wait_seconds)
 
     def tick(self, now: datetime, high_of_day: float) -> None:
-        """End the cool-down at its time and freeze the high of the day as it was then."""
-        if self.state is Tap.COOLDOWN and self.until is not None and now > self.until:
+        """End the cool-down at its time and freeze the high of the day as it was then, once there is one."""
+        known = math.isfinite(high_of_day)
+        if self.state is Tap.COOLDOWN and self.until is not None and now > self.until and known:
             self.state = Tap.WATCHING
             self.high = high_of_day
 

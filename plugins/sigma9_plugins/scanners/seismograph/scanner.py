@@ -1,6 +1,6 @@
 """The seismograph: four signs of quiet accumulation in 20 daily bars, as one pass of Polars expressions.
 
-A bar's numbers depend on its 20 bars alone, to the last bit: on the whole history, on a part of it, in any company.
+A bar's numbers depend on its 20 bars alone, to the last bit: on the whole history, on a part, in any company.
 So every sum runs over exactly its own window (a running total keeps a trace of a large value that has passed), and
 nothing is divided by a constant (Polars then multiplies by the reciprocal in some of its paths and not in others):
 a mean of 5 over a mean of 19 is (19 × sum of 5) / (5 × sum of 19), which also makes the exact thresholds exact.

@@ -48,6 +48,6 @@ def _quote_traps(now: datetime, quote: Quote | None, config: TrapConfig) -> list
     spread = spread_percent(quote)
     if spread is None:
         return ["the quote lacks a bid or an ask, or they are crossed"]
-    if spread >= config.max_spread_percent:
+    if round(spread, 6) >= config.max_spread_percent:
         return [f"the spread of {spread:.2f} % is not below {config.max_spread_percent:g} %"]
     return []

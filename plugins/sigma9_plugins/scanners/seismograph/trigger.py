@@ -143,12 +143,13 @@ class SeismographTrigger:
     def _begin(self, now: datetime, session: Session) -> None:
         """Begin a new day, and the tapes of what is new."""
         if session.day != self._day:
-            self._day = session.day
-            self._cooling.clear()
+            first, self._day = self._day is None, session.day
             for symbol, watch in tuple(self._watches.items()):
-                watch.tap = DoubleTap(self._config.double_tap)
                 watch.tape = None
-                if watch.item is None and not watch.engaged:
+                if not first:  # what was heard of orders before the first slice belongs to this day
+                    watch.tap = DoubleTap(self._config.double_tap)
+                    self._cooling.pop(symbol, None)
+                if watch.item is None and not watch.engaged and watch.tap.state is Tap.IDLE:
                     del self._watches[symbol]
             self._new = True
         if not self._new:

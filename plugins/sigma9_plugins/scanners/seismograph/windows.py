@@ -121,8 +121,12 @@ class Flow:
         first = minute * 60
         self.advance(first + 59)
         newest = self._head // STEPS
-        for second in range(first, first + 60):
-            self._add_volume(second, newest - second, amount)
+        oldest = max(first, newest - VOLUME_SECONDS + 1)
+        for second in range(oldest, first + 60):
+            self._volumes[second % VOLUME_SECONDS] += amount
+        near = max(0, first + 60 - max(oldest, newest - 59))
+        self.volume_60s += near * amount
+        self.volume_before += (max(0, first + 60 - oldest) - near) * amount
 
     def advance(self, at: float) -> None:
         """Let time pass up to `at`: what is older than the windows leaves them."""
@@ -134,7 +138,8 @@ class Flow:
             self._clear()
             return
         counts = self._counts
-        for newest in range(head + 1, bucket + 1):
+        # Without trades in the window every bucket is 0 and stays so.
+        for newest in range(head + 1, bucket + 1) if self.trades_10s + self.trades_before else ():
             gone, older = newest % COUNT_BUCKETS, (newest - NEAR_BUCKETS) % COUNT_BUCKETS
             aged = counts[older]
             self.trades_10s -= aged
