@@ -22,7 +22,7 @@ from sigma9_core.calendar import Calendar, start_loading
 from sigma9_core.clock import Clock, LiveClock, SteppedClock, monotonic, rfc3339, wall_now
 from sigma9_core.commands import BUILT_IN, Command, CommandSpec, Response, Right, Scope
 from sigma9_core.config import Settings
-from sigma9_core.contracts import EventPage, Feed, PluginContext, RiskRule, Service, Sizer
+from sigma9_core.contracts import EventPage, Feed, PluginContext, RiskRule, Service, Signal, Sizer
 from sigma9_core.datadir import DataDir
 from sigma9_core.deadman import DeadMan
 from sigma9_core.dispatcher import Dispatcher
@@ -46,7 +46,7 @@ from sigma9_core.money.gate import GuardedRule
 from sigma9_core.money.journal import Journal, journal_url
 from sigma9_core.money.killswitch import Key
 from sigma9_core.money.latch import Latch
-from sigma9_core.money.path import MoneyPath
+from sigma9_core.money.path import MoneyPath, SizingFacts
 from sigma9_core.money.records import CommandRecord, EventRecord
 from sigma9_core.notifying import Notifying
 from sigma9_core.plugins import PluginHost
@@ -113,6 +113,7 @@ class Engine:
         self._refresher: asyncio.Task[None] | None = None
         self._starter: asyncio.Task[None] | None = None
         self._stopping = False
+        self._untold: set[StatusPart] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._build()
 
@@ -309,7 +310,7 @@ class Engine:
         self._undo.append(("dead man", self.dead_man.stop))
 
     def _load_calendar(self) -> None:
-        loading = start_loading(self.calendar, self._data_dir.path)
+        loading = start_loading(self.calendar, self._data_dir.path, now=self.clock.now)
         self._undo.append(("calendar", lambda: _end(loading)))
 
     async def _start_services(self) -> None:
@@ -572,6 +573,7 @@ class Engine:
     def _on_journal(self, healthy: bool, what: str) -> None:
         if healthy:
             log.warning("the journal works again: %s", what)
+            self._outside(self._journal_back)
         else:
             log.critical("the journal can't be written (%s): no order goes out until it can", what)
 
@@ -657,7 +659,15 @@ class Engine:
         self._part_changed("engine", f"engine {state}: {reason}")
 
     def _emit_status(self, update: StatusUpdate) -> None:
-        self._emit("status_update", update)
+        if self.journal.healthy:
+            self._emit("status_update", update)
+        else:  # a journal that fails keeps facts in memory: one update when it is back says as much as hundreds
+            self._untold.update(update.changed)
+
+    def _journal_back(self) -> None:
+        for part in self._untold:
+            self.status.changed(part, "the journal works again")
+        self._untold.clear()
 
     def _emit(self, kind: EventType, data: EventData) -> None:
         self.journal.write([EventRecord(kind, data, self.clock.now())], fact=True)
@@ -719,9 +729,9 @@ class Engine:
         self.market.subscribe(symbols)
         self.quotes.keep(symbols)
 
-    async def _sizing(self, strategy: str) -> Any:
-        async def read() -> Any:
-            return self.path.sizing(strategy)
+    async def _sizing(self, strategy: str, signal: Signal) -> SizingFacts:
+        async def read() -> SizingFacts:
+            return self.path.sizing(strategy, signal)
 
         return await self.money.call(read())
 

@@ -54,7 +54,7 @@ class StrategyRunner:
         sizer_worker: Worker,
         *,
         calendar: Calendar,
-        facts: Callable[[str], Awaitable[SizingFacts]],
+        facts: Callable[[str, Signal], Awaitable[SizingFacts]],
         enter: Enter,
     ) -> None:
         self.strategies = {strategy.name: strategy for strategy in strategies}
@@ -143,13 +143,12 @@ class StrategyRunner:
             return None
 
     async def _enter_signal(self, strategy: str, signal: Signal) -> None:
-        price = Decimal(str(signal.price))
-        facts = await self._facts(strategy)
+        facts = await self._facts(strategy, signal)
         context = SizingContext(
             signal=signal,
             equity=facts.equity,
             buying_power=facts.buying_power,
-            price=price,
+            price=facts.price,
             closed_trades=facts.closed_trades,
         )
         try:
@@ -185,7 +184,7 @@ class StrategyRunner:
             },
         )
         try:
-            await self._enter(request, price)
+            await self._enter(request, facts.price)
         except (CommandError, JournalError) as error:
             log.warning("no order for %s: %s", signal.symbol, error)
 

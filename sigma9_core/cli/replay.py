@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
-import logging
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from datetime import date, datetime
@@ -30,7 +27,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = subparsers.add_parser(
         "replay",
         help="drive the engine with bars from files",
-        description="Replay intraday bars (Parquet or CSV) through strategies, risk rules, paper broker and exits. "
+        description="Replay intraday bars (Parquet or CSV) through triggers, risk rules, paper broker, exits. "
         "Without --daily every symbol of the files is watched; with it the scan decides, as it does live.",
     )
     parser.add_argument(
@@ -74,6 +71,8 @@ def run(args: argparse.Namespace) -> int:
     try:
         settings = _settings(load_settings(args.config, args.overrides), args)
         if not args.verbose:
+            import logging
+
             logging.getLogger("sigma9").setLevel(logging.WARNING)
         _fresh(settings.data_dir)
 
@@ -141,6 +140,8 @@ def _port(host: str, wanted: int) -> int:
 
 def _fresh(folder: Path) -> None:
     """Empty the data folder of the last replay: each replay begins anew, so that its trades can be compared."""
+    import shutil
+
     from sigma9_core.datadir import DataDir, DataDirLocked
     from sigma9_core.errors import StateError
 
@@ -167,6 +168,8 @@ def _all_symbols(feed: Feed) -> Sequence[str]:
 
 async def _follow(engine: Engine) -> None:
     """Wait for the end of the data, with a progress bar on a terminal."""
+    import asyncio
+
     finished = asyncio.ensure_future(engine.finished())
     if not sys.stderr.isatty():
         await finished

@@ -30,7 +30,7 @@ from sigma9_core.money.journal import Journal
 from sigma9_core.money.link import BrokerLink
 from sigma9_core.money.orders import IllegalMessage, Message, Order
 from sigma9_core.money.portfolio import Applied, Portfolio
-from sigma9_core.money.records import EventRecord, FillRecord, IntentRecord, Record
+from sigma9_core.money.records import EventRecord, FillRecord, IntentRecord, NoteRecord, Record
 
 log = logging.getLogger("sigma9.orders")
 
@@ -235,7 +235,7 @@ class OrderDesk:
         if report.broker_order_id is not None and order.broker_order_id is None:
             order.broker_order_id = report.broker_order_id
             order.touch()
-        if report.fill is not None:
+        if report.kind == "filled" and report.fill is not None:
             if report.fill.exec_id in self._executions:
                 return  # told twice: counted once
             self._executions.add(report.fill.exec_id)
@@ -266,11 +266,14 @@ class OrderDesk:
             return
         applied = None
         records: list[Record] = []
-        if fill is not None:
+        if fill is not None and event is OrderStatus.BUSTED:
+            self.portfolio.bust(fill.exec_id)
+            records.append(NoteRecord("bust", ts, {"exec_id": fill.exec_id, "order_id": order.order_id}))
+        elif fill is not None:
             applied = self.portfolio.apply(fill, order.request.strategy)
             records.append(FillRecord(fill, order.request.strategy, order.request.source, recovered))
         data = TradeEvent.of(
-            order.view().model_copy(update={"status": event}), trade_id=fill.exec_id if fill else None
+            order.view().model_copy(update={"status": event}), trade_id=fill.exec_id if fill and applied else None
         )
         records.append(EventRecord("trade_event", data, ts, cause=order.order_id))
         self.note(records)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Final
@@ -22,9 +22,9 @@ SANE_SPREAD_PERCENT: Final = 10.0
 """A wider quote has no middle worth believing."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Raw:
-    """A price as it came; turned into a `Mark` when somebody asks."""
+    """A price as it came, never changed; turned into a `Mark` once, when somebody asks."""
 
     price: float
     ts: datetime
@@ -32,6 +32,7 @@ class _Raw:
     ask: float | None = None
     quoted: datetime | None = None
     halted: bool = False
+    made: Mark | None = field(default=None, init=False, compare=False)
 
 
 @dataclass(slots=True)
@@ -43,18 +44,14 @@ class _Doubt:
 
 
 class Snapshot(Mapping[str, Mark]):
-    """The marks of one moment; made once a change, and cheap for those that nobody asks."""
+    """The marks of one moment; cheap for those that nobody asks about."""
 
     def __init__(self, raw: Mapping[str, _Raw]) -> None:
         self._raw = raw
-        self._made: dict[str, Mark] = {}
 
     def __getitem__(self, symbol: str) -> Mark:
         """Give the mark of a symbol."""
-        mark = self._made.get(symbol)
-        if mark is None:
-            mark = self._made[symbol] = _mark(symbol, self._raw[symbol])
-        return mark
+        return _mark(symbol, self._raw[symbol])
 
     def __iter__(self) -> Iterator[str]:
         """List the symbols that have a mark."""
@@ -104,7 +101,8 @@ class MarkBook:
 
     def get(self, symbol: str) -> Mark | None:
         """Give the mark of a symbol, None where there never was a price."""
-        return self.snapshot().get(symbol)
+        raw = self._raw.get(symbol)
+        return None if raw is None else _mark(symbol, raw)
 
     def snapshot(self) -> Snapshot:
         """Give all marks of this moment; they do not change any more."""
@@ -140,7 +138,7 @@ class MarkBook:
             return True
         if ts < last.ts or not self._believed(symbol, price, last.price):
             return False
-        self._raw[symbol] = replace(last, price=price, ts=ts)
+        self._raw[symbol] = _Raw(price, ts, last.bid, last.ask, last.quoted, last.halted)
         return True
 
     def _quote(self, quote: Quote, ts: datetime, *, priced: bool) -> bool:
@@ -192,15 +190,17 @@ def _middle(quote: Quote) -> float | None:
 
 
 def _mark(symbol: str, raw: _Raw) -> Mark:
-    quoted = raw.quoted is not None and raw.ts - raw.quoted <= QUOTE_LIVES
-    return Mark(
-        symbol=symbol,
-        price=_decimal(raw.price),
-        ts=raw.ts,
-        bid=_decimal(raw.bid) if quoted and raw.bid is not None else None,
-        ask=_decimal(raw.ask) if quoted and raw.ask is not None else None,
-        halted=raw.halted,
-    )
+    if raw.made is None:
+        quoted = raw.quoted is not None and raw.ts - raw.quoted <= QUOTE_LIVES
+        raw.made = Mark(
+            symbol=symbol,
+            price=_decimal(raw.price),
+            ts=raw.ts,
+            bid=_decimal(raw.bid) if quoted and raw.bid is not None else None,
+            ask=_decimal(raw.ask) if quoted and raw.ask is not None else None,
+            halted=raw.halted,
+        )
+    return raw.made
 
 
 def _decimal(price: float) -> Decimal:

@@ -16,7 +16,7 @@ from typing import Any, Final, Literal
 
 from sigma9_core.board import Body
 from sigma9_core.calendar import Calendar
-from sigma9_core.clock import Clock, monotonic
+from sigma9_core.clock import Clock
 from sigma9_core.commands import (
     AdoptArgs,
     CancelAllArgs,
@@ -26,9 +26,10 @@ from sigma9_core.commands import (
     KillArgs,
     ModifyOrderArgs,
     OrderArgs,
+    decimal,
 )
 from sigma9_core.config import Settings
-from sigma9_core.contracts import Broker, MarketDriven, RiskRule
+from sigma9_core.contracts import Broker, MarketDriven, RiskRule, Signal
 from sigma9_core.errors import CommandError
 from sigma9_core.models import (
     ZERO,
@@ -41,8 +42,8 @@ from sigma9_core.models import (
     Slice,
 )
 from sigma9_core.money.desk import OrderDesk, Step, refusal
-from sigma9_core.money.exits import NOTE as GUARD
 from sigma9_core.money.exits import ExitManager, opposite
+from sigma9_core.money.exposure import closable
 from sigma9_core.money.gate import GuardedRule, RiskGate
 from sigma9_core.money.ids import OrderIds
 from sigma9_core.money.journal import Journal
@@ -51,14 +52,17 @@ from sigma9_core.money.latch import Latch
 from sigma9_core.money.link import BrokerLink
 from sigma9_core.money.orders import Order
 from sigma9_core.money.portfolio import Portfolio
+from sigma9_core.money.pricing import reference_price
 from sigma9_core.money.reconcile import Reconciler
 from sigma9_core.money.records import FillRecord, NoteRecord, Record
+from sigma9_core.money.restore import read, restore
 from sigma9_core.money.tally import Tally
 
 log = logging.getLogger("sigma9.money")
 
 SHOW_EVERY: Final = 0.1
 """Seconds between two publications of positions, orders and account while they move."""
+ONE: Final = Decimal(1)
 READ_BACK_EVERY: Final = 5.0
 CANCELLED_WITHIN: Final = 2.0
 SOURCES: Final[Mapping[CommandSource, OrderSource]] = {"mqtt": "mqtt", "cli": "cli", "schedule": "schedule"}
@@ -72,6 +76,8 @@ class SizingFacts:
     equity: Decimal
     buying_power: Decimal
     closed_trades: Sequence[Decimal]
+    price: Decimal
+    """What an order of this signal is valued at."""
 
 
 class MoneyPath:
@@ -145,8 +151,10 @@ class MoneyPath:
     async def start(self) -> None:
         """Read the latch and the journal; the kill works from here on, the broker not yet."""
         self.killswitch.resume(self._latch.read())
-        history = await asyncio.to_thread(self._read_history)
-        self._restore(*history)
+        known = await asyncio.to_thread(read, self._journal, self._clock.now(), self._calendar)
+        if known.opening is not None:
+            self._opened_with = known.opening
+        restore(known, self.portfolio, self.desk, self.gate, self.exits)
         self._reader = asyncio.get_running_loop().create_task(self._read_back(), name="read-back")
         self._show()
 
@@ -156,6 +164,7 @@ class MoneyPath:
             self._reader.cancel()
             await asyncio.gather(self._reader, return_exceptions=True)
         await self.killswitch.close()
+        await self.gate.stop()
         await self.desk.settle()
         await self.link.disconnect()
         self._remember_days()
@@ -297,16 +306,29 @@ class MoneyPath:
         )
         await self._journal.commit([FillRecord(fill, args.strategy, "api", recovered=True)])
         self.portfolio.adopt(fill, args.strategy)
+        self._remember_days()
         self._touch()
         return {"position": self.portfolio.position(args.symbol).model_dump(mode="json")}
 
-    def sizing(self, strategy: str) -> SizingFacts:
-        """Give a sizer the account as it is now."""
+    def sizing(self, strategy: str, signal: Signal) -> SizingFacts:
+        """Give a sizer the account as it is now, and the price that the risk rules will value the order at."""
+        limit = None if signal.limit_price is None else decimal(signal.limit_price)
+        stop = None if signal.stop_price is None else decimal(signal.stop_price)
+        order = OrderRequest(
+            symbol=signal.symbol,
+            side=signal.side,
+            quantity=ONE,
+            order_type=signal.order_type,
+            limit_price=limit,
+            stop_price=stop,
+        )
+        price = reference_price(order, self.portfolio.mark_of(signal.symbol)) or decimal(signal.price)
         account = self.portfolio.account()
         return SizingFacts(
             equity=account.equity or ZERO,
             buying_power=account.buying_power or ZERO,
             closed_trades=tuple(self.portfolio.closed_trades(strategy)),
+            price=max(price, decimal(signal.price)),
         )
 
     # --- kill -------------------------------------------------------------------------------------------------
@@ -336,17 +358,7 @@ class MoneyPath:
     # --- inside -----------------------------------------------------------------------------------------------
 
     def _requests(self, args: OrderArgs, source: OrderSource) -> list[OrderRequest]:
-        held = self.portfolio.quantity(args.symbol)
-        reducing = (held > 0 and args.side == "sell") or (held < 0 and args.side == "buy")
-        working = sum(
-            (
-                order.remaining
-                for order in self.desk.open_orders()
-                if order.request.symbol == args.symbol and order.request.side == args.side
-            ),
-            ZERO,
-        )
-        fits = reducing and args.quantity <= abs(held) - working
+        fits = args.quantity <= closable(args.symbol, args.side, self.desk.view())
         fields = args.model_dump(exclude={"bracket", "reason"})
         entry = OrderRequest(**fields, source=source, intent="reduce" if fits else "entry", reason=args.reason)
         if args.bracket is None:
@@ -413,7 +425,9 @@ class MoneyPath:
             self.desk.followers.remove(follow)
 
     async def _judge(self) -> None:
-        for trip in self.gate.trips(self.desk.view()):
+        trips = self.gate.trips(self.desk.view())
+        await self.gate.settle()
+        for trip in trips:
             self._remember_days()
             log.error("%s", trip.reason)
             if trip.kill and not self.killswitch.latched:
@@ -453,85 +467,6 @@ class MoneyPath:
         if step.applied is not None and step.applied.closed is not None:
             closed = step.applied.closed
             log.info("%s closed: %+.2f (%+.2f %%)", closed.symbol, closed.result, closed.percent)
-
-    # --- history ----------------------------------------------------------------------------------------------
-
-    def _read_history(self) -> tuple[Any, ...]:
-        journal = self._journal
-        opening = next(iter(journal.notes("opening", 1)), None)
-        transfers = list(journal.notes("transfer", 10_000))
-        days = next(iter(journal.notes("days", 1)), None)
-        guards: dict[str, Mapping[str, Any]] = {}
-        for note in journal.notes(GUARD, 10_000):  # newest first: the first of a symbol counts
-            guards.setdefault(str(note.body["symbol"]), note.body)
-        return opening, transfers, list(journal.fills()), journal.last_order_events(), days, guards
-
-    def _restore(self, opening: Any, transfers: Any, fills: Any, events: Any, days: Any, guards: Any) -> None:
-        if opening is not None:
-            self._opened_with = Decimal(opening.body["cash"])
-            self.portfolio.set_cash(self._opened_with)
-        for record in fills:
-            if record.fill.order_id == "adopted":
-                self.portfolio.adopt(record.fill, record.strategy)
-            else:
-                self.portfolio.apply(record.fill, record.strategy)
-        for note in transfers:
-            self.portfolio.transfer(Decimal(note.body["amount"]))
-        orders = []
-        for order_id, event in events.items():
-            intent = self._journal.intent(order_id)
-            if intent is None:
-                continue
-            orders.append(
-                Order(
-                    order_id,
-                    intent.request,
-                    intent.verdicts,
-                    intent.ts,
-                    status=event.event,
-                    broker_order_id=event.broker_order_id,
-                    filled=event.filled_quantity,
-                    average_price=event.average_price,
-                    commission=event.commission,
-                    reason=event.reason,
-                )
-            )
-        entries: dict[str, int] = {}
-        session = self._calendar.at(self._clock.now())
-        if session is not None:
-            ids = {
-                i.order_id
-                for i in self._journal.intents(session.open)
-                if i.approved and i.request.intent == "entry"
-            }
-            entries[session.day] = len(ids)
-        self.desk.adopt(orders, (record.fill.exec_id for record in fills), entries)
-        if days is not None:
-            self.portfolio.restore_days(days.body.get("portfolio", {}))
-            self.gate.remember(days.body.get("rules", {}))
-        for guard in guards.values():
-            self._revive_entry(guard)
-        self.exits.resume(guards)
-
-    def _revive_entry(self, guard: Mapping[str, Any]) -> None:
-        """Put a guard's ended entry back in memory: its fill price is what the exits are worked out from."""
-        entry_id = str(guard["entry_id"])
-        if guard["ended"] or not entry_id or entry_id in self.desk.orders:
-            return
-        intent, event = self._journal.intent(entry_id), self._journal.order(entry_id)
-        if intent is None or event is None:
-            return
-        self.desk.orders[entry_id] = Order(
-            entry_id,
-            intent.request,
-            intent.verdicts,
-            intent.ts,
-            status=event.event,
-            broker_order_id=event.broker_order_id,
-            filled=event.filled_quantity,
-            average_price=event.average_price,
-            commission=event.commission,
-        )
 
     def _remember_days(self) -> None:
         body = {"portfolio": self.portfolio.days_memory(), "rules": self.gate.memory()}

@@ -149,7 +149,7 @@ def test_reference_columns_reach_the_scanner() -> None:
 
 def test_the_ranking_is_by_priority_score_and_symbol() -> None:
     """Both descending, then the symbol; scores are compared as they are shown, to one decimal."""
-    close = {"A": 50.04, "B": 50.01, "C": 60.0, "D": 10.0, "E": 50.06}
+    close = {"A": 50.01, "B": 50.04, "C": 60.0, "D": 10.0, "E": 50.06}
     priority = pl.when(pl.col("symbol") == "D").then(80).otherwise(10)
     scanner = Closes(lambda frame: frame.with_columns(priority=priority))
     result = scan(bars(dict.fromkeys("EDCBA", every(30)), close), scanner)

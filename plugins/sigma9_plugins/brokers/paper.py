@@ -39,7 +39,7 @@ from sigma9_core.models import ZERO, ApprovedOrder, Fill, Money, OrderRequest, S
 from sigma9_plugins.brokers.matching import Matcher
 from sigma9_plugins.brokers.order_matching import MatchingRules
 from sigma9_plugins.brokers.paper_book import PaperOrder
-from sigma9_plugins.brokers.paper_costs import decimal
+from sigma9_plugins.brokers.paper_costs import decimal, nearest
 from sigma9_plugins.brokers.paper_ledger import Ledger
 from sigma9_plugins.brokers.paper_log import PaperLog
 from sigma9_plugins.brokers.paper_orders import fault, lifetime, terms, wrong_side
@@ -259,7 +259,7 @@ class PaperBroker:
 
     def _shown(self, order: PaperOrder) -> BrokerOrder:
         parent = self._ledger.book.orders.get(order.parent) if order.parent is not None else None
-        trails = order.order_type == "trailing_stop"
+        level = order.stop_level() if order.order_type == "trailing_stop" else order.stop_price
         return BrokerOrder(
             order_id=order.order_id,
             broker_order_id=order.number,
@@ -270,7 +270,7 @@ class PaperBroker:
             order_type=order.order_type,
             state=order.state,
             limit_price=order.limit_price,
-            stop_price=order.stop_level() if trails else order.stop_price,
+            stop_price=None if level is None else nearest(level),
             trail_amount=order.trail_amount,
             trail_percent=order.trail_percent,
             time_in_force=order.time_in_force,

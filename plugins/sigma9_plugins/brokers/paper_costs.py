@@ -45,21 +45,17 @@ def tick_of(price: Decimal) -> Decimal:
 
 def against(side: Side, price: Decimal) -> Decimal:
     """Round to the tick against whoever trades: up for a buy, down for a sell, and never down to zero."""
-    tick = tick_of(price)
-    rounded = (price / tick).to_integral_value(ROUND_CEILING if side == "buy" else ROUND_FLOOR) * tick
-    return max(rounded, FINE_TICK)
+    return max(price.quantize(tick_of(price), ROUND_CEILING if side == "buy" else ROUND_FLOOR), FINE_TICK)
 
 
 def in_favour(side: Side, price: Decimal) -> Decimal:
     """Round a limit to the tick without making it worse: down for a buy, up for a sell."""
-    tick = tick_of(price)
-    return (price / tick).to_integral_value(ROUND_FLOOR if side == "buy" else ROUND_CEILING) * tick
+    return price.quantize(tick_of(price), ROUND_FLOOR if side == "buy" else ROUND_CEILING)
 
 
 def nearest(price: Decimal) -> Decimal:
     """Round to the nearest tick."""
-    tick = tick_of(price)
-    return (price / tick).to_integral_value(ROUND_HALF_EVEN) * tick
+    return price.quantize(tick_of(price), ROUND_HALF_EVEN)
 
 
 def decimal(price: float) -> Decimal:

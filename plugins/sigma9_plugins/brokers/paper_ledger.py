@@ -14,7 +14,7 @@ from typing import Any, Final
 from sigma9_core.contracts import BrokerListener, BrokerReport, ReportKind
 from sigma9_core.models import ZERO
 from sigma9_plugins.brokers.paper_book import Book, PaperOrder, Record, State
-from sigma9_plugins.brokers.paper_costs import Costs
+from sigma9_plugins.brokers.paper_costs import Costs, against
 from sigma9_plugins.brokers.paper_log import PaperLog
 
 _REPORTS: Final[dict[str, ReportKind]] = {
@@ -64,7 +64,8 @@ class Ledger:
         )
 
     def fill(self, order: PaperOrder, quantity: Decimal, price: Decimal, ts: datetime) -> None:
-        """Fill an order, cancel what it cancels, and wake its children."""
+        """Fill an order at a price on the tick, cancel what it cancels, and wake its children."""
+        price = against(order.side, price)
         due = self._costs.commission(order.filled + quantity, order.value + quantity * price)
         identity = order.order_id or f"hand-{ts:%Y%m%dT%H%M%S}-{order.number}"
         step: list[Record] = [

@@ -49,7 +49,7 @@ async def test_an_order_goes_through_its_life(room: MoneyRoom) -> None:
 
 
 async def test_a_refused_order_is_told_and_never_sent(room: MoneyRoom) -> None:
-    """What a rule refuses is journalled with its verdicts, told as risk_rejected, and does not reach the broker."""
+    """What a rule refuses is journalled with its verdicts, told as risk_rejected, and never sent."""
     order = await room.buy("NOPE")
 
     assert order.status is OrderStatus.RISK_REJECTED
@@ -111,7 +111,7 @@ async def test_silence_is_unknown_and_never_a_rejection(
 
 
 async def test_an_unknown_order_is_settled_by_reading_back(room: MoneyRoom) -> None:
-    """An order whose acknowledgement was lost is found at the broker; one that never arrived is told as rejected."""
+    """An order whose acknowledgement was lost is found at the broker; one that never arrived is rejected."""
     room.exchange.faults.add("lost_ack")
     arrived = await room.buy()
     room.exchange.faults = {"raise"}

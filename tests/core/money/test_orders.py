@@ -66,7 +66,9 @@ def test_fills_add_up() -> None:
     assert order.take("filled", fill=fill(40, "10")) is OrderStatus.PARTIALLY_FILLED
     assert order.take("filled", fill=fill(60, "11", 2)) is OrderStatus.FILLED
 
-    assert (order.filled, order.average_price, order.commission) == (100, Decimal("10.6"), 2)
+    assert order.filled == 100
+    assert order.average_price == Decimal("10.6")
+    assert order.commission == 2
     assert order.remaining == 0
 
 

@@ -1,0 +1,111 @@
+"""What a start takes back from the journal: cash, fills, orders in doubt or working, day marks, exit guards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, Final
+
+from sigma9_core.calendar import Calendar
+from sigma9_core.models import ZERO
+from sigma9_core.money.desk import OrderDesk
+from sigma9_core.money.exits import NOTE as GUARD
+from sigma9_core.money.exits import ExitManager
+from sigma9_core.money.gate import RiskGate
+from sigma9_core.money.journal import Journal
+from sigma9_core.money.orders import Order
+from sigma9_core.money.portfolio import Portfolio
+from sigma9_core.money.records import FillRecord
+
+ADOPTED: Final = "adopted"
+"""The order id of a fill that stands for a foreign position made ours."""
+MANY: Final = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What the journal knows."""
+
+    opening: Decimal | None
+    """The cash of the first connect; None before it."""
+    transfers: Decimal
+    fills: Sequence[FillRecord]
+    busted: frozenset[str]
+    """Executions that the exchange took back."""
+    orders: Sequence[Order]
+    """Orders that had not ended, and the entries that guards refer to."""
+    entries: Mapping[str, int]
+    """Entries of the session in progress, by its day."""
+    days: Mapping[str, Any]
+    guards: Mapping[str, Mapping[str, Any]]
+    """The newest note of each guard, by symbol."""
+
+
+def read(journal: Journal, now: datetime, calendar: Calendar) -> Known:
+    """Read it all (blocks: disk)."""
+    opening = next(iter(journal.notes("opening", 1)), None)
+    days = next(iter(journal.notes("days", 1)), None)
+    guards: dict[str, Mapping[str, Any]] = {}
+    for note in journal.notes(GUARD, MANY):  # newest first: the first of a symbol counts
+        guards.setdefault(str(note.body["symbol"]), note.body)
+    ids = [*journal.last_order_events()]
+    ids += [str(guard["entry_id"]) for guard in guards.values() if not guard["ended"] and guard["entry_id"]]
+    session = calendar.at(now)
+    entries: dict[str, int] = {}
+    if session is not None:
+        sent = {
+            intent.order_id
+            for intent in journal.intents(session.open)
+            if intent.approved and intent.request.intent == "entry"
+        }
+        entries[session.day] = len(sent)
+    return Known(
+        opening=None if opening is None else Decimal(opening.body["cash"]),
+        transfers=sum((Decimal(note.body["amount"]) for note in journal.notes("transfer", MANY)), ZERO),
+        fills=tuple(journal.fills()),
+        busted=frozenset(str(note.body["exec_id"]) for note in journal.notes("bust", MANY)),
+        orders=[order for order_id in dict.fromkeys(ids) if (order := _order(journal, order_id)) is not None],
+        entries=entries,
+        days={} if days is None else days.body,
+        guards=guards,
+    )
+
+
+def restore(known: Known, portfolio: Portfolio, desk: OrderDesk, gate: RiskGate, exits: ExitManager) -> None:
+    """Give each part what is its own; on the money lane."""
+    if known.opening is not None:
+        portfolio.set_cash(known.opening)
+    for record in known.fills:
+        if record.fill.order_id == ADOPTED:
+            portfolio.adopt(record.fill, record.strategy)
+        else:
+            portfolio.apply(record.fill, record.strategy)
+    for exec_id in known.busted:
+        portfolio.bust(exec_id)
+    if known.transfers:
+        portfolio.transfer(known.transfers)
+    desk.adopt(known.orders, (record.fill.exec_id for record in known.fills), known.entries)
+    if known.days:
+        portfolio.restore_days(known.days.get("portfolio", {}))
+        gate.remember(known.days.get("rules", {}))
+    exits.resume(known.guards)
+
+
+def _order(journal: Journal, order_id: str) -> Order | None:
+    intent, event = journal.intent(order_id), journal.order(order_id)
+    if intent is None or event is None:
+        return None
+    return Order(
+        order_id,
+        intent.request,
+        intent.verdicts,
+        intent.ts,
+        status=event.event,
+        broker_order_id=event.broker_order_id,
+        filled=event.filled_quantity,
+        average_price=event.average_price,
+        commission=event.commission,
+        reason=event.reason,
+    )
