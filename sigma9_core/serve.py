@@ -15,12 +15,14 @@ from typing import Final
 from sigma9_core import __version__
 from sigma9_core.clock import monotonic
 from sigma9_core.config import Settings
-from sigma9_core.configfile import secrets_of
+from sigma9_core.configfile import Loaded, secrets_of
 from sigma9_core.contracts import Feed
 from sigma9_core.datadir import KILL_SOCKET, DataDir
 from sigma9_core.engine import Engine
+from sigma9_core.errors import ConfigError
 from sigma9_core.log import Logging, redact, watch_loop
 from sigma9_core.money.door import KillDoor
+from sigma9_core.plugincheck import faults_of
 from sigma9_core.plugins import PluginHost
 from sigma9_core.tokens import ADMIN_FILE, TokenBook
 
@@ -33,12 +35,12 @@ FORCED: Final = 130
 Work = Callable[[Engine], Awaitable[int]]
 
 
-def run_server(settings: Settings, started: float, logs: Logging) -> int:
+def run_server(loaded: Loaded, started: float, logs: Logging) -> int:
     """Run the server until Ctrl-C or SIGTERM; `started` is when the process began (monotonic seconds).
 
     Raise ConfigError or another Sigma9Error where the start is refused.
     """
-    return Process(settings, logs, started).run()
+    return Process(loaded.settings, logs, started, locate=loaded.locate).run()
 
 
 class Process:
@@ -51,6 +53,7 @@ class Process:
         started: float,
         *,
         work: Work | None = None,
+        locate: Callable[[str], str] | None = None,
         services: bool = True,
         watch: Callable[[Feed], Sequence[str]] | None = None,
     ) -> None:
@@ -61,6 +64,7 @@ class Process:
         self._code_when_asked = 0 if work is None else FORCED
         self._services = services
         self._watch = watch
+        self._locate = locate
         self._data = DataDir(settings.data_dir)
         self._asked = 0
         self._end: asyncio.Event | None = None
@@ -77,8 +81,11 @@ class Process:
             tokens.start()
             if admin := tokens.admin():
                 redact(admin)
-            host = PluginHost(self.settings.plugins)
+            host = PluginHost(self.settings.plugins, locate=self._locate)
             host.load()
+            faults = faults_of(host, self.settings, self._locate or (lambda _path: "configuration"))
+            if faults:
+                raise ConfigError(faults)
             engine = Engine(
                 self.settings,
                 host=host,

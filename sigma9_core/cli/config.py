@@ -5,14 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sigma9_core.cli.options import add_server_file
 
 if TYPE_CHECKING:
-    from sigma9_core.config import Settings
     from sigma9_core.configfile import Loaded
-    from sigma9_core.contracts import PluginKind
     from sigma9_core.errors import Fault
 
 
@@ -77,9 +75,9 @@ def _check(args: argparse.Namespace) -> int:
 def _plugin_faults(loaded: Loaded) -> list[Fault]:
     """Check that every plugin that is named is there, and that its settings fit."""
     from sigma9_core.errors import ConfigError, Fault, PluginError
+    from sigma9_core.plugincheck import faults_of
     from sigma9_core.plugins import PluginHost
 
-    faults: list[Fault] = []
     host = PluginHost(loaded.settings.plugins, locate=loaded.locate)
     try:
         host.load()
@@ -87,31 +85,7 @@ def _plugin_faults(loaded: Loaded) -> list[Fault]:
         return list(error.faults)
     except PluginError as error:
         return [Fault(loaded.locate("plugins"), "plugins", str(error))]
-    for kind, name, config, path in _wanted(loaded.settings):
-        try:
-            host.validate(kind, name, config, path=f"{path}.config" if config is not None else "")
-        except ConfigError as error:
-            faults += error.faults
-        except PluginError as error:
-            faults.append(Fault(loaded.locate(path), path, str(error)))
-    return faults
-
-
-def _wanted(settings: Settings) -> list[tuple[PluginKind, str, dict[str, Any] | None, str]]:
-    """List the plugins that the settings name: kind, name, settings, and where they are named."""
-    wanted: list[tuple[PluginKind, str, dict[str, Any] | None, str]] = [
-        ("broker", settings.broker, None, "broker"),
-        ("feed", settings.feed, None, "feed"),
-        ("sizer", settings.sizer.plugin, settings.sizer.config, "sizer"),
-    ]
-    lists: tuple[tuple[PluginKind, str, Any], ...] = (
-        ("scanner", "scanners", settings.scanners),
-        ("risk", "risk", settings.risk),
-        ("notifier", "notifiers", settings.notifiers),
-    )
-    for kind, section, instances in lists:
-        wanted += [(kind, one.plugin, one.config, f"{section}.{index}") for index, one in enumerate(instances)]
-    return wanted
+    return faults_of(host, loaded.settings, loaded.locate)
 
 
 def _show(args: argparse.Namespace) -> int:

@@ -16,16 +16,16 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(args: argparse.Namespace) -> int:
     """Read the settings and hand over to the process around the engine; logging stands before it."""
-    from sigma9_core.configfile import load_settings
+    from sigma9_core.configfile import read_settings
     from sigma9_core.log import Logging
 
     logging = Logging(background=True)
     logging.start()
     try:
-        settings = load_settings(args.config, args.overrides)
-        logging.set_debug(on=settings.server.debug)
+        loaded = read_settings(args.config, args.overrides)
+        logging.set_debug(on=loaded.settings.server.debug)
         from sigma9_core.serve import run_server
 
-        return run_server(settings, STARTED, logging)
+        return run_server(loaded, STARTED, logging)
     finally:
         logging.stop()

@@ -164,7 +164,9 @@ def test_plugins_use_the_public_door() -> None:
     inside = [found for found in IMPORTS["sigma9_plugins"] if found.top == "sigma9_core"]
 
     assert inside
-    assert not listed([found for found in inside if core(found.name) not in PUBLIC])
+    tests = "sigma9_plugins.testing."  # what tests share may use what the core offers to tests
+    product = [found for found in inside if not found.by.startswith(tests)]
+    assert not listed([found for found in product if core(found.name) not in PUBLIC])
 
 
 def test_integrations_do_not_reach_behind_the_server() -> None:

@@ -156,10 +156,12 @@ class Wire(aiomqtt.Client):
 
     async def open(self) -> None:
         """Connect; raise MqttError where that fails. Whatever happens, nothing is left behind."""
+        task = asyncio.current_task()
+        before = 0 if task is None else task.cancelling()  # a task group of Python 3.11 leaves its own behind
         try:
             async with asyncio.timeout(CONNECT_SECONDS + self.timeout):
                 await self.__aenter__()
-            if (task := asyncio.current_task()) is not None and task.cancelling():
+            if task is not None and task.cancelling() > before:
                 raise asyncio.CancelledError  # aiomqtt has swallowed it, see tasks.py
         except (TimeoutError, aiomqtt.MqttError) as error:
             silent = self._opened and not isinstance(error, MqttConnectError | NoAnswer)

@@ -59,9 +59,8 @@ class Mosquitto:
         await self._end(signal.SIGKILL)
 
     async def stop(self) -> None:
-        """End it, frozen or not."""
-        self.thaw()
-        await self._end(signal.SIGTERM)
+        """End it, frozen or not; it keeps nothing anyway, and SIGTERM takes it a tenth of a second."""
+        await self._end(signal.SIGKILL)
 
     def freeze(self) -> None:
         """Stop its execution with SIGSTOP: its sockets stay open, nothing answers."""

@@ -280,9 +280,9 @@ class PaperBroker:
         )
 
     def _now(self) -> datetime:
-        """Give the market time: the clock's, or the newest data's where these are ahead of it."""
-        now = self._context.clock.now()
-        return now if self._newest is None else max(now, self._newest)
+        """Give the market time: the clock's, or the newest of data and file where these are ahead of it."""
+        moments = (self._context.clock.now(), self._newest, self._ledger.book.newest)
+        return max(moment for moment in moments if moment is not None)
 
     def _check_connected(self) -> None:
         if not self._connected:

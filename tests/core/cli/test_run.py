@@ -11,6 +11,7 @@ import pytest
 
 from sigma9_core import serve
 from sigma9_core.config import Settings
+from sigma9_core.configfile import Loaded
 from sigma9_core.datadir import DataDir
 from sigma9_core.errors import StateError
 from sigma9_core.log import Logging
@@ -22,8 +23,9 @@ def test_settings_reach_the_server(cli: Any, alone: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("SIGMA9_MQTT__PORT", "1999")
     got: list[tuple[Settings, float]] = []
 
-    def run_server(settings: Settings, started: float, logs: Logging) -> int:
-        got.append((settings, started))
+    def run_server(loaded: Loaded, started: float, logs: Logging) -> int:
+        got.append((loaded.settings, started))
+        assert loaded.locate("server.port") == "--set server.port"
         assert isinstance(logs, Logging)
         assert logging.getLogger("sigma9").level == logging.DEBUG
         return 7

@@ -217,7 +217,7 @@ async def test_a_scoped_kill_blocks_only_its_scope(room: MoneyRoom) -> None:
 async def test_foreign_positions_are_left_alone(tmp_path: Path) -> None:
     """What our journal did not open is not touched by a kill, unless the configuration says so."""
     for foreign, sent in (("leave", 0), ("flatten", 1)):
-        settings = Settings(kill_switch=KillSwitchSettings(foreign=foreign))  # type: ignore[arg-type]
+        settings = Settings(kill_switch=KillSwitchSettings(foreign=foreign))
         room = MoneyRoom(tmp_path / foreign, settings=settings)
         room.exchange.holdings["IBM"] = Decimal(50)
         async with room:

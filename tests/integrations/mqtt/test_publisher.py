@@ -274,6 +274,29 @@ async def test_a_frozen_broker_hinders_neither_events_nor_the_stop(broker: Mosqu
     assert monotonic() - began < 3
 
 
+@pytest.mark.slow
+async def test_a_frozen_broker_is_noticed_and_served_again(
+    broker: Mosquitto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A frozen broker is noticed after two keepalives; once it goes on, everything comes, in order, late."""
+    monkeypatch.setattr("sigma9_integrations.mqtt.connection.KEEPALIVE", 1)
+    monkeypatch.setattr("sigma9_integrations.mqtt.connection.PAUSE_MOST", 0.2)
+    settings = settings_for(broker)
+    async with serving(settings) as server, Client.of(broker, "viewer") as client:
+        await client.subscribe("sigma9/main/event/#")
+        emit_status(server, 5)
+        await client.until(reaches(5))
+        broker.freeze()
+        emit_status(server, 300)
+        await wait_for(lambda: server.mqtt == "disconnected", 8)
+        emit_status(server, 5)
+        broker.thaw()
+        await wait_for(lambda: server.mqtt == "connected", 15)
+        await client.until(reaches(310))
+        assert list(dict.fromkeys(numbers(client.heard))) == list(range(1, 311))
+        assert any(body.get("late") for body in bodies(client.heard))
+
+
 async def test_acknowledged_events_are_not_sent_again_after_a_restart(broker: Mosquitto, tmp_path: Path) -> None:
     """A restarted server goes on behind what the broker has acknowledged, marking what happened meanwhile late."""
     settings = settings_for(broker)

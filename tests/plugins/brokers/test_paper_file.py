@@ -258,19 +258,22 @@ KILLED = """
 """
 
 
-async def test_kill_9(tmp_path: Path) -> None:
+def test_kill_9(tmp_path: Path) -> None:
     """Every fill that was reported before a kill -9 is there after it, and the cash fits."""
     program = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path)]
     with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         told = [child.stdout.readline().strip() for _ in range(40)]
-        time.sleep(0.02)  # noqa: ASYNC251 - anywhere in the middle of its work
+        time.sleep(0.02)  # anywhere in the middle of its work
         child.send_signal(signal.SIGKILL)
         told += child.stdout.read().split("\n")[:-1]
-    async with exchange(tmp_path) as room:
-        executions = await room.broker.executions(EPOCH)
-        cash = (await room.broker.account()).cash
-        held = await room.position()
+
+    async def after() -> tuple[Any, ...]:
+        async with exchange(tmp_path) as room:
+            return await reading_back(room.broker)
+
+    _, _, executions, (position,), cash = asyncio.run(after())
+    held = position.quantity
 
     assert [fill.exec_id for fill in executions][: len(told)] == told
     assert len(executions) - len(told) <= 1
