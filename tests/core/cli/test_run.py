@@ -25,7 +25,7 @@ def test_settings_reach_the_server(cli: Any, alone: Path, monkeypatch: pytest.Mo
 
     def run_server(loaded: Loaded, started: float, logs: Logging) -> int:
         got.append((loaded.settings, started))
-        assert loaded.locate("server.port") == "--set server.port"
+        assert loaded.locate("server.port") == "the option --set server.port"
         assert isinstance(logs, Logging)
         assert logging.getLogger("sigma9").level == logging.DEBUG
         return 7
