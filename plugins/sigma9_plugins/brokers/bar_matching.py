@@ -44,7 +44,7 @@ class BarMatch:
         """Orders that this bar can't prove anything more about."""
 
     def run(self) -> None:
-        """Match: at the open, then stops, then limits, then the stops of what the limits have opened."""
+        """Match: at the open, then stops, then limits, then the stops of what all these have opened."""
         orders = [order for order in self._ledger.book.working(self._symbol) if order.since <= self._begins]
         for order in orders:
             if self._ready(order):
@@ -52,7 +52,6 @@ class BarMatch:
         for order in orders:
             if self._ready(order) and order.waits_for_stop:
                 self._stop(order, self._open)
-        self._stops_of_children()
         for order in orders:
             if self._ready(order) and order.limited and not order.waits_for_stop:
                 reach = self._low if order.side == "buy" else self._high

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -383,10 +384,10 @@ async def test_trailing_stop_trade_by_trade(room: Exchange) -> None:
 
 
 async def test_bar_after_its_trades_fills_nothing(room: Exchange) -> None:
-    """Where the trades inside a bar were given, the bar itself is no second chance."""
+    """Where the trades inside a bar were given, in its slice or before, the bar itself is no second chance."""
     start = room.now()
+    order = await room.order("buy", 100, order_type="limit", limit_price=9.5)
     await room.trade(10.0)
-    order = await room.order("buy", 100, order_type="limit", limit_price=9.5, time_in_force="gtc")
     await room.slice(Bar(room.symbol, start, 10, 10, 9, 10, 1e6), at=start + MINUTE)
     later = start + MINUTE
     await room.slice(
@@ -396,6 +397,40 @@ async def test_bar_after_its_trades_fills_nothing(room: Exchange) -> None:
     )
 
     assert room.prices(order) == []
+
+
+async def test_orders_share_a_trade(room: Exchange) -> None:
+    """Two orders share the tenth of a trade's volume, the older one first."""
+    first = await room.order("buy", 80)
+    second = await room.order("buy", 80)
+    await room.trade(10.0, size=1000)
+
+    assert (room.prices(first), room.prices(second)) == ([(80, "10.00")], [(20, "10.00")])
+
+
+async def test_children_wait_for_later_data(room: Exchange) -> None:
+    """A child does not trade on the very quote that filled its parent."""
+    parent, _, profit = await bracket(room, {}, 9.0, 9.9)
+    await room.quote(9.95, 10.0)
+    assert room.prices(parent) == [(100, "10.00")]
+    assert room.prices(profit) == []
+    await room.quote(9.95, 10.0)
+
+    assert room.prices(profit) == [(100, "9.95")]
+
+
+async def test_a_change_does_not_reach_back(room: Exchange) -> None:
+    """A bar that began before an order was changed fills it at neither its old nor its new price."""
+    order = await room.order("buy", 100, order_type="limit", limit_price=9.0)
+    start = room.now()
+    room.clock.advance(start + timedelta(seconds=30))
+    changed = order.request.model_copy(update={"limit_price": Decimal("9.8")})
+    await room.broker.replace(approve(changed, order.order_id))
+    await room.slice(Bar(room.symbol, start, 10, 10, 8.5, 10, 1e6), at=start + MINUTE)
+    assert room.prices(order) == []
+    await room.bar((10, 10, 9.7, 10))
+
+    assert room.prices(order) == [(100, "9.80")]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 0.0, -1.0])
@@ -440,6 +475,15 @@ async def test_outside_regular_hours(room: Exchange) -> None:
     await room.bar((9.5, 9.5, 9.5, 9.5))
 
     assert room.prices(plain) == [(100, "9.50")]
+
+
+async def test_bar_that_begins_at_the_close(room: Exchange) -> None:
+    """A bar that begins at the close lies outside regular hours, though the close itself does not."""
+    room.clock.advance(SESSIONS[0].close)
+    order = await room.order("buy", 100, time_in_force="gtc")
+    await room.bar((10.0, 10.0, 10.0, 10.0))
+
+    assert room.prices(order) == []
 
 
 async def test_orders_on_the_close(room: Exchange) -> None:

@@ -125,6 +125,24 @@ async def test_group_is_rejected_as_one(room: Exchange) -> None:
     assert await room.broker.open_orders() == []
 
 
+async def test_children_say_why_they_end(room: Exchange) -> None:
+    """A child that ends with its unfilled parent names it."""
+    entry = approve(request(room.symbol, "buy", 100, order_type="limit", limit_price=9))
+    stop = approve(
+        request(
+            room.symbol, "sell", 100, order_type="stop", stop_price=8, parent_id=entry.order_id, intent="reduce"
+        )
+    )
+    await room.broker.submit([entry, stop])
+    await room.broker.cancel(entry.order_id)
+
+    assert room.end(entry) == ("cancelled", "cancelled on request")
+    assert room.end(stop) == ("cancelled", f"its parent {entry.order_id} ended unfilled")
+    late = approve(stop.request)
+    await room.broker.submit([late])
+    assert room.end(late) == ("rejected", f"its parent {entry.order_id} ended unfilled")
+
+
 async def test_prices_are_put_on_the_tick(room: Exchange) -> None:
     """Limits are rounded without becoming worse, stops to the nearest tick, below a dollar to a hundredth cent."""
     limit = await room.order("buy", 1, order_type="limit", limit_price="9.999")

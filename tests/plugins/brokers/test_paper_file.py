@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import signal
 import subprocess
@@ -207,6 +208,7 @@ async def test_full_disk_takes_nothing(tmp_path: Path, monkeypatch: pytest.Monke
         before = (tmp_path / "paper.jsonl").read_bytes()
 
         def full(file: int, line: bytes) -> None:
+            os.write(file, line[:20])
             raise OSError(28, "No space left on device")
 
         with monkeypatch.context() as patch:
