@@ -63,12 +63,12 @@ def fault(request: OrderRequest, prices: Mapping[str, Any]) -> str | None:
 def wrong_side(request: OrderRequest, prices: Mapping[str, Any], market: Decimal | None) -> str | None:
     """Say why an entry's stop lies on the wrong side of the market: it would be a market order.
 
-    A stop that reduces a position is taken anyhow, and is set off at once.
+    A stop that reduces a position is taken anyhow, and so is a stop-limit order: both are set off at once.
     """
     stop = prices["stop_price"]
     if request.intent != "entry" or request.parent_id is not None or stop is None or market is None:
         return None
-    if request.order_type not in ("stop", "stop_limit"):
+    if request.order_type != "stop":
         return None
     if request.side == "buy" and stop <= market:
         return f"a buy stop at {stop} lies at or below the market at {market}: it would trade at once"

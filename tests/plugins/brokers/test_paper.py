@@ -114,6 +114,17 @@ async def test_a_reducing_stop_through_the_market_is_set_off(room: Exchange) -> 
     assert sum(quantity for quantity, _ in room.prices(order)) == 100
 
 
+async def test_a_stop_limit_through_the_market_is_a_limit_order(room: Exchange) -> None:
+    """A stop-limit entry whose stop the market has passed is set off at once, and still keeps to its limit."""
+    terms = {"order_type": "stop_limit", "stop_price": 9.5, "limit_price": 10.2}
+    order = await room.order("buy", 100, **terms)
+    await room.move(room.symbol, 10.5)
+    assert room.fills(order) == []
+    await room.move(room.symbol, 10.0)
+
+    assert room.prices(order) == [(100, "10.01")]
+
+
 async def test_group_is_rejected_as_one(room: Exchange) -> None:
     """Where one order of a group can't be taken, none is: no entry stands without its stop."""
     entry = approve(request(room.symbol, "buy", 100))
