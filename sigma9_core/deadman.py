@@ -55,10 +55,16 @@ class DeadMan:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _watch(self) -> None:
+        patient = True
         while True:
+            began = monotonic()
             await asyncio.sleep(LOOK)
-            await asyncio.sleep(0)  # heartbeats that arrived while the loop was busy are handled first
             now = monotonic()
+            stalled = now - began > 2 * LOOK
+            if stalled and patient:
+                patient = False  # heartbeats that arrived while the loop was busy are read first
+                continue
+            patient = not stalled
             if not self._on_duty():
                 self._broker_seen = None
                 if self._last is not None:
@@ -68,12 +74,18 @@ class DeadMan:
             if self._broker_up() or self._broker_seen is None:
                 self._broker_seen = now
             if timeout is not None and self._last is not None and now - self._last > timeout:
-                self._last = None  # it acts once; the next heartbeat arms it again
-                await self._fire(f"no heartbeat for {timeout:g} s")
+                if await self._fire(f"no heartbeat for {timeout:g} s"):
+                    self._last = None  # it acts once; the next heartbeat arms it again
             elif lost is not None and now - self._broker_seen > lost:
-                self._broker_seen = now
-                await self._fire(f"the broker has been lost for {lost:g} s")
+                if await self._fire(f"the broker has been lost for {lost:g} s"):
+                    self._broker_seen = now
 
-    async def _fire(self, why: str) -> None:
+    async def _fire(self, why: str) -> bool:
+        """Act; tell whether that went through. What fails is tried again with the next look."""
         log.critical("dead man's switch: %s; action: %s", why, self._settings.action)
-        await self._act(self._settings.action, f"dead man's switch: {why}")
+        try:
+            await self._act(self._settings.action, f"dead man's switch: {why}")
+        except Exception:  # whatever stands in the way now, the switch must not end with it
+            log.exception("the dead man's switch could not act; it tries again")
+            return False
+        return True

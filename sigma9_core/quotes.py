@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from sigma9_core.board import Board
 from sigma9_core.market import market_data
-from sigma9_core.models import Slice
+from sigma9_core.models import Bar, Quote, Slice, Trade
+
+
+@dataclass(slots=True)
+class _Newest:
+    """What the market said last of a symbol, as it came: it is written out only when it is shown."""
+
+    quote: Quote | None = None
+    trade: Trade | None = None
+    bar: Bar | None = None
+
+    def body(self) -> dict[str, Any]:
+        """Write the quote with the last trade beside it; the trade or the bar alone where there is no quote."""
+        quote, trade, bar = self.quote, self.trade, self.bar
+        if quote is None and trade is None:
+            return market_data(bar).model_dump(mode="json") | {"last": bar.close} if bar is not None else {}
+        if quote is None or trade is None:
+            return market_data(quote or trade).model_dump(mode="json")  # type: ignore[arg-type] # one is there
+        ts = max(quote.ts, trade.ts)
+        data = market_data(quote).model_copy(update={"ts": ts, "last": trade.price, "last_size": trade.size})
+        return data.model_dump(mode="json")
 
 
 class Quotes:
@@ -14,19 +35,21 @@ class Quotes:
 
     def __init__(self, board: Board) -> None:
         self._board = board
-        self._newest: dict[str, dict[str, Any]] = {}
+        self._newest: dict[str, _Newest] = {}
         self._waiting: set[str] = set()
         self._kept: frozenset[str] = frozenset()
 
     def take(self, data: Slice) -> None:
-        """Remember the newest quote of each symbol, and its last trade beside it."""
+        """Remember the newest quote, trade and bar of each symbol that is kept."""
         for quote in data.quotes:
-            self._merge(quote.symbol, market_data(quote).model_dump(mode="json"))
+            if quote.symbol in self._kept:
+                self._of(quote.symbol).quote = quote
         for trade in data.trades:
-            self._merge(trade.symbol, {"last": trade.price, "last_size": trade.size})
+            if trade.symbol in self._kept:
+                self._of(trade.symbol).trade = trade
         for bar in data.bars:
-            if bar.symbol not in self._newest:
-                self._merge(bar.symbol, {**market_data(bar).model_dump(mode="json"), "last": bar.close})
+            if bar.symbol in self._kept:
+                self._of(bar.symbol).bar = bar
 
     def keep(self, symbols: frozenset[str]) -> None:
         """Drop the quotes of symbols that are neither watched nor held."""
@@ -41,17 +64,9 @@ class Quotes:
     def show(self) -> None:
         """Put what has changed on the board."""
         for symbol in self._waiting:
-            self._board.set(f"quote/{symbol}", dict(self._newest[symbol]))
+            self._board.set(f"quote/{symbol}", self._newest[symbol].body())
         self._waiting.clear()
 
-    def _merge(self, symbol: str, body: dict[str, Any]) -> None:
-        if symbol not in self._kept:
-            return
-        before = self._newest.get(symbol)
-        if before is None:
-            if "kind" not in body:
-                return  # a trade before the first quote or bar: the next one brings the whole
-            self._newest[symbol] = body
-        else:
-            before.update({key: value for key, value in body.items() if value is not None})
+    def _of(self, symbol: str) -> _Newest:
         self._waiting.add(symbol)
+        return self._newest.setdefault(symbol, _Newest())

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal
 
+from pydantic import ValidationError
+
 from sigma9_core.clock import Clock, rfc3339
-from sigma9_core.errors import CommandError
+from sigma9_core.errors import CommandError, StateError
 from sigma9_core.events import WatchlistUpdate
 from sigma9_core.models import WatchlistItem
 
@@ -39,24 +41,35 @@ class Watchlist:
         items = [item.model_dump(mode="json") for item in self._items.values()]
         return {"count": len(items), "updated_at": self.updated_at, "items": items}
 
-    def renew(self, items: Sequence[WatchlistItem], strategy: str | None) -> WatchlistUpdate:
-        """Take a scan's list; what a person added stays, and an item that stays keeps its `added_at`."""
-        kept = {s: i for s, i in self._items.items() if MANUAL in i.strategies}
-        renewed: dict[str, WatchlistItem] = {}
+    def renew(
+        self, items: Sequence[WatchlistItem], strategy: str | None, *, standing: Collection[str] = ()
+    ) -> WatchlistUpdate:
+        """Take a scan's list; what a person added stays, and an item that stays keeps its `added_at`.
+
+        `standing` names the strategies that have not scanned this time: what they had listed stays as well.
+        """
+        listed: dict[str, WatchlistItem] = {}
+        by_hand: dict[str, WatchlistItem] = {}
         for item in items:
             before = self._items.get(item.symbol)
             changes: dict[str, Any] = {}
             if before is not None:
+                others = [name for name in before.strategies if name in standing or name == MANUAL]
                 changes["added_at"] = before.added_at
-                if MANUAL in before.strategies:
-                    changes["strategies"] = (*item.strategies, MANUAL)
-            renewed[item.symbol] = item.model_copy(update=changes)
-        for symbol, item in kept.items():
-            if symbol not in renewed:
-                renewed[symbol] = item.model_copy(
-                    update={"strategies": (MANUAL,), "no_trade": item.no_trade or "added by hand: watched only"}
+                changes["strategies"] = tuple(dict.fromkeys((*item.strategies, *others)))
+            listed[item.symbol] = item.model_copy(update=changes)
+        for symbol, item in self._items.items():
+            if symbol in listed:
+                continue
+            left = tuple(name for name in item.strategies if name in standing or name == MANUAL)
+            if any(name != MANUAL for name in left):
+                listed[symbol] = item.model_copy(update={"strategies": left})
+            elif left:
+                by_hand[symbol] = item.model_copy(
+                    update={"strategies": left, "no_trade": item.no_trade or "added by hand: watched only"}
                 )
-        return self._replace(renewed, "scan", strategy)
+        best = sorted(listed.values(), key=lambda item: (-item.priority, -(item.score or 0.0), item.symbol))
+        return self._replace({**{item.symbol: item for item in best}, **by_hand}, "scan", strategy)
 
     def add(self, symbol: str) -> WatchlistUpdate | None:
         """Watch a symbol by hand; None where it was so already."""
@@ -84,17 +97,24 @@ class Watchlist:
         return self._replace({s: i for s, i in self._items.items() if s != symbol}, "manual", None)
 
     def restore(self, document: Mapping[str, Any]) -> None:
-        """Take back the list that `document` gave before a restart."""
-        items = [WatchlistItem.model_validate(each) for each in document.get("items", ())]
-        self._replace({item.symbol: item for item in items}, "restored", None)
-        self.updated_at = document.get("updated_at")
+        """Take back the list that `document` gave before a restart; raise StateError where it can't be read."""
+        try:
+            items = [WatchlistItem.model_validate(each) for each in document.get("items", ())]
+        except (ValidationError, TypeError) as error:
+            raise StateError(f"the watchlist that was kept can't be read: {error}") from error
+        self._replace({item.symbol: item for item in items}, "restored", None, at=document.get("updated_at"))
 
     def _replace(
-        self, items: Mapping[str, WatchlistItem], reason: Reason, strategy: str | None
+        self,
+        items: Mapping[str, WatchlistItem],
+        reason: Reason,
+        strategy: str | None,
+        *,
+        at: str | None = None,
     ) -> WatchlistUpdate:
         before = self._items
         self._items = dict(items)
-        self.updated_at = rfc3339(self._clock.now())
+        self.updated_at = at or rfc3339(self._clock.now())
         update = WatchlistUpdate(
             reason=reason,
             strategy=strategy,

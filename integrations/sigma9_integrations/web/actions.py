@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sigma9_core.clock import monotonic, wall_now
-from sigma9_core.commands import Command, CommandSpec
+from sigma9_core.commands import Command, CommandSource, CommandSpec
 from sigma9_core.commands import Response as CommandResponse
 from sigma9_core.contracts import Server
 from sigma9_core.errors import HTTP_STATUS, CommandError
@@ -32,7 +32,9 @@ async def carry_out(server: Server, name: str, request: Request, identity: Ident
     path = {key: value for key, value in request.path_params.items() if key != "command_name"}
     try:
         values = await read_values(request, path)
-        command = make_command(name, values, server.specs, source="api", right=identity.right, actor=identity.name)
+        command = make_command(
+            name, values, server.specs, source=_source(request), right=identity.right, actor=identity.name
+        )
     except CommandError as error:
         return refuse_command(name, error, received)
     response = await server.dispatch(command)
@@ -40,6 +42,11 @@ async def carry_out(server: Server, name: str, request: Request, identity: Ident
     if response.error is not None:
         status = HTTP_STATUS.get(response.error["code"], 500)
     return answer(response.body(), status)
+
+
+def _source(request: Request) -> CommandSource:
+    """Tell the command line from other clients: the journal says so, nothing is decided by it."""
+    return "cli" if request.headers.get("user-agent", "").startswith("sigma9-cli/") else "api"
 
 
 def refuse_command(name: str, error: CommandError, received: float | None = None) -> Response:

@@ -1,12 +1,14 @@
-"""Pace a stepped market against the wall: so many market seconds a second, without drift."""
+"""What feeds with a stepped clock share: their pace against the wall, and the sessions that lie behind them."""
 
 from __future__ import annotations
 
 import asyncio
+from datetime import date, datetime
 from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
+from sigma9_core.calendar import Calendar
 from sigma9_core.clock import monotonic
 
 Speed = Annotated[float, Field(ge=0, allow_inf_nan=False)] | Literal["max"]
@@ -33,3 +35,14 @@ class Pacer:
             due = now
         self._due = due
         await asyncio.sleep(max(0.0, due - now))
+
+
+def closed_sessions(calendar: Calendar, as_of: date, count: int, now: datetime | None) -> list[date]:
+    """Give the dates of the last `count` sessions up to `as_of` that have closed by `now`, oldest first."""
+    if now is not None:
+        newest = calendar.last(now)
+        if newest is None:
+            return []
+        day = date.fromisoformat(newest.day)
+        as_of = min(as_of, day if newest.close <= now else date.fromordinal(day.toordinal() - 1))
+    return [date.fromisoformat(session.day) for session in calendar.before(as_of, count)]

@@ -26,7 +26,7 @@ from sigma9_core.contracts import PluginContext, Register
 from sigma9_core.errors import DataError
 from sigma9_core.hookspecs import hookimpl
 from sigma9_core.models import Bar, Frozen, Quote, Slice, Symbol, Trade
-from sigma9_plugins.feeds.pacing import Pacer, Speed
+from sigma9_plugins.feeds.pacing import Pacer, Speed, closed_sessions
 
 if TYPE_CHECKING:
     import polars as pl
@@ -195,12 +195,7 @@ class ReplayFeed:
         import polars as pl  # noqa: PLC0415 - heavy, and only scans need it
 
         data = self._load()
-        now = self._now or data.ends[0] - self._length
-        closed = [
-            date.fromisoformat(session.day)
-            for session in self._calendar.before(as_of, sessions + 1)
-            if session.close <= now
-        ][-sessions:]
+        closed = closed_sessions(self._calendar, as_of, sessions, self._now or data.ends[0] - self._length)
         with self._loading:
             if self._daily is None:
                 self._daily = self._read_daily(data.history)

@@ -27,7 +27,7 @@ from sigma9_core.models import Bar, Frozen, Quote, Session, Slice, Trade
 from sigma9_plugins.feeds.market_minutes import Minute, Tick, minutes_of_day, ticks_of_minute
 from sigma9_plugins.feeds.market_model import MarketModel
 from sigma9_plugins.feeds.market_stocks import FEWEST, NEW_YORK, Ignition, Kind, generator, minutes_of
-from sigma9_plugins.feeds.pacing import Pacer, Speed
+from sigma9_plugins.feeds.pacing import Pacer, Speed, closed_sessions
 
 if TYPE_CHECKING:
     import polars as pl
@@ -170,12 +170,7 @@ class SimulatedFeed:
         """Give the daily bars of all symbols for the last `sessions` sessions up to `as_of` that have closed."""
         import polars as pl  # noqa: PLC0415 - heavy, and only scans need it
 
-        now = self._now
-        days = [
-            date.fromisoformat(session.day)
-            for session in self._calendar.before(as_of, sessions + 1)
-            if now is None or session.close <= now
-        ][-sessions:]
+        days = closed_sessions(self._calendar, as_of, sessions, self._now)
         rows = [
             (
                 symbol,

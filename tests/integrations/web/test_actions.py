@@ -54,6 +54,14 @@ async def test_a_command_is_built_from_body_path_and_header(node: Node) -> None:
     assert command.received > 0
 
 
+async def test_the_command_line_is_named_as_the_source(node: Node) -> None:
+    """A command of `sigma9` itself says `cli`, as its audit row and its orders do; any other client says `api`."""
+    async with node.http() as client:
+        await client.post("/api/engine/pause", headers={"User-Agent": "sigma9-cli/0.1.0"})
+        await client.post("/api/engine/pause", headers={"User-Agent": "curl/8"})
+    assert [command.source for command in node.server.commands] == ["cli", "api"]
+
+
 async def test_every_alias_of_the_table_is_served(node: Node) -> None:
     """Each row of the command table is reached under its path, with the path's parts as arguments."""
     values = {"order_id": "o-9", "symbol": "BRK.B", "name": "paper", "rule": "loss_limit"}
