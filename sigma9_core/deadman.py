@@ -74,11 +74,13 @@ class DeadMan:
             if self._broker_up() or self._broker_seen is None:
                 self._broker_seen = now
             if timeout is not None and self._last is not None and now - self._last > timeout:
-                if await self._fire(f"no heartbeat for {timeout:g} s"):
-                    self._last = None  # it acts once; the next heartbeat arms it again
+                heard, self._last = self._last, None  # it acts once; the next heartbeat arms it again
+                if not await self._fire(f"no heartbeat for {timeout:g} s"):
+                    self._last = self._last or heard
             elif lost is not None and now - self._broker_seen > lost:
-                if await self._fire(f"the broker has been lost for {lost:g} s"):
-                    self._broker_seen = now
+                since, self._broker_seen = self._broker_seen, now
+                if not await self._fire(f"the broker has been lost for {lost:g} s"):
+                    self._broker_seen = since
 
     async def _fire(self, why: str) -> bool:
         """Act; tell whether that went through. What fails is tried again with the next look."""

@@ -330,7 +330,10 @@ class Engine:
             self._undo.append(("schedule", self.schedule.stop))
             if self.clock.kind != "live":
                 await self._broker_ready()
-            await self._auto_start()
+            try:
+                await self._auto_start()
+            except CommandError as error:  # such as a kill in the middle of it; the market goes on all the same
+                log.warning("the engine was not started: %s", error)
             since = self.journal.last_ts() if self.clock.kind == "simulated" else None
             self._undo.append(("market", self.market.stop))
             self.market.start(since)
@@ -393,10 +396,10 @@ class Engine:
 
     async def stop_trading(self, *, reason: str, person: bool = False) -> None:
         """End entries and strategies; exits go on being managed."""
-        if person:
-            await self._save("commanded", {"state": "stop"})
         if self.state in ("running", "paused", "starting"):
             await self._leave("stopped", reason)
+        if person:
+            await self._save("commanded", {"state": "stop"})
 
     async def pause_trading(self, *, reason: str, person: bool = False) -> None:
         """Take no new entries. Raise CommandError `not_running` where the engine is stopped."""
@@ -404,11 +407,11 @@ class Engine:
             return
         if self.state != "running":
             raise CommandError("not_running", f"the engine is {self.state}: there is nothing to pause")
-        if person:
-            await self._save("commanded", {"state": "pause"})
         self.runner.entering = False
         await self.money.call(self._pause_gate("the engine is paused"))
         self._set_state("paused", reason)
+        if person:
+            await self._save("commanded", {"state": "pause"})
 
     async def resume_trading(self, *, reason: str) -> None:
         """Take entries again after a pause."""
@@ -423,7 +426,7 @@ class Engine:
 
     async def after_reset(self, scope: Scope | None) -> None:
         """Bring the state in line after a kill was reset: the engine stays stopped."""
-        if scope is None and self.state == "killed":
+        if scope is None and self.state == "killed" and not self.path.killswitch.latched:
             self._set_state("stopped", "kill switch reset")
         elif scope is not None and scope.strategy is not None:
             self.runner.stopped.discard(scope.strategy)
@@ -435,7 +438,7 @@ class Engine:
         result = await self.money.call(self.path.killswitch.drill(source))
         await self.after_reset(None)
         if before == "running":
-            await self.start_trading(reason="the drill is over")
+            await self.start_trading(reason="the drill is over", person=True)
         return result
 
     async def connect_broker(self) -> str:
@@ -595,6 +598,8 @@ class Engine:
         if key is None:
             self.runner.entering = False
             self._set_state("killed", "kill switch")
+            # A person starts it again, also where a restart comes between.
+            self._loop_task(self._save("commanded", {"state": "stop"}), "save-commanded")
         elif key[0] == "strategy":
             self.runner.stopped.add(key[1])
         self.status.changed("kill_switch", "kill switch")
@@ -805,8 +810,11 @@ class Engine:
         self._set_state("stopping", reason)
         self._host.call_hook("engine_stopping", server=self)
         await self.money.call(self._pause_gate(NOT_RUNNING))
-        if self.path.link.state == "connected":
-            await self.money.call(self.path.cancel_entries())
+        try:
+            if self.path.link.state == "connected":
+                await self.money.call(self.path.cancel_entries())
+        except CommandError as error:
+            log.warning("the entries could not all be cancelled: %s", error)
         if not self.path.killswitch.latched:
             self._set_state(state, reason)
 

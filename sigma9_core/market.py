@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections.abc import Callable
 from concurrent.futures import Future
 from datetime import datetime
 from typing import Any, Final, Literal, Protocol
@@ -18,6 +19,7 @@ from sigma9_core.bus import EventBus
 from sigma9_core.calendar import Calendar
 from sigma9_core.clock import Clock, SteppedClock
 from sigma9_core.contracts import Feed
+from sigma9_core.errors import DataError
 from sigma9_core.events import Event, MarketData, encode
 from sigma9_core.lanes import Lane
 from sigma9_core.models import Bar, Quote, Slice, Trade
@@ -29,6 +31,11 @@ STRATEGY_WAIT: Final = 5.0
 """Seconds that a simulated market waits for strategies before it goes on without them."""
 TICK: Final = 1.0
 """Seconds between two looks at the live clock when the feed is silent: time stops need them."""
+FIRST_WAIT: Final = 1.0
+LONGEST_WAIT: Final = 60.0
+"""Seconds until a feed that failed is connected anew; the wait doubles until a slice has come."""
+DISCONNECT_WITHIN: Final = 5.0
+"""Seconds that a feed has to disconnect."""
 
 
 class MoneySide(Protocol):
@@ -78,6 +85,7 @@ class Market:
         self._pump: Future[None] | None = None
         self._ticker: Future[None] | None = None
         self._wanted: frozenset[str] = frozenset()
+        self._wait = FIRST_WAIT
 
     def start(self, since: datetime | None) -> None:
         """Begin to connect and to pump; `since` is where a simulated market goes on."""
@@ -88,14 +96,15 @@ class Market:
             self._ticker = self._lane.submit(self._tick())
 
     async def stop(self) -> None:
-        """End the pump and disconnect the feed."""
-        for work in (self._pump, self._ticker):
+        """End the pump and disconnect the feed, whatever it does."""
+        pump, self._pump = self._pump, None
+        ticker, self._ticker = self._ticker, None
+        for work in (pump, ticker):
             if work is not None:
                 work.cancel()
-        if self._pump is None:
+        if pump is None:
             return
-        await self._lane.call(self.feed.disconnect())
-        self._pump = self._ticker = None
+        await self._lane.call(self._hang_up())
         await asyncio.to_thread(self._lane.stop)
 
     async def finished(self) -> None:
@@ -107,61 +116,101 @@ class Market:
         """Want market data of exactly these symbols."""
         if symbols != self._wanted:
             self._wanted = symbols
-            if self._lane.running:
-                self._lane.post(self.feed.subscribe, symbols)
+            if self._pump is not None:
+                self._lane.post(self._subscribe)
 
     # --- on the market lane -----------------------------------------------------------------------------------
 
     async def _run(self, since: datetime | None) -> None:
         await self._calendar.ready()
-        wait = 1.0
         while True:
             try:
                 await self.feed.connect(since)
                 self.feed.subscribe(self._wanted)
                 self._tell("connected", None)
-                wait = 1.0
                 await self._drive()
+                if self._clock.kind == "live":
+                    raise DataError("its data have ended, and a live market's never do")
             except Exception as error:
                 # A feed plugin may raise anything; it is told, and connected anew with back-off.
                 log.exception("the feed failed")
                 self._tell("disconnected", f"{type(error).__name__}: {error}")
                 if self._clock.kind == "replay":
                     raise  # files do not mend themselves
-                await asyncio.sleep(wait * random.uniform(0.8, 1.2))  # noqa: S311 - jitter, not a secret
-                wait = min(wait * 2, 60.0)
+                await self._hang_up()
+                await asyncio.sleep(self._wait * random.uniform(0.8, 1.2))  # noqa: S311 - jitter, not a secret
+                self._wait = min(self._wait * 2, LONGEST_WAIT)
                 since = self._clock.now()
             else:
                 self._tell("ended", None)
                 return
 
+    async def _hang_up(self) -> None:
+        try:
+            async with asyncio.timeout(DISCONNECT_WITHIN):
+                await self.feed.disconnect()
+        except Exception as error:  # noqa: BLE001 - a feed plugin may raise anything; it is left behind
+            log.warning("the feed did not disconnect in order (%s: %s)", type(error).__name__, error)
+
+    def _subscribe(self) -> None:
+        """Tell a connected feed what is wanted now; one that is not connected is told when it is."""
+        if self.state != "connected":
+            return
+        try:
+            self.feed.subscribe(self._wanted)
+        except Exception:  # a feed plugin may raise anything; what it gave before goes on
+            log.exception("the feed does not take the subscription of %d symbols", len(self._wanted))
+
     async def _drive(self) -> None:
         stepped = self._clock if isinstance(self._clock, SteppedClock) else None
         async for data in self.feed.slices():
+            self._wait = FIRST_WAIT
             self.last_at = data.ts
             if stepped is not None:
                 stepped.advance(data.ts)
-                await self._money_lane.call(self._money.on_market(data))
+                await self._settle(data)
                 await self._offer(data)
             else:
-                self._money_lane.submit(self._money.on_market(data))
-                self._outer_call(self._outer.on_market(data))
+                self._money_lane.submit(self._money.on_market(data)).add_done_callback(self._look)
+                self._outer_call(self._outer.on_market(data)).add_done_callback(self._look)
             if self._publish:
                 self._bus.post(self._events(data))
 
+    async def _settle(self, data: Slice) -> None:
+        """Let the money lane have a slice; it finishes what it has begun, also where the market is stopped."""
+        loop, settled = asyncio.get_running_loop(), asyncio.Event()
+        work = self._money_lane.submit(self._money.on_market(data))
+        work.add_done_callback(lambda _: _soon(loop, settled.set))
+        await settled.wait()
+        self._judge(work, "money lane")
+
     async def _offer(self, data: Slice) -> None:
-        work = asyncio.wrap_future(self._outer_call(self._outer.on_market(data)))
-        if self._clock.kind == "replay":
-            await work
-            return
-        done, _ = await asyncio.wait((work,), timeout=STRATEGY_WAIT)
-        if not done:
+        outer = self._outer_call(self._outer.on_market(data))
+        patience = None if self._clock.kind == "replay" else STRATEGY_WAIT
+        done, _ = await asyncio.wait((asyncio.wrap_future(outer),), timeout=patience)
+        if done:
+            self._judge(outer, "outer loop")
+        else:
             log.error("the outer loop has not answered for %g s; the market goes on without it", STRATEGY_WAIT)
+
+    def _judge(self, work: Future[None], where: str) -> None:
+        """Say what went wrong with a slice; the market goes on, but a replay, whose trades would differ, ends."""
+        if work.cancelled() or (error := work.exception()) is None:
+            return
+        if self._clock.kind == "replay":
+            raise error
+        log.error("a slice of market data went wrong on the %s; the market goes on", where, exc_info=error)
+
+    @staticmethod
+    def _look(work: Future[None]) -> None:
+        """Say what went wrong with a slice that nobody waits for."""
+        if not work.cancelled() and (error := work.exception()) is not None:
+            log.error("a slice of market data went wrong; the market goes on", exc_info=error)
 
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK)
-            self._money_lane.submit(self._money.on_market(Slice(self._clock.now())))
+            self._money_lane.submit(self._money.on_market(Slice(self._clock.now()))).add_done_callback(self._look)
 
     def _outer_call(self, work: Any) -> Future[None]:
         if self._outer_loop is None:
@@ -187,6 +236,13 @@ class Market:
         body = market_data(item)
         raw = encode("market_data", body, seq=None, ts=item.ts, node=self._bus.node)
         return Event("market_data", None, item.ts, body, raw)
+
+
+def _soon(loop: asyncio.AbstractEventLoop, function: Callable[[], object]) -> None:
+    try:
+        loop.call_soon_threadsafe(function)
+    except RuntimeError:
+        pass  # that loop has ended, and nobody waits there any more
 
 
 def market_data(item: Quote | Trade | Bar) -> MarketData:

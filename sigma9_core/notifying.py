@@ -10,6 +10,7 @@ from typing import Final
 
 from sigma9_core.bus import EventBus, Interest, Subscription
 from sigma9_core.contracts import Notifier
+from sigma9_core.events import Event
 from sigma9_core.workers import Worker
 
 log = logging.getLogger("sigma9.notify")
@@ -17,6 +18,8 @@ log = logging.getLogger("sigma9.notify")
 BUDGET: Final = 30.0
 FIRST_WAIT: Final = 1.0
 LONGEST_WAIT: Final = 300.0
+TRIES: Final = 3
+"""How often one event is told until it is left out: it may be the event that the notifier can't bear."""
 
 
 @dataclass(slots=True)
@@ -25,12 +28,14 @@ class _Teller:
     notifier: Notifier
     worker: Worker
     enabled: bool = True
+    failures: int = 0
+    """In a row."""
     subscription: Subscription | None = None
     task: asyncio.Task[None] | None = field(default=None, repr=False)
 
 
 class Notifying:
-    """Runs the notifiers; one that fails is logged and tried again with back-off."""
+    """Runs the notifiers; one that fails is logged and told the same again, with back-off, a few times."""
 
     def __init__(
         self, notifiers: Sequence[tuple[str, Notifier]], set_health: Callable[[str, str | None], None]
@@ -51,9 +56,15 @@ class Notifying:
         return True
 
     def start(self, bus: EventBus) -> None:
-        """Subscribe each notifier to the events that it wants."""
+        """Subscribe each notifier to the events that it wants; one that can't say what it wants is left out."""
         for teller in self._tellers.values():
-            teller.subscription = bus.subscribe(teller.name, Interest(types=teller.notifier.types))
+            try:
+                types = frozenset(teller.notifier.types)
+            except Exception as error:  # a plugin may raise anything; the start does not depend on a notifier
+                log.exception("the notifier %s does not say which events it wants", teller.name)
+                self._set_health(teller.name, f"it has no usable `types`: {type(error).__name__}: {error}")
+                continue
+            teller.subscription = bus.subscribe(teller.name, Interest(types=types))
             work = self._tell(teller, teller.subscription)
             teller.task = asyncio.get_running_loop().create_task(work, name=f"notifier[{teller.name}]")
 
@@ -68,23 +79,29 @@ class Notifying:
             teller.worker.stop()
 
     async def _tell(self, teller: _Teller, subscription: Subscription) -> None:
-        wait = FIRST_WAIT
         while True:
             events = await subscription.take()
             if subscription.overflowed:
                 log.warning("the notifier %s fell behind; what it has missed is in the journal", teller.name)
                 subscription.resume()
             for event in events:
-                if not teller.enabled:
-                    continue
-                try:
-                    await teller.worker.call(teller.notifier.notify, event)
-                except Exception as error:  # noqa: BLE001 - a plugin may raise anything; it is told and tried later
-                    log.warning("the notifier %s failed (%s); next try in %.0f s", teller.name, error, wait)
-                    self._set_health(teller.name, str(error) or type(error).__name__)
-                    await asyncio.sleep(wait)
-                    wait = min(wait * 2, LONGEST_WAIT)
-                else:
-                    if wait != FIRST_WAIT:
-                        self._set_health(teller.name, None)
-                    wait = FIRST_WAIT
+                for attempt in range(1, TRIES + 1):
+                    if not teller.enabled or await self._told(teller, event, last=attempt == TRIES):
+                        break
+
+    async def _told(self, teller: _Teller, event: Event, *, last: bool) -> bool:
+        """Tell one event; where that fails, wait a while, longer each time, before anything else is told."""
+        try:
+            await teller.worker.call(teller.notifier.notify, event)
+        except Exception as error:  # noqa: BLE001 - a plugin may raise anything; it is told and tried later
+            wait = min(FIRST_WAIT * 2 ** min(teller.failures, 20), LONGEST_WAIT)
+            teller.failures += 1
+            what = "this event is left out, the next one is told" if last else "it is told the same again"
+            log.warning("the notifier %s failed (%s); %s in %.0f s", teller.name, error, what, wait)
+            self._set_health(teller.name, str(error) or type(error).__name__)
+            await asyncio.sleep(wait)
+            return False
+        if teller.failures:
+            self._set_health(teller.name, None)
+            teller.failures = 0
+        return True

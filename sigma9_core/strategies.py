@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import ROUND_FLOOR, Decimal
@@ -13,7 +14,7 @@ from sigma9_core.calendar import Calendar
 from sigma9_core.contracts import Scanner, Signal, Sizer, SizingContext, Trigger
 from sigma9_core.errors import CommandError, JournalError
 from sigma9_core.events import Event, TradeEvent
-from sigma9_core.models import Bar, OrderRequest, Slice, WatchlistItem
+from sigma9_core.models import Bar, OrderRequest, Session, Slice, WatchlistItem
 from sigma9_core.money.desk import rounded
 from sigma9_core.money.path import SizingFacts
 from sigma9_core.workers import Guard, Worker
@@ -75,8 +76,10 @@ class StrategyRunner:
         for strategy in self.strategies.values():
             mine = [item for item in items if strategy.name in item.strategies]
             if strategy.trigger is not None:
-                await self._call(strategy, _watch, strategy.trigger, mine, strategy.watched, history)
-                strategy.watched = frozenset(item.symbol for item in mine)
+                known = strategy.watched
+                took = await self._call(strategy, _watch, strategy.trigger, mine, known, history)
+                if took:  # a trigger that failed, or is switched off, gets the bars the next time
+                    strategy.watched = frozenset(item.symbol for item in mine)
 
     async def on_slice(self, data: Slice) -> None:
         """Give a slice to every trigger, one after the other, and enter what they signal."""
@@ -84,8 +87,8 @@ class StrategyRunner:
         for strategy in self.strategies.values():
             if strategy.trigger is None or not strategy.enabled or strategy.name in self.stopped:
                 continue
-            signals = await self._call(strategy, strategy.trigger.on_slice, data, session)
-            for signal in (signals or ())[:MOST_SIGNALS]:
+            signals = await self._call(strategy, _signals, strategy.name, strategy.trigger, data, session)
+            for signal in signals or ():
                 if self.entering:
                     await self._enter_signal(strategy.name, signal)
 
@@ -143,6 +146,21 @@ class StrategyRunner:
             return None
 
     async def _enter_signal(self, strategy: str, signal: Signal) -> None:
+        try:
+            request, price = await self._sized(strategy, signal)
+            if request.quantity <= 0:
+                log.info("no order for %s: the size is 0", signal.symbol)
+                return
+            await self._enter(request, price)
+        except (CommandError, JournalError) as error:
+            log.warning("no order for %s: %s", signal.symbol, error)
+        except Exception:  # a plugin may signal or size anything; no order, and the others go on
+            log.exception("no order for %s: the signal of %s can't be used", signal.symbol, strategy)
+
+    async def _sized(self, strategy: str, signal: Signal) -> tuple[OrderRequest, Decimal]:
+        """Ask the sizer and build the order that the signal wants; give it with the price that it is valued at."""
+        if not 0 < signal.price < math.inf:  # false for NaN as well
+            raise CommandError("invalid", f"the signal's price is {signal.price}")
         facts = await self._facts(strategy, signal)
         context = SizingContext(
             signal=signal,
@@ -153,15 +171,12 @@ class StrategyRunner:
         )
         try:
             sized = await self._sizer_worker.call(self._sizer.size, context)
-            quantity = (Decimal(sized) * Decimal(str(signal.size_factor))).to_integral_value(ROUND_FLOOR)
-        except Exception:  # a plugin may raise anything; no size, no order
-            log.exception("no order for %s: the sizer failed", signal.symbol)
-            return
+        except Exception as error:  # a plugin may raise anything; no size, no order
+            log.exception("the sizer failed")
+            raise CommandError("internal", "the sizer failed") from error
+        quantity = (Decimal(sized) * Decimal(str(signal.size_factor))).to_integral_value(ROUND_FLOOR)
         if signal.max_quantity is not None:
             quantity = min(quantity, signal.max_quantity)
-        if quantity <= 0:
-            log.info("no order for %s: the size is 0", signal.symbol)
-            return
         request = OrderRequest(
             symbol=signal.symbol,
             side=signal.side,
@@ -183,17 +198,27 @@ class StrategyRunner:
                 **signal.details,
             },
         )
-        try:
-            await self._enter(request, facts.price)
-        except (CommandError, JournalError) as error:
-            log.warning("no order for %s: %s", signal.symbol, error)
+        return request, facts.price
 
 
-def _watch(trigger: Trigger, items: Sequence[WatchlistItem], known: frozenset[str], history: History) -> None:
+def _watch(trigger: Trigger, items: Sequence[WatchlistItem], known: frozenset[str], history: History) -> bool:
+    """Tell a trigger its list, on its worker; True says that it has taken it."""
     bars: Mapping[str, Sequence[Bar]] = {
         item.symbol: history(item.symbol) for item in items if item.symbol not in known
     }
     trigger.watch(items, bars)
+    return True
+
+
+def _signals(name: str, trigger: Trigger, data: Slice, session: Session | None) -> Sequence[Signal]:
+    """Ask a trigger, on its worker; an answer that is no list of signals counts as its failure."""
+    signals = tuple(trigger.on_slice(data, session) or ())
+    for signal in signals:
+        if not isinstance(signal, Signal):
+            raise TypeError(f"on_slice() gave {type(signal).__name__}, not a Signal")
+    if len(signals) > MOST_SIGNALS:
+        log.warning("%s signals %d entries at once; the first %d count", name, len(signals), MOST_SIGNALS)
+    return signals[:MOST_SIGNALS]
 
 
 def _merge(slices: Sequence[Slice]) -> Slice:

@@ -28,14 +28,17 @@ from sigma9_core.money.gate import Decision, RiskGate
 from sigma9_core.money.ids import OrderIds
 from sigma9_core.money.journal import Journal
 from sigma9_core.money.link import BrokerLink
-from sigma9_core.money.orders import IllegalMessage, Message, Order
+from sigma9_core.money.orders import TRANSITIONS, IllegalMessage, Message, Order
 from sigma9_core.money.portfolio import Applied, Portfolio
+from sigma9_core.money.recall import recalled
 from sigma9_core.money.records import EventRecord, FillRecord, IntentRecord, NoteRecord, Record
 
 log = logging.getLogger("sigma9.orders")
 
 SUBMIT_TIMEOUT: Final = 10.0
 """Seconds until a broker's silence on a submit, replace or cancel makes the outcome unknown."""
+URGENT_WAIT: Final = 0.25
+"""Seconds that a kill's close waits for its intent to be on disk."""
 REMEMBERED: Final = timedelta(minutes=10)
 """How long the duplicate and rate rules see an order."""
 KEPT_ORDERS: Final = 2000
@@ -76,7 +79,9 @@ class OrderDesk:
         self.foreign: dict[str, OrderView] = {}
         """Orders at the broker that are not ours, by the broker's id."""
         self.in_flight: set[str] = set()
-        """Orders that are being sent at this moment."""
+        """Orders that have been decided and are not sent yet, or are being sent at this moment."""
+        self.changing: set[str] = set()
+        """Orders whose change is being judged, written or sent at this moment."""
         self.followers: list[Follower] = []
         self._clock = clock
         self._calendar = calendar
@@ -91,7 +96,9 @@ class OrderDesk:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._facts: set[Future[Any]] = set()
         self.orphan_reports = 0
-        """Reports on orders that we do not know; the reconciliation looks into them."""
+        """Reports on orders that are not in memory; what the journal knows of them is looked up for a fill."""
+        self.failed_reports = 0
+        """Reports that could not be taken; each is in the log."""
 
     def attach(self, link: BrokerLink) -> None:
         """Name the link that orders go out by."""
@@ -105,38 +112,56 @@ class OrderDesk:
         *,
         cause: str | None = None,
         records: Sequence[Record] = (),
+        urgent: bool = False,
+        decided: Callable[[Sequence[Order]], Sequence[Record]] | None = None,
     ) -> list[Order]:
         """Decide and send one order, or a group as one unit: the parent first, its legs after it.
 
         A leg without a `parent_id` of its own gets the first order's. Where any is refused, none is sent, and
-        the refused ones come back as `risk_rejected`. `records` are committed together with the intents.
-        Raise JournalError where the intent could not be made durable: nothing was sent.
+        the refused ones come back as `risk_rejected`. `records`, and those that `decided` gives once the orders
+        have their ids, are committed together with the intents.
+        Raise JournalError where the intent could not be made durable: nothing was sent. What is `urgent` (a
+        kill's close) does not wait for a journal that fails: its intent is a fact, written when it can be.
         """
-        async with self._decisions:
-            orders, approved = await self._decide(requests)
-        sending = len(approved) == len(requests)
-        if not sending:
-            for order in orders:
-                self.orders.pop(order.order_id, None)
-                if order.status is not OrderStatus.RISK_REJECTED:
-                    order.status = OrderStatus.RISK_REJECTED
-                    order.reason = "another order of its group was refused"
-                    order.touch()
+        orders: list[Order] = []
         try:
-            await self.journal.commit([*self._intents(orders, cause), *records])
-        except JournalError as error:
+            async with self._decisions:
+                approved = await self._decide(requests, orders)
+            sending = len(approved) == len(requests)
+            if not sending:
+                for order in orders:
+                    self.orders.pop(order.order_id, None)
+                    if order.status is not OrderStatus.RISK_REJECTED:
+                        order.status = OrderStatus.RISK_REJECTED
+                        order.reason = "another order of its group was refused"
+                        order.touch()
+            try:
+                more = decided(orders) if sending and decided is not None else ()
+                written = [*self._intents(orders, cause), *records, *more]
+                if urgent:
+                    await self._write_down(written)
+                else:
+                    await self.journal.commit(written)
+            except JournalError as error:
+                for order in orders:
+                    self.orders.pop(order.order_id, None)
+                if sending:
+                    self._count(requests, -1)
+                    ids = {order.order_id for order in orders}
+                    self._recent = deque(sent for sent in self._recent if sent.order_id not in ids)
+                log.error("nothing was sent for %s: %s", requests[0].symbol, error)
+                raise
             for order in orders:
-                self.orders.pop(order.order_id, None)
+                self._tell(Step(order, order.status))
             if sending:
-                self._count(requests, -1)
-                ids = {order.order_id for order in orders}
-                self._recent = deque(sent for sent in self._recent if sent.order_id not in ids)
-            log.error("nothing was sent for %s: %s", requests[0].symbol, error)
+                await self._send(orders, approved)
+        except asyncio.CancelledError:
+            for order in orders:  # who asked has gone; what has left is `unknown` already
+                if order.status is OrderStatus.SUBMITTED and order.order_id in self.in_flight:
+                    self.local(order, "cancelled", "not sent: whoever asked for it was stopped")
             raise
-        for order in orders:
-            self._tell(Step(order, order.status))
-        if sending:
-            await self._send(orders, approved)
+        finally:
+            self.in_flight.difference_update(order.order_id for order in orders)
         return orders
 
     async def modify(
@@ -149,43 +174,68 @@ class OrderDesk:
     ) -> Order:
         """Change a working order; the change is judged as a new order would be.
 
-        Raise CommandError: `not_found`, `conflict` (not working, or the broker refused), `risk_rejected`.
+        Raise CommandError: `not_found`, `conflict` (not working, or the broker refused), `risk_rejected`, `busy`
+        (being changed), `killed` (a kill came before it was sent), `broker_unavailable` (which says whether it was
+        sent; where it was, reading back tells what became of it).
         """
         order = self.working(order_id)
-        request = order.request.model_copy(update=dict(changes))
-        async with self._decisions:
-            decision = await self.gate.decide(order_id, request, self.view())
-            if decision.approved is not None:
-                order.replacement = request
-        intent = IntentRecord(
-            order_id=order_id,
-            ts=self._clock.now(),
-            request=request,
-            verdicts=decision.verdicts,
-            approved=decision.approved is not None,
-            cause=cause,
-            snapshot=self._snapshot,
-        )
+        if order_id in self.changing:
+            raise CommandError("busy", f"order {order_id} is being changed at this moment: ask again")
+        self.changing.add(order_id)
         try:
+            await self._change(order, order.request.model_copy(update=dict(changes)), cause, records)
+        finally:
+            self.changing.discard(order_id)
+        return order
+
+    async def _change(
+        self, order: Order, request: OrderRequest, cause: str | None, records: Sequence[Record]
+    ) -> None:
+        order_id = order.order_id
+        sent = False
+        try:
+            async with self._decisions:
+                decision = await self.gate.decide(order_id, request, self.view())
+                if decision.approved is not None:
+                    order.replacement = request
+            intent = IntentRecord(
+                order_id=order_id,
+                ts=self._clock.now(),
+                request=request,
+                verdicts=decision.verdicts,
+                approved=decision.approved is not None,
+                cause=cause,
+                snapshot=self._snapshot,
+            )
             await self.journal.commit([intent, *records])
-        except JournalError:
-            order.replacement = None
-            raise
-        if decision.approved is None:
-            raise refusal(decision.refused, decision.verdicts)
-        try:
+            if decision.approved is None:
+                raise refusal(decision.refused, decision.verdicts)
+            if (closed := self.gate.closed_for(request)) is not None:
+                raise CommandError("killed", f"the change of order {order_id} was not sent: {closed}")
+            self.working(order_id)  # it may have ended while the intent was being written
+            try:
+                broker = self._broker()
+            except CommandError as error:
+                raise CommandError(
+                    "broker_unavailable", f"the change of order {order_id} was not sent: {error}"
+                ) from error
+            sent = True
             async with asyncio.timeout(SUBMIT_TIMEOUT):
-                await self._broker().replace(decision.approved)
+                await broker.replace(decision.approved)
         except BrokerRefused as error:
-            order.replacement = None
+            sent = False
             raise CommandError("conflict", f"the broker refused the change: {error}") from error
         except Exception as error:  # a broker plugin may raise anything; the outcome is then unknown
+            if not sent:
+                raise
             log.exception("the change of order %s has an unknown outcome", order_id)
             raise CommandError(
                 "broker_unavailable",
                 f"the change of order {order_id} was sent and its outcome is not known: {error}",
             ) from error
-        return order
+        finally:
+            if not sent and order.replacement is request:
+                order.replacement = None
 
     async def cancel(self, order_id: str) -> Order:
         """Ask the broker to cancel; what becomes of it comes as an event. Raise CommandError as `modify` does."""
@@ -226,20 +276,48 @@ class OrderDesk:
     # --- reports in -----------------------------------------------------------------------------------------
 
     def on_report(self, report: BrokerReport, *, recovered: bool = False) -> None:
-        """Take what the broker says of an order: change it, journal the fact, tell the followers."""
+        """Take what the broker says of an order: change it, journal the fact, tell the followers.
+
+        Nothing is raised: a broker has no use for our failures. What can't be taken is logged and counted.
+        """
+        try:
+            self._take(report, recovered=recovered)
+        except Exception:
+            # Whatever is wrong with a report or with a follower, the broker's own work has to go on.
+            self.failed_reports += 1
+            log.exception("a report (%s) on order '%s' could not be taken", report.kind, report.order_id)
+
+    async def recall(self, order_id: str) -> Order | None:
+        """Give an order, from the journal where it is not in memory any more; None where it is not ours."""
+        if order_id not in self.orders:
+            order = await asyncio.to_thread(recalled, self.journal, order_id)
+            if order is None:
+                return None
+            self.orders.setdefault(order_id, order)
+        return self.orders[order_id]
+
+    def _take(self, report: BrokerReport, *, recovered: bool) -> None:
+        if report.kind == "filled" and report.fill is not None and report.fill.exec_id in self._executions:
+            return  # told twice: counted once
         order = self.orders.get(report.order_id)
         if order is None:
             self.orphan_reports += 1
-            log.warning("a report (%s) on order '%s', which is not ours", report.kind, report.order_id)
+            log.warning("a report (%s) on order '%s', which is not in memory", report.kind, report.order_id)
+            if report.order_id and report.fill is not None:
+                self.spawn(self._late(report), f"late-report[{report.order_id}]")
             return
         if report.broker_order_id is not None and order.broker_order_id is None:
             order.broker_order_id = report.broker_order_id
             order.touch()
-        if report.kind == "filled" and report.fill is not None:
-            if report.fill.exec_id in self._executions:
-                return  # told twice: counted once
+        if report.kind == "filled" and report.fill is not None and stand_in(order) in self._executions:
+            log.warning("execution %s of order %s is counted already", report.fill.exec_id, order.order_id)
             self._executions.add(report.fill.exec_id)
+            return
         self._apply(order, report.kind, report.fill, report.reason, report.ts, recovered=recovered)
+
+    async def _late(self, report: BrokerReport) -> None:
+        if await self.recall(report.order_id) is not None:
+            self.on_report(report, recovered=True)
 
     def local(self, order: Order, message: Message, reason: str, *, recovered: bool = False) -> None:
         """Apply one of our own conclusions: `lost`, `refused`, `absent`, or the end that a read-back showed."""
@@ -255,6 +333,9 @@ class OrderDesk:
         *,
         recovered: bool,
     ) -> None:
+        applied = None
+        if fill is not None and message == "filled" and (order.status, message) in TRANSITIONS:
+            applied = self.portfolio.apply(fill, order.request.strategy)  # first: it refuses what makes no sense
         order.recovered = recovered
         order.touch()
         try:
@@ -264,13 +345,12 @@ class OrderDesk:
             return
         if event is None:
             return
-        applied = None
         records: list[Record] = []
         if fill is not None and event is OrderStatus.BUSTED:
             self.portfolio.bust(fill.exec_id)
             records.append(NoteRecord("bust", ts, {"exec_id": fill.exec_id, "order_id": order.order_id}))
         elif fill is not None:
-            applied = self.portfolio.apply(fill, order.request.strategy)
+            self._executions.add(fill.exec_id)
             records.append(FillRecord(fill, order.request.strategy, order.request.source, recovered))
         data = TradeEvent.of(
             order.view().model_copy(update={"status": event}), trade_id=fill.exec_id if fill and applied else None
@@ -350,9 +430,9 @@ class OrderDesk:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("%s failed: %s", task.get_name(), error, exc_info=error)
 
-    async def _decide(self, requests: Sequence[OrderRequest]) -> tuple[list[Order], list[ApprovedOrder]]:
+    async def _decide(self, requests: Sequence[OrderRequest], orders: list[Order]) -> list[ApprovedOrder]:
+        """Decide order by order, and put each into `orders` as it is decided."""
         now = self._clock.now()
-        orders: list[Order] = []
         approved: list[ApprovedOrder] = []
         for index, wanted in enumerate(requests):
             request = wanted
@@ -368,12 +448,24 @@ class OrderDesk:
                 orders.append(order)
                 break
             self.orders[order_id] = order  # from here on the gate counts it
+            self.in_flight.add(order_id)  # and no read-back can know of it
             orders.append(order)
             approved.append(decision.approved)
         if len(approved) == len(requests):
             self._count(requests, 1)
             self._recent.extend(Submission(now, order.request, order.order_id) for order in orders)
-        return orders, approved
+        return approved
+
+    async def _write_down(self, records: Sequence[Record]) -> None:
+        """Hand a kill's intents over as facts, and wait a moment for them; a failing disk does not stop a kill."""
+        future = self.journal.write(records, fact=True)
+        self._facts.add(future)
+        future.add_done_callback(self._facts.discard)
+        try:
+            async with asyncio.timeout(URGENT_WAIT):
+                await asyncio.shield(asyncio.wrap_future(future))
+        except (TimeoutError, JournalError) as error:
+            log.critical("the intent of a kill's close is not on disk yet (%s); it is sent all the same", error)
 
     def _intents(self, orders: Sequence[Order], cause: str | None) -> list[Record]:
         now = self._clock.now()
@@ -395,17 +487,22 @@ class OrderDesk:
         return records
 
     async def _send(self, orders: Sequence[Order], approved: Sequence[ApprovedOrder]) -> None:
-        for order in orders:  # the gate may have closed while the intent was being written
+        for order in orders:  # the gate may have closed, or the order ended, while the intent was being written
             closed = self.gate.closed_for(order.request)
+            if closed is None and order.status is not OrderStatus.SUBMITTED:
+                closed = f"order {order.order_id} is {order.status} already"
             if closed is not None:
                 for each in orders:
-                    self.local(each, "cancelled", f"not sent: {closed}")
+                    if each.working:
+                        self.local(each, "cancelled", f"not sent: {closed}")
                 return
-        ids = {order.order_id for order in orders}
-        self.in_flight |= ids
         try:
             async with asyncio.timeout(SUBMIT_TIMEOUT):
                 await self._broker().submit(approved)
+        except asyncio.CancelledError:
+            for order in orders:
+                self._lost(order, "it was being sent when whoever asked for it was stopped")
+            raise
         except (BrokerRefused, CommandError) as error:  # surely not taken, or not connected: nothing has left
             for order in orders:
                 if order.status is OrderStatus.SUBMITTED:
@@ -413,9 +510,11 @@ class OrderDesk:
         except Exception as error:
             log.error("the outcome of order %s is unknown: %s", orders[0].order_id, error, exc_info=error)
             for order in orders:
-                self.local(order, "lost", f"sent, and no answer: {type(error).__name__} {error}".strip())
-        finally:
-            self.in_flight -= ids
+                self._lost(order, f"sent, and no answer: {type(error).__name__} {error}".strip())
+
+    def _lost(self, order: Order, reason: str) -> None:
+        if order.status is OrderStatus.SUBMITTED:  # a report may have been faster
+            self.local(order, "lost", reason)
 
     def _broker(self) -> Any:
         if self._link is None:
@@ -444,10 +543,15 @@ def refusal(refused: Verdict | None, verdicts: Sequence[Verdict]) -> CommandErro
     )
 
 
+def stand_in(order: Order) -> str:
+    """Name the execution that stands for those which the broker can't give any more (see reconcile.py)."""
+    return f"readback-{order.broker_order_id}"
+
+
 def rounded(price: Decimal, tick: Decimal | None = None) -> Decimal:
     """Round a price to the tick: a cent, or a hundredth of one below a dollar (SEC Rule 612)."""
     step = tick or (Decimal("0.01") if price >= 1 else Decimal("0.0001"))
     return (price / step).quantize(Decimal(1)) * step
 
 
-__all__ = ["Follower", "OrderDesk", "Step", "refusal", "rounded"]
+__all__ = ["Follower", "OrderDesk", "Step", "refusal", "rounded", "stand_in"]

@@ -8,7 +8,7 @@ same one-cancels-all group. Guards are written to the journal as notes and taken
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -19,7 +19,7 @@ from sigma9_core.errors import CommandError, JournalError
 from sigma9_core.models import ZERO, ExitPlan, OrderRequest, OrderStatus, Side, Slice
 from sigma9_core.money.desk import OrderDesk, Step, rounded
 from sigma9_core.money.orders import Order
-from sigma9_core.money.records import NoteRecord
+from sigma9_core.money.records import NoteRecord, Record
 
 log = logging.getLogger("sigma9.exits")
 
@@ -50,6 +50,8 @@ class Guard:
     stop_id: str | None = None
     time_id: str | None = None
     trail_id: str | None = None
+    stop_price: Decimal | None = None
+    """Where the stop was moved to, by the fill or by a person."""
     refused: int = 0
     retry_at: datetime | None = None
     ended: bool = False
@@ -69,6 +71,7 @@ class Guard:
             "stop_id": self.stop_id,
             "time_id": self.time_id,
             "trail_id": self.trail_id,
+            "stop_price": None if self.stop_price is None else str(self.stop_price),
             "ended": self.ended,
         }
 
@@ -87,6 +90,7 @@ class Guard:
             stop_id=body["stop_id"],
             time_id=body["time_id"],
             trail_id=body["trail_id"],
+            stop_price=None if body.get("stop_price") is None else Decimal(body["stop_price"]),
             ended=body["ended"],
         )
 
@@ -114,17 +118,20 @@ class ExitManager:
         guard = Guard(request.symbol, request.side, request.strategy, "", group, plan)
         self.guards[request.symbol] = guard
         stop = self._stop(guard, request.quantity, reference)
+
+        def decided(orders: Sequence[Order]) -> Sequence[Record]:
+            guard.entry_id, guard.stop_id = orders[0].order_id, orders[1].order_id
+            return [self._note(guard)]  # durable together with the intents: a crash leaves no position unguarded
+
         try:
-            orders = await self._desk.submit([request, stop], cause=cause)
-        except JournalError:
-            del self.guards[request.symbol]
+            orders = await self._desk.submit([request, stop], cause=cause, decided=decided)
+        except BaseException:
+            if not guard.entry_id or guard.entry_id not in self._desk.orders:
+                self.guards.pop(request.symbol, None)
             raise
         if orders[0].status is OrderStatus.RISK_REJECTED:
             del self.guards[request.symbol]
             return orders
-        guard.entry_id = orders[0].order_id
-        guard.stop_id = orders[1].order_id
-        self._remember(guard)
         self._review(guard)
         return orders
 
@@ -145,15 +152,17 @@ class ExitManager:
                 continue
             if self.stands_down(guard.symbol, guard.strategy):
                 continue
-            if guard.symbol in best:
+            if guard.retry_at is not None:
+                if now < guard.retry_at:
+                    continue
+                guard.retry_at = None
+            if guard.symbol in best and not entry.working:
                 self._trail(guard, entry.average_price, *best[guard.symbol])
             limit = guard.plan.time_stop_seconds
             due = limit is not None and now >= guard.opened_at + timedelta(seconds=limit)
-            if due and guard.trail_id is None and guard.time_id is None:
+            if due and not self._works(guard.trail_id) and not self._works(guard.time_id):
                 self._leave(guard, "time stop")
-            elif guard.retry_at is not None and now >= guard.retry_at:
-                guard.retry_at = None
-                self._review(guard)
+            self._review(guard)
 
     def protected(self, symbol: str) -> bool:
         """Tell whether a stop that guards the symbol works at the broker."""
@@ -170,13 +179,20 @@ class ExitManager:
             guard = Guard.remembered(body)
             entry = self._desk.orders.get(guard.entry_id)
             entering = entry is not None and entry.working
-            if not guard.ended and (entering or self._held(guard.symbol) != ZERO):
+            legs = any(order.request.oca_group == guard.group for order in self._desk.open_orders())
+            if not guard.ended and (entering or legs or self._held(guard.symbol) != ZERO):
                 self.guards[guard.symbol] = guard
+                if guard.opened_at is None and entry is not None and entry.filled:
+                    guard.opened_at = (
+                        entry.created_at
+                    )  # the crash came before its note; the time stop runs from here
 
     def review(self) -> None:
         """Check every guard against its position and its working legs; called once the broker is reconciled."""
         for guard in tuple(self.guards.values()):
             self._review(guard)
+        for position in self._desk.portfolio.positions():
+            self._desk.portfolio.set_protected(position.symbol, self.protected(position.symbol))
 
     # --- legs -----------------------------------------------------------------------------------------------
 
@@ -204,7 +220,7 @@ class ExitManager:
 
     def _trail(self, guard: Guard, entry_price: Decimal, high: float, low: float) -> None:
         plan = guard.plan
-        if guard.trail_id is not None or guard.time_id is not None or guard.busy:
+        if self._works(guard.trail_id) or self._works(guard.time_id) or guard.busy:
             return
         if plan.trail_amount is None and plan.trail_percent is None:
             return
@@ -228,7 +244,10 @@ class ExitManager:
 
     def _leave(self, guard: Guard, reason: str) -> None:
         held = abs(self._held(guard.symbol))
-        if held and not guard.busy:
+        entry = self._desk.orders.get(guard.entry_id)
+        if entry is not None and entry.working:
+            self.drop(entry)  # first the rest of the entry: what it still fills would stand without an exit
+        elif held and not guard.busy:
             self._send(guard, self._leg(guard, held, reason), "time_id")
 
     def _send(self, guard: Guard, leg: OrderRequest, slot: str) -> None:
@@ -246,19 +265,24 @@ class ExitManager:
             guard.busy = False
         if order.working or order.filled:
             setattr(guard, slot, order.order_id)
+            guard.refused = 0
             self._remember(guard)
         else:
             self._refused(guard, order)
         self._review(guard)
 
-    async def _move_stop(self, guard: Guard, stop: Order, changes: Mapping[str, Any]) -> None:
+    async def _move(self, guard: Guard, leg: Order, changes: Mapping[str, Any]) -> None:
         try:
-            await self._desk.modify(stop.order_id, changes, cause=guard.entry_id)
+            if leg.working:
+                await self._desk.modify(leg.order_id, changes, cause=guard.entry_id)
         except (JournalError, CommandError) as error:
-            log.warning("the stop of %s could not be moved: %s", guard.symbol, error)
-            self._try_later(guard)
+            guard.stop_price = None
+            if leg.working:
+                log.warning("%s of %s could not be changed: %s", leg.request.reason, guard.symbol, error)
+                self._try_later(guard)
         finally:
             guard.busy = False
+        self._review(guard)
 
     # --- what happened --------------------------------------------------------------------------------------
 
@@ -269,6 +293,8 @@ class ExitManager:
         if guard is None:
             return
         order_id = step.order.order_id
+        if step.event is OrderStatus.REPLACED and step.order.request.protective:
+            guard.stop_price = step.order.request.stop_price  # also where a person moved it: it is not moved back
         if order_id == guard.entry_id and step.fill is not None and guard.opened_at is None:
             guard.opened_at = step.fill.ts
             self._remember(guard)
@@ -276,8 +302,9 @@ class ExitManager:
             if step.event in (OrderStatus.REJECTED, OrderStatus.EXPIRED):
                 self._refused(guard, step.order)
             for slot in ("stop_id", "trail_id", "time_id"):
-                if getattr(guard, slot) == order_id and step.event is not OrderStatus.FILLED:
+                if getattr(guard, slot) == order_id:
                     setattr(guard, slot, None)
+            self._remember(guard)
         self._review(guard)
 
     def _review(self, guard: Guard) -> None:
@@ -296,25 +323,34 @@ class ExitManager:
         if self.stands_down(guard.symbol, guard.strategy):
             return
         quantity = abs(held)
-        stop = self._desk.orders.get(guard.stop_id) if guard.stop_id else None
         price = (
             entry.average_price if entry is not None else self._desk.portfolio.position(guard.symbol).average_cost
         )
-        if stop is None or not stop.working:
-            if guard.trail_id is None and guard.time_id is None:
+        legs = [
+            o for i in (guard.stop_id, guard.trail_id, guard.time_id) if i and (o := self._order(i)) and o.working
+        ]
+        if not legs:
+            if not entering or price is not None:
                 self._restore(guard, quantity, price)
             return
-        if entering or stop.cancel_asked or stop.status in (OrderStatus.UNKNOWN, OrderStatus.SUBMITTED):
+        if entering:
             return  # the stop that went with the entry covers all of it
-        wanted = self._stop(guard, quantity, price) if price is not None else stop.request
-        changes: dict[str, Any] = {}
-        if stop.request.quantity - stop.filled != quantity:
-            changes["quantity"] = quantity + stop.filled
-        if wanted.stop_price != stop.request.stop_price:
-            changes["stop_price"] = wanted.stop_price
-        if changes and stop.replacement is None:
-            guard.busy = True
-            self._desk.spawn(self._move_stop(guard, stop, changes), f"exit[{guard.symbol} move stop]")
+        for leg in legs:
+            if leg.cancel_asked or leg.status in (OrderStatus.UNKNOWN, OrderStatus.SUBMITTED) or leg.replacement:
+                continue
+            changes: dict[str, Any] = {}
+            if leg.request.quantity - leg.filled != quantity:
+                changes["quantity"] = quantity + leg.filled
+            if leg.order_id == guard.stop_id and guard.stop_price is None and price is not None:
+                guard.stop_price = self._stop(guard, quantity, price).stop_price
+                if guard.stop_price != leg.request.stop_price:
+                    changes["stop_price"] = guard.stop_price
+            if changes:
+                guard.busy = True
+                self._desk.spawn(
+                    self._move(guard, leg, changes), f"exit[{guard.symbol} move {leg.request.reason}]"
+                )
+                return
 
     def _restore(self, guard: Guard, quantity: Decimal, price: Decimal | None) -> None:
         if guard.refused >= MOST_STOPS or price is None:
@@ -333,14 +369,21 @@ class ExitManager:
         guard.retry_at = self._clock.now() + RETRY
 
     def _end(self, guard: Guard) -> None:
-        if guard.ended:
+        left = [order for order in self._desk.open_orders() if order.request.oca_group == guard.group]
+        for order in left:
+            self.drop(order)
+        if left:
+            guard.retry_at = self._clock.now() + RETRY  # it stays until every leg has ended
             return
         guard.ended = True
         self.guards.pop(guard.symbol, None)
         self._remember(guard)
-        for order in self._desk.open_orders():
-            if order.request.oca_group == guard.group and not order.cancel_asked:
-                self._desk.spawn(self._drop(order), f"exit[{guard.symbol} cancel {order.request.reason}]")
+
+    def drop(self, order: Order) -> None:
+        """Ask once for a cancel; one that fails is asked for again at the next look."""
+        if not order.cancel_asked:
+            order.cancel_asked = True
+            self._desk.spawn(self._drop(order), f"exit[{order.request.symbol} cancel {order.request.reason}]")
 
     async def _drop(self, order: Order) -> None:
         if not order.working:
@@ -348,12 +391,23 @@ class ExitManager:
         try:
             await self._desk.ask_cancel(order)
         except CommandError as error:
-            log.warning("a left-over exit of %s could not be cancelled: %s", order.request.symbol, error)
+            order.cancel_asked = False
+            log.warning("an order of %s could not be cancelled: %s", order.request.symbol, error)
 
     # --- small things ---------------------------------------------------------------------------------------
 
     def _held(self, symbol: str) -> Decimal:
         return self._desk.portfolio.quantity(symbol)
 
+    def _order(self, order_id: str | None) -> Order | None:
+        return self._desk.orders.get(order_id) if order_id else None
+
+    def _works(self, order_id: str | None) -> bool:
+        order = self._order(order_id)
+        return order is not None and order.working
+
+    def _note(self, guard: Guard) -> NoteRecord:
+        return NoteRecord(NOTE, self._clock.now(), guard.memory())
+
     def _remember(self, guard: Guard) -> None:
-        self._desk.note([NoteRecord(NOTE, self._clock.now(), guard.memory())])
+        self._desk.note([self._note(guard)])

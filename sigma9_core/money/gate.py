@@ -82,11 +82,10 @@ class RiskGate:
 
     def __init__(self, rules: Sequence[GuardedRule], clock: Clock, budget_seconds: float = 0.25) -> None:
         """Store; `budget_seconds` is how long an order waits for the rules that do not run inline, all in all."""
-        self.halt = False
-        """While closed: whether verified reducing orders still pass (a halt), or only a kill's own."""
         self._rules = list(rules)
         self._clock = clock
-        self._closed: set[Scope] = set()
+        self._closed: dict[Scope, bool] = {}
+        """What is closed, and whether it is a halt: verified reducing orders still pass."""
         self._held: Mapping[str, str] = {}
         self._paused: str | None = None
         self._outside = OutsideRules(budget_seconds)
@@ -132,13 +131,13 @@ class RiskGate:
 
     # --- the latch --------------------------------------------------------------------------------------------
 
-    def close(self, scope: Scope = None) -> None:
-        """Refuse, from this moment on, what the scope covers; `halt` says whether reducing orders still pass."""
-        self._closed.add(scope)
+    def close(self, scope: Scope = None, *, halt: bool = False) -> None:
+        """Refuse, from this moment on, what the scope covers; under a `halt` reducing orders still pass."""
+        self._closed[scope] = halt
 
     def reopen(self, scope: Scope = None) -> None:
         """Take this scope off; every other one stays closed."""
-        self._closed.discard(scope)
+        self._closed.pop(scope, None)
 
     def hold(self, symbols: Mapping[str, str]) -> None:
         """Keep exactly these symbols closed for new orders, each with the sentence that says why.
@@ -284,12 +283,13 @@ class RiskGate:
     def _latch(self, request: OrderRequest) -> Verdict | None:
         if request.intent == "kill":
             return None
-        if self._closed and not (self.halt and request.intent == "reduce"):
-            if None in self._closed:
+        if self._closed:
+            reducing = request.intent == "reduce"
+            if self._shut(None, reducing=reducing):
                 return _refuse("kill_switch", "the kill switch is on: reset it before placing orders")
-            if ("symbol", request.symbol) in self._closed:
+            if self._shut(("symbol", request.symbol), reducing=reducing):
                 return _refuse("kill_switch", f"the kill switch is on for {request.symbol}: reset it first")
-            if request.strategy is not None and ("strategy", request.strategy) in self._closed:
+            if request.strategy is not None and self._shut(("strategy", request.strategy), reducing=reducing):
                 return _refuse(
                     "kill_switch", f"the kill switch is on for strategy {request.strategy}: reset it first"
                 )
@@ -298,6 +298,9 @@ class RiskGate:
         if self._paused is not None and request.intent == "entry":
             return _refuse("engine", f"the engine takes no entries: {self._paused}")
         return None
+
+    def _shut(self, scope: Scope, *, reducing: bool) -> bool:
+        return scope in self._closed and not (reducing and self._closed[scope])
 
     def _core(self, request: OrderRequest, view: RiskView, filled: Decimal) -> Verdict | None:
         """Check what no plugin decides; give the refusal, or None."""

@@ -11,18 +11,18 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final, Literal
 
 from sigma9_core.calendar import Calendar
-from sigma9_core.clock import Clock, rfc3339, wall_now
+from sigma9_core.clock import Clock, monotonic, rfc3339, wall_now
 from sigma9_core.commands import Scope
 from sigma9_core.config import KillSwitchSettings
 from sigma9_core.contracts import BrokerOrder
 from sigma9_core.errors import BrokerError, CommandError, JournalError
-from sigma9_core.models import ZERO, OrderRequest, OrderStatus
+from sigma9_core.models import ZERO, Fill, OrderRequest, OrderStatus
 from sigma9_core.money.desk import OrderDesk
 from sigma9_core.money.exits import ExitManager
 from sigma9_core.money.gate import RiskGate
@@ -30,7 +30,7 @@ from sigma9_core.money.gate import Scope as GateScope
 from sigma9_core.money.latch import Latch, LatchedScope, LatchState
 from sigma9_core.money.link import BrokerLink
 from sigma9_core.money.orders import Order
-from sigma9_core.money.records import NoteRecord
+from sigma9_core.money.records import FillRecord, NoteRecord
 
 log = logging.getLogger("sigma9.kill")
 
@@ -44,9 +44,15 @@ ROUND: Final = 0.25
 """Seconds between two looks while a kill works; reports wake it earlier."""
 ROUND_WAITING: Final = 2.0
 """The same while it waits for the market to open."""
+DRILL_ROUNDS: Final = 240
+LONGEST_WAIT: Final = 10.0
+"""Seconds between two closes of a symbol that keep coming to nothing."""
 GIVE_UP_ROUNDS: Final = 40
 """Rounds without any progress until the phase says `failed`; it goes on trying all the same."""
 ASK_AGAIN: Final = timedelta(seconds=5)
+
+
+_NOTHING: Final = object()
 
 
 def key_of(scope: Scope | None) -> Key:
@@ -86,6 +92,16 @@ class Kill:
     cancels_sent: asyncio.Event = field(default_factory=asyncio.Event)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     idle_rounds: int = 0
+    drill: bool = False
+    """Begun by a drill, and no real kill has joined it."""
+    joins: int = 0
+    """How often it was fired; a reset that was overtaken by another fire does not reset."""
+    ending: bool = False
+    """A reset asks the work to end; it is never cut off in the middle of an order."""
+    tries: dict[str, int] = field(default_factory=dict)
+    """Closes that came to nothing, by symbol."""
+    not_before: dict[str, float] = field(default_factory=dict)
+    """When the next close of a symbol may be sent (monotonic): the wait grows with the tries."""
 
     def covers(self, request: OrderRequest) -> bool:
         """Tell whether an order falls under this kill."""
@@ -147,10 +163,13 @@ class KillSwitch:
         if kill is None:
             kill = Kill(key, wants_flatten, reason, source, wall_now())
             self._kills[key] = kill
-        elif wants_flatten and not kill.flatten:
+        elif kill.drill:
+            kill.drill, kill.reason, kill.source = False, reason, source  # from here on it is a real one
+        if wants_flatten and not kill.flatten:
             kill.flatten, kill.phase = True, "gated"  # a halt that becomes a flatten goes on from here
-        self._gate.halt = not any(each.flatten for each in self._kills.values())
-        self._gate.close(key)
+        kill.joins += 1
+        kill.cancels_sent.clear()
+        self._gate.close(key, halt=not kill.flatten)
         return kill
 
     def owns_exits(self, symbol: str, strategy: str | None) -> bool:
@@ -164,17 +183,19 @@ class KillSwitch:
         """Kill: gate, latch, strategies, cancels, closes. Answer once the cancels have left, or after 2 s."""
         joined = key_of(scope) in self._kills
         kill = self.gate_now(reason=reason, source=source, flatten=flatten, scope=scope)
-        self._changed()
         log.critical("KILL SWITCH (%s) by %s: %s", scope_body(kill.key) or "everything", source, reason)
         await self._write_latch(kill)
-        self._fired(kill.key)
-        self._trail("joined" if joined else "fired", kill, source=source, reason=reason)
         self._work(kill)
+        self._say(lambda: self._fired(kill.key))
+        self._trail("joined" if joined else "fired", kill, source=source, reason=reason)
+        self._tell()
         try:
             async with asyncio.timeout(ANSWER_WITHIN):
                 await kill.cancels_sent.wait()
         except TimeoutError:
             log.warning("the kill's cancels have not all left after %g s; it goes on", ANSWER_WITHIN)
+        if kill.phase != "done":
+            kill.pending = self._pending(kill)
         return {
             "cancelled_orders": list(kill.cancelled),
             "closed_positions": list(kill.closed),
@@ -189,23 +210,24 @@ class KillSwitch:
             raise CommandError(
                 "conflict", "the kill switch is not on" if key is None else f"no kill of {key[1]} is on"
             )
-        task = self._tasks.pop(key, None)
-        if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-        del self._kills[key]
+        joins = kill.joins
+        await self._end_work(kill)
+        loop = asyncio.get_running_loop()
         try:
-            await asyncio.get_running_loop().run_in_executor(self._disk, self._latch.write, self._latch_state())
+            await loop.run_in_executor(self._disk, self._latch.write, self._latch_state(without=key))
         except OSError as error:
-            self._kills[key] = kill
             self._work(kill)
             raise CommandError("internal", f"the latch can't be written ({error}); the kill stays on") from error
+        if kill.joins != joins:  # another kill came while this one was being reset: it stands
+            await self._write_latch(kill)
+            self._work(kill)
+            raise CommandError("conflict", "another kill came while this one was being reset; it stays on")
+        del self._kills[key]
         self._gate.reopen(key)
-        self._gate.halt = not any(each.flatten for each in self._kills.values())
         self._exits.review()
         self._trail("reset", kill, source=source, reason=reason)
         log.warning("kill switch reset by %s: %s", source, reason)
-        self._changed()
+        self._tell()
         return self.body()
 
     async def drill(self, source: str) -> Mapping[str, Any]:
@@ -216,12 +238,16 @@ class KillSwitch:
         if account.mode == "live":
             raise CommandError("forbidden", "a drill would close real positions: it is refused on a live account")
         started = asyncio.get_running_loop().time()
+        kill = self.gate_now(reason="drill", source=source, flatten=True, scope=None)
+        joins = kill.joins + 1
         result = dict(await self.fire(reason="drill", source=source, flatten=True))
-        kill = self._kills[None]
-        for _ in range(120):
-            if kill.phase in ("done", "failed"):
+        kill.drill = kill.joins == joins
+        for _ in range(DRILL_ROUNDS):
+            if kill.phase == "done" or not kill.drill:
                 break
             await asyncio.sleep(ROUND)
+        if not kill.drill:
+            raise CommandError("conflict", "a real kill came during the drill: it stays on")
         seconds = asyncio.get_running_loop().time() - started
         result |= {"phase": kill.phase, "detail": kill.detail, "seconds": round(seconds, 3)}
         result |= {"cancelled_orders": list(kill.cancelled), "closed_positions": list(kill.closed)}
@@ -242,12 +268,11 @@ class KillSwitch:
                 latched=True,
             )
             self._kills[latched.key] = kill
-            self._gate.halt = not any(each.flatten for each in self._kills.values())
-            self._gate.close(latched.key)
+            self._gate.close(latched.key, halt=not kill.flatten)
             if latched.key is None and state.error is not None:
                 kill.error = state.error
             log.critical("still killed (%s): %s", scope_body(latched.key) or "everything", latched.reason)
-        self._changed()
+        self._tell()
 
     def go_on(self) -> None:
         """Work on every kill that is in force; called when the broker has been reconciled."""
@@ -291,35 +316,46 @@ class KillSwitch:
         else:
             kill.wake.set()
 
+    async def _end_work(self, kill: Kill) -> None:
+        """End a kill's work between two of its steps: an order is never left half sent."""
+        task = self._tasks.pop(kill.key, None)
+        if task is not None:
+            kill.ending = True
+            kill.wake.set()
+            await asyncio.gather(task, return_exceptions=True)
+            kill.ending = False
+
     async def _run(self, kill: Kill) -> None:
-        while True:
-            before = (kill.phase, len(kill.cancelled), len(kill.closed), len(kill.pending), kill.detail)
+        while not kill.ending:
+            before = self._progress(kill)
+            error: str | None = None
+            done = False
             try:
                 done = await self._round(kill)
-            except (CommandError, BrokerError, JournalError, TimeoutError, OSError) as error:
-                done = False
-                kill.error = str(error) or type(error).__name__
-            except Exception as error:
+            except (CommandError, BrokerError, JournalError, TimeoutError, OSError) as fault:
+                error = str(fault) or type(fault).__name__
+            except Exception as fault:
                 # A broker plugin may raise anything; the kill must go on whatever it was.
-                done = False
-                kill.error = f"{type(error).__name__}: {error}"
+                error = f"{type(fault).__name__}: {fault}"
                 log.exception("a round of the kill failed; it goes on")
+            if error is not None:
+                kill.error = error
             if done:
-                kill.phase, kill.detail, kill.error = "done", None, None
-                kill.pending = []
+                kill.phase, kill.detail, kill.error, kill.pending = "done", None, None, []
                 kill.cancels_sent.set()
                 self._trail("done", kill)
                 log.critical("kill switch done: %d cancelled, %d closed", len(kill.cancelled), len(kill.closed))
-                self._changed()
+                self._tell()
                 return
-            after = (kill.phase, len(kill.cancelled), len(kill.closed), len(kill.pending), kill.detail)
-            kill.idle_rounds = kill.idle_rounds + 1 if after == before else 0
+            kill.pending = self._pending(kill)
+            moved = self._progress(kill) != before
+            kill.idle_rounds = 0 if moved else kill.idle_rounds + 1
             if kill.idle_rounds == GIVE_UP_ROUNDS and kill.detail is None:
                 kill.phase = "failed"
                 self._trail("failed", kill)
                 log.critical("the kill makes no progress (%s); it goes on trying", kill.error)
-            if after != before or kill.idle_rounds == GIVE_UP_ROUNDS:
-                self._changed()
+            if moved or error is not None or kill.idle_rounds == GIVE_UP_ROUNDS:
+                self._tell()
             kill.wake.clear()
             try:
                 async with asyncio.timeout(ROUND if kill.detail is None else ROUND_WAITING):
@@ -327,29 +363,37 @@ class KillSwitch:
             except TimeoutError:
                 pass  # time for the next look
 
+    def _progress(self, kill: Kill) -> tuple[object, ...]:
+        return (len(kill.cancelled), len(kill.closed), tuple(kill.pending), len(kill.closing), kill.detail)
+
+    def _pending(self, kill: Kill) -> list[str]:
+        """Name what is left: our working orders and, where it flattens, our positions."""
+        orders = [
+            order.order_id
+            for order in self._desk.open_orders()
+            if kill.covers(order.request) and (kill.flatten or order.request.intent == "entry")
+        ]
+        return [*orders, *(self._positions(kill) if kill.flatten else ())]
+
     async def _round(self, kill: Kill) -> bool:
         """Do what can be done now; tell whether nothing is left."""
         link = self._link_up()
         cancels = self._to_cancel(kill)
-        if kill.phase in ("gated", "failed"):
+        if kill.phase == "gated":
             kill.phase = "cancelling"
-            self._changed()
+            self._tell()
         await self._cancel(kill, cancels)
         kill.cancels_sent.set()
         foreign = (
             await self._foreign_orders(kill) if self._settings.foreign != "leave" and kill.key is None else []
         )
-        if not kill.flatten:
-            kill.pending = [order.order_id for order in cancels if order.working]
-            left = await self._left_orders(kill)
-            return not kill.pending and not left and not foreign
-        await self._flatten(kill)
-        symbols = await self._left_positions(kill)
-        orders = [order.order_id for order in self._desk.open_orders() if kill.covers(order.request)]
-        kill.pending = [*orders, *symbols]
-        if kill.pending or foreign or not link.ready:
+        if kill.flatten:
+            await self._flatten(kill)
+        left = await self._left_orders(kill)
+        await self._cancel_strays(kill, left)
+        if left or foreign or not link.ready or self._pending(kill):
             return False
-        return not await self._left_orders(kill)
+        return not (kill.flatten and await self._left_positions(kill))
 
     def _to_cancel(self, kill: Kill) -> list[Order]:
         """List the orders to cancel now: all but verified reducing ones, which go when their close can work."""
@@ -376,31 +420,32 @@ class KillSwitch:
             if ended and order_id not in kill.cancelled:
                 kill.cancelled.append(order_id)
 
+    async def _cancel_strays(self, kill: Kill, left: list[str]) -> None:
+        """Cancel what the broker still shows of ours although our books say that it has ended."""
+        now = wall_now()
+        for order_id in left:
+            order = self._desk.orders.get(order_id)
+            last = kill.asked.get(order_id)
+            if (order is None or not order.working) and (last is None or now - last >= ASK_AGAIN):
+                kill.asked[order_id] = now
+                await self._link_up().broker.cancel(order_id)
+
     async def _flatten(self, kill: Kill) -> None:
-        if kill.phase != "flattening":
+        if kill.phase == "cancelling":
             kill.phase = "flattening"
-            self._changed()
-        now = self._clock.now()
-        market_open = self._calendar.at(now) is not None
+            self._tell()
+        market_open = self._calendar.at(self._clock.now()) is not None
         waiting: list[str] = []
         for symbol, quantity in self._positions(kill).items():
+            if kill.ending:
+                return
             closing = self._working_close(symbol)
             if closing is not None:  # one working close a symbol; `unknown` counts as working
                 kill.closing[symbol] = closing.order_id
-                continue
-            if not market_open or self._halted(symbol):
+            elif not market_open or self._halted(symbol):
                 waiting.append(symbol)
-                continue
-            legs = [
-                o for o in self._desk.open_orders() if o.request.symbol == symbol and o.request.intent != "kill"
-            ]
-            await self._cancel(kill, legs)
-            if any(order.working for order in legs):
-                continue  # a leg that may still fill would take the position through zero
-            fresh = await self._fresh(symbol)
-            if fresh == ZERO or (fresh > 0) != (quantity > 0):
-                continue
-            await self._close(kill, symbol, min(abs(fresh), abs(quantity)), "sell" if quantity > 0 else "buy")
+            elif monotonic() >= kill.not_before.get(symbol, 0.0):
+                await self._close(kill, symbol, quantity)
         for symbol, order_id in kill.closing.items():
             if symbol not in kill.closed and self._desk.portfolio.quantity(symbol) == ZERO:
                 order = self._desk.orders.get(order_id)
@@ -408,15 +453,41 @@ class KillSwitch:
                     kill.closed.append(symbol)
         kill.detail = "waiting_for_market" if waiting else None
 
-    def _working_close(self, symbol: str) -> Order | None:
-        """Find a close of this or an earlier kill that still works, such as one sent before a restart."""
-        for order in self._desk.open_orders():
-            if order.request.symbol == symbol and order.request.intent == "kill":
-                return order
-        return None
+    async def _close(self, kill: Kill, symbol: str, quantity: Decimal) -> None:
+        """Close one position: nothing that protects it goes before its close is known to pass."""
+        legs = [o for o in self._desk.open_orders() if o.request.symbol == symbol and o.request.intent != "kill"]
+        others = [order for order in legs if not order.request.protective]
+        await self._cancel(kill, others)
+        if any(order.working for order in others):
+            return  # an entry or exit that may still fill would change what is to be closed
+        fresh = await self._fresh(symbol)
+        if fresh == ZERO or (fresh > 0) != (quantity > 0):
+            return
+        request = self._request(kill, symbol, min(abs(fresh), abs(quantity)), "sell" if fresh > 0 else "buy")
+        view = self._desk.view()
+        alone = replace(view, working=[order for order in view.working if order.symbol != symbol])
+        decision = await self._gate.decide("preview", request, alone)
+        if decision.refused is not None:
+            self._later(kill, symbol, f"{symbol}: {decision.refused.rule}: {decision.refused.reason}")
+            return
+        await self._cancel(kill, legs)
+        if any(order.working for order in legs):
+            return  # a stop that may still fill would take the position through zero
+        fresh = await self._fresh(symbol)  # a stop may have filled meanwhile
+        if fresh == ZERO or (fresh > 0) != (quantity > 0):
+            return
+        request = request.model_copy(update={"quantity": min(abs(fresh), abs(quantity))})
+        if self._desk.portfolio.position(symbol).foreign:
+            self._adopt(symbol)
+        self._later(kill, symbol, None)
+        order = (await self._desk.submit([request], cause="kill_switch", urgent=True))[0]
+        if order.status is OrderStatus.RISK_REJECTED:
+            self._later(kill, symbol, f"{symbol}: {order.reason}")
+        else:
+            kill.closing[symbol] = order.order_id
 
-    async def _close(self, kill: Kill, symbol: str, quantity: Decimal, side: Literal["buy", "sell"]) -> None:
-        request = OrderRequest(
+    def _request(self, kill: Kill, symbol: str, quantity: Decimal, side: Literal["buy", "sell"]) -> OrderRequest:
+        return OrderRequest(
             symbol=symbol,
             side=side,
             quantity=quantity,
@@ -425,11 +496,37 @@ class KillSwitch:
             intent="kill",
             reason=f"kill switch: {kill.reason}"[:200],
         )
-        order = (await self._desk.submit([request], cause="kill_switch"))[0]
-        if order.status is OrderStatus.RISK_REJECTED:
-            kill.error = f"{symbol}: {order.reason}"
-        else:
-            kill.closing[symbol] = order.order_id
+
+    def _later(self, kill: Kill, symbol: str, error: str | None) -> None:
+        """Let the next close of a symbol wait, each time longer: a broker that refuses is not flooded."""
+        tries = kill.tries[symbol] = kill.tries.get(symbol, 0) + 1
+        kill.not_before[symbol] = monotonic() + min(LONGEST_WAIT, ROUND * 2**tries)
+        if error is not None:
+            kill.error = error
+
+    def _adopt(self, symbol: str) -> None:
+        """Take a foreign position that is to be closed into the books: its close is then no short of ours."""
+        position = self._desk.portfolio.position(symbol)
+        side: Literal["buy", "sell"] = "buy" if position.quantity > 0 else "sell"
+        fill = Fill(
+            f"adopted-{symbol}-{wall_now().timestamp():.6f}",
+            "adopted",
+            symbol,
+            side,
+            abs(position.quantity),
+            position.average_cost,
+            ZERO,
+            self._clock.now(),
+        )
+        self._desk.note([FillRecord(fill, None, "kill_switch", recovered=True)])
+        self._desk.portfolio.adopt(fill, None)
+
+    def _working_close(self, symbol: str) -> Order | None:
+        """Find a close of this or an earlier kill that still works, such as one sent before a restart."""
+        for order in self._desk.open_orders():
+            if order.request.symbol == symbol and order.request.intent == "kill":
+                return order
+        return None
 
     # --- reading ----------------------------------------------------------------------------------------------
 
@@ -502,7 +599,7 @@ class KillSwitch:
         except TimeoutError:
             write.add_done_callback(lambda done: self._latched_late(kill, done))
             log.error("the latch file is slow; the kill goes on without waiting for it")
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 - whatever the latch runs into, the kill goes on
             kill.error = f"the latch can't be written: {error}"
             log.critical("the latch can't be written (%s); the kill goes on, and says latched: false", error)
 
@@ -511,15 +608,26 @@ class KillSwitch:
             kill.error = f"the latch can't be written: {None if done.cancelled() else done.exception()}"
         else:
             kill.latched = True
-        self._changed()
+        self._tell()
 
-    def _latch_state(self) -> LatchState:
+    def _latch_state(self, *, without: object = _NOTHING) -> LatchState:
         return LatchState(
             scopes=tuple(
                 LatchedScope(key=k.key, flatten=k.flatten, reason=k.reason, source=k.source, at=k.at)
                 for k in self._kills.values()
+                if k.key != without
             )
         )
+
+    def _tell(self) -> None:
+        self._say(self._changed)
+
+    def _say(self, function: Callable[[], object]) -> None:
+        """Tell others; whatever they run into, the kill goes on."""
+        try:
+            function()
+        except Exception:  # the kill does not depend on who listens
+            log.exception("telling of the kill failed")
 
     def _trail(self, what: str, kill: Kill, **more: Any) -> None:
         body = {
@@ -534,7 +642,7 @@ class KillSwitch:
             "wall": rfc3339(wall_now()),
             **more,
         }
-        self._desk.note([NoteRecord("kill", self._clock.now(), body)])
+        self._say(lambda: self._desk.note([NoteRecord("kill", self._clock.now(), body)]))
 
     def _wake(self) -> None:
         for kill in self._kills.values():

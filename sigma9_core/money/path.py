@@ -119,7 +119,7 @@ class MoneyPath:
             calendar=calendar,
             settings=settings.kill_switch,
             on_change=self._kill_changed,
-            on_fire=on_kill,
+            on_fire=self._killed,
         )
         self.link = BrokerLink(
             settings.broker,
@@ -139,6 +139,7 @@ class MoneyPath:
         self._driven = broker if isinstance(broker, MarketDriven) else None
         self._show_outside = show
         self._changed = on_change
+        self._tell_killed = on_kill
         self._session: Session | None = None
         self._show_timer: asyncio.TimerHandle | None = None
         self._shown_positions: set[str] = set()
@@ -430,7 +431,7 @@ class MoneyPath:
         for trip in trips:
             self._remember_days()
             log.error("%s", trip.reason)
-            if trip.kill and not self.killswitch.latched:
+            if trip.kill:  # also while killed: a halt becomes a flatten, and a drill a real kill
                 await self.killswitch.fire(reason=trip.reason, source="risk")
 
     async def _reconcile(self) -> None:
@@ -473,6 +474,11 @@ class MoneyPath:
         self.desk.note([NoteRecord("days", self._clock.now(), body)])
 
     # --- showing ----------------------------------------------------------------------------------------------
+
+    def _killed(self, key: Key) -> None:
+        if key is None:
+            self.gate.pause("the kill switch has stopped the engine: start it again after the reset")
+        self._tell_killed(key)
 
     def _kill_changed(self) -> None:
         self._show()  # what a kill says and what positions and orders say must agree

@@ -6,7 +6,7 @@ the records in the file, applied again, give the same book.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from decimal import Decimal
@@ -280,14 +280,6 @@ class Book:
         orders.pop(order.number, None)
         if not orders:
             self._working.pop(order.symbol, None)
-
-
-def replay(cash: Decimal, records: Iterable[Record]) -> Book:
-    """Build the book that records lead to."""
-    book = Book(cash)
-    for record in records:
-        book.apply(record)
-    return book
 
 
 def _plain(value: Any) -> Any:

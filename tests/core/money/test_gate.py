@@ -382,8 +382,7 @@ async def test_a_closed_gate_lets_a_kills_orders_pass_alone() -> None:
 async def test_under_a_halt_verified_exits_pass() -> None:
     """A halt keeps entries out and lets exits in, as far as they truly reduce."""
     halted = gate(Says())
-    halted.close()
-    halted.halt = True
+    halted.close(halt=True)
     moment = view(positions=HELD)
 
     assert refusal(await decide(halted, order("MSFT"), moment)) == "kill_switch"
@@ -455,23 +454,24 @@ def test_no_entry_passes_while_the_gate_is_closed_for_it(steps: list[tuple[str, 
 
     async def run() -> None:
         subject = gate(Says())
-        closed: set[Any] = set()
+        closed: dict[Any, bool] = {}
         paused = False
         for step, scope in steps:
             if step == "close":
                 subject.close(scope)
-                closed.add(scope)
+                closed[scope] = False
             elif step == "reopen":
                 subject.reopen(scope)
-                closed.discard(scope)
+                closed.pop(scope, None)
             elif step == "halt":
-                subject.halt = not subject.halt
+                subject.close(scope, halt=True)
+                closed[scope] = True
             elif step == "pause":
                 paused = not paused
                 subject.pause("paused" if paused else None)
             for symbol in SYMBOLS[:2]:
                 for strategy in ("one", "two", None):
-                    covering = {None, ("symbol", symbol), ("strategy", strategy)} & closed
+                    covering = {None, ("symbol", symbol), ("strategy", strategy)} & set(closed)
                     entry = order(symbol, strategy=strategy)
                     leave = order(symbol, "sell", 5, "reduce", strategy=strategy)
                     moment = view(positions=[holding(symbol, 5)])
@@ -479,7 +479,7 @@ def test_no_entry_passes_while_the_gate_is_closed_for_it(steps: list[tuple[str, 
                     assert passed == (not covering and not paused)
                     assert passed == (subject.closed_for(entry) is None)
                     left = (await decide(subject, leave, moment)).approved is not None
-                    assert left == (not covering or subject.halt)
+                    assert left == all(closed[each] for each in covering)
 
     asyncio.run(run())
 

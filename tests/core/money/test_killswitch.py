@@ -60,13 +60,16 @@ async def test_a_kill_cancels_closes_and_is_done(room: MoneyRoom) -> None:
 
 
 async def test_nothing_passes_while_killed(room: MoneyRoom) -> None:
-    """After a kill every entry is refused by the core, until a reset."""
+    """After a kill every entry is refused by the core, until a reset and a new start of the engine."""
     await kill(room)
     refused = await room.buy()
     await room.until(lambda: room.kill.body()["phase"] == "done")
     await room.kill.reset("checked", None, "api")
+    stopped = await room.buy()
+    room.path.gate.pause(None)
     passed = await room.buy()
 
+    assert (stopped.status, stopped.rule) == (OrderStatus.RISK_REJECTED, "engine")
     assert (refused.status, refused.rule) == (OrderStatus.RISK_REJECTED, "kill_switch")
     assert passed.status is OrderStatus.ACCEPTED
 
