@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable
 from concurrent.futures import Future
 from datetime import datetime
 from typing import Any, Final, Literal, Protocol
@@ -178,20 +177,19 @@ class Market:
 
     async def _settle(self, data: Slice) -> None:
         """Let the money lane have a slice; it finishes what it has begun, also where the market is stopped."""
-        loop, settled = asyncio.get_running_loop(), asyncio.Event()
         work = self._money_lane.submit(self._money.on_market(data))
-        work.add_done_callback(lambda _: _soon(loop, settled.set))
-        await settled.wait()
+        await _ended(work)
         self._judge(work, "money lane")
 
     async def _offer(self, data: Slice) -> None:
-        outer = self._outer_call(self._outer.on_market(data))
-        patience = None if self._clock.kind == "replay" else STRATEGY_WAIT
-        done, _ = await asyncio.wait((asyncio.wrap_future(outer),), timeout=patience)
-        if done:
-            self._judge(outer, "outer loop")
-        else:
+        work = self._outer_call(self._outer.on_market(data))
+        try:
+            async with asyncio.timeout(None if self._clock.kind == "replay" else STRATEGY_WAIT):
+                await _ended(work)
+        except TimeoutError:
             log.error("the outer loop has not answered for %g s; the market goes on without it", STRATEGY_WAIT)
+        else:
+            self._judge(work, "outer loop")
 
     def _judge(self, work: Future[None], where: str) -> None:
         """Say what went wrong with a slice; the market goes on, but a replay, whose trades would differ, ends."""
@@ -238,11 +236,18 @@ class Market:
         return Event("market_data", None, item.ts, body, raw)
 
 
-def _soon(loop: asyncio.AbstractEventLoop, function: Callable[[], object]) -> None:
-    try:
-        loop.call_soon_threadsafe(function)
-    except RuntimeError:
-        pass  # that loop has ended, and nobody waits there any more
+async def _ended(work: Future[None]) -> None:
+    """Wait for work on another loop; who stops waiting does not end the work."""
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+
+    def tell(_: Future[None]) -> None:
+        try:
+            loop.call_soon_threadsafe(ended.set)
+        except RuntimeError:
+            pass  # the waiting loop has ended
+
+    work.add_done_callback(tell)
+    await ended.wait()
 
 
 def market_data(item: Quote | Trade | Bar) -> MarketData:

@@ -323,6 +323,10 @@ class OrderDesk:
         """Apply one of our own conclusions: `lost`, `refused`, `absent`, or the end that a read-back showed."""
         self._apply(order, message, None, reason, self._clock.now(), recovered=recovered)
 
+    def local_fill(self, order: Order, fill: Fill) -> None:
+        """Count a fill that a read-back has shown and no execution tells."""
+        self._apply(order, "filled", fill, None, fill.ts, recovered=True)
+
     def _apply(
         self,
         order: Order,

@@ -49,6 +49,9 @@ class Guard:
     opened_at: datetime | None = None
     stop_id: str | None = None
     time_id: str | None = None
+    """The order that leaves at the market: the time stop, or a person's close."""
+    profit_id: str | None = None
+    """The take-profit of a person's bracket."""
     trail_id: str | None = None
     stop_price: Decimal | None = None
     """Where the stop was moved to, by the fill or by a person."""
@@ -70,6 +73,7 @@ class Guard:
             "opened_at": rfc3339(self.opened_at) if self.opened_at else None,
             "stop_id": self.stop_id,
             "time_id": self.time_id,
+            "profit_id": self.profit_id,
             "trail_id": self.trail_id,
             "stop_price": None if self.stop_price is None else str(self.stop_price),
             "ended": self.ended,
@@ -89,6 +93,7 @@ class Guard:
             opened_at=datetime.fromisoformat(opened) if opened else None,
             stop_id=body["stop_id"],
             time_id=body["time_id"],
+            profit_id=body.get("profit_id"),
             trail_id=body["trail_id"],
             stop_price=None if body.get("stop_price") is None else Decimal(body["stop_price"]),
             ended=body["ended"],
@@ -107,24 +112,41 @@ class ExitManager:
         self._clock = clock
         desk.followers.append(self._follow)
 
-    async def enter(self, request: OrderRequest, reference: Decimal, *, cause: str | None = None) -> list[Order]:
-        """Send an entry with its protective stop as one unit; `reference` is the price it was decided on."""
+    async def enter(
+        self,
+        request: OrderRequest,
+        reference: Decimal,
+        *,
+        stop_price: Decimal | None = None,
+        take_profit: Decimal | None = None,
+        cause: str | None = None,
+        records: Sequence[Record] = (),
+    ) -> list[Order]:
+        """Send an entry with its protective stop as one unit; `reference` is the price it was decided on.
+
+        A person's bracket names the stop's price, and perhaps a take-profit. Raise CommandError `conflict` where
+        the symbol is held or being entered already.
+        """
         plan = request.exit_plan
         if plan is None:
-            return await self._desk.submit([request], cause=cause)
+            return await self._desk.submit([request], cause=cause, records=records)
         if request.symbol in self.guards:
             raise CommandError("conflict", f"{request.symbol} is held or being entered already")
         group = f"exit-{request.symbol}-{rfc3339(self._clock.now())}"
-        guard = Guard(request.symbol, request.side, request.strategy, "", group, plan)
+        guard = Guard(request.symbol, request.side, request.strategy, "", group, plan, stop_price=stop_price)
         self.guards[request.symbol] = guard
-        stop = self._stop(guard, request.quantity, reference)
+        legs = [self._stop(guard, request.quantity, reference)]
+        if take_profit is not None:
+            terms = {"order_type": "limit", "limit_price": take_profit, "time_in_force": "gtc"}
+            legs.append(self._leg(guard, request.quantity, "take profit").model_copy(update=terms))
 
         def decided(orders: Sequence[Order]) -> Sequence[Record]:
             guard.entry_id, guard.stop_id = orders[0].order_id, orders[1].order_id
+            guard.profit_id = orders[2].order_id if take_profit is not None else None
             return [self._note(guard)]  # durable together with the intents: a crash leaves no position unguarded
 
         try:
-            orders = await self._desk.submit([request, stop], cause=cause, decided=decided)
+            orders = await self._desk.submit([request, *legs], cause=cause, records=records, decided=decided)
         except BaseException:
             if not guard.entry_id or guard.entry_id not in self._desk.orders:
                 self.guards.pop(request.symbol, None)
@@ -148,14 +170,15 @@ class ExitManager:
             best[trade.symbol] = (max(high, trade.price), min(low, trade.price))
         for guard in tuple(self.guards.values()):
             entry = self._desk.orders.get(guard.entry_id)
-            if guard.opened_at is None or entry is None or entry.average_price is None:
-                continue
             if self.stands_down(guard.symbol, guard.strategy):
                 continue
             if guard.retry_at is not None:
                 if now < guard.retry_at:
                     continue
                 guard.retry_at = None
+                self._review(guard)
+            if guard.opened_at is None or entry is None or entry.average_price is None:
+                continue
             if guard.symbol in best and not entry.working:
                 self._trail(guard, entry.average_price, *best[guard.symbol])
             limit = guard.plan.time_stop_seconds
@@ -198,7 +221,7 @@ class ExitManager:
 
     def _stop(self, guard: Guard, quantity: Decimal, price: Decimal) -> OrderRequest:
         share = guard.plan.stop_percent / 100
-        stop_price = rounded(price * (1 - share if guard.side == "buy" else 1 + share))
+        stop_price = guard.stop_price or rounded(price * (1 - share if guard.side == "buy" else 1 + share))
         return self._leg(guard, quantity, "protective stop", protective=True).model_copy(
             update={"order_type": "stop", "stop_price": stop_price, "time_in_force": "gtc"}
         )
@@ -289,7 +312,7 @@ class ExitManager:
     def _follow(self, step: Step) -> None:
         symbol = step.order.request.symbol
         self._desk.portfolio.set_protected(symbol, self.protected(symbol))
-        guard = self.guards.get(symbol)
+        guard = self.guards.get(symbol) or self._revive(step)
         if guard is None:
             return
         order_id = step.order.order_id
@@ -298,14 +321,26 @@ class ExitManager:
         if order_id == guard.entry_id and step.fill is not None and guard.opened_at is None:
             guard.opened_at = step.fill.ts
             self._remember(guard)
-        if order_id in (guard.stop_id, guard.trail_id, guard.time_id) and not step.order.working:
+        if order_id in (guard.stop_id, guard.trail_id, guard.time_id, guard.profit_id) and not step.order.working:
             if step.event in (OrderStatus.REJECTED, OrderStatus.EXPIRED):
                 self._refused(guard, step.order)
-            for slot in ("stop_id", "trail_id", "time_id"):
+            for slot in ("stop_id", "trail_id", "time_id", "profit_id"):
                 if getattr(guard, slot) == order_id:
                     setattr(guard, slot, None)
             self._remember(guard)
         self._review(guard)
+
+    def _revive(self, step: Step) -> Guard | None:
+        """Guard a position that an entry opens after all: a fill that was on its way when its guard ended."""
+        request = step.order.request
+        if step.fill is None or request.intent != "entry" or request.exit_plan is None:
+            return None
+        group = f"exit-{request.symbol}-{step.order.order_id}"
+        guard = Guard(
+            request.symbol, request.side, request.strategy, step.order.order_id, group, request.exit_plan
+        )
+        self.guards[request.symbol] = guard
+        return guard
 
     def _review(self, guard: Guard) -> None:
         """Bring the legs in line with the position: the right quantity, the right price, or the end."""
@@ -326,10 +361,9 @@ class ExitManager:
         price = (
             entry.average_price if entry is not None else self._desk.portfolio.position(guard.symbol).average_cost
         )
-        legs = [
-            o for i in (guard.stop_id, guard.trail_id, guard.time_id) if i and (o := self._order(i)) and o.working
-        ]
-        if not legs:
+        slots = (guard.stop_id, guard.trail_id, guard.time_id, guard.profit_id)
+        legs = [leg for slot in slots if (leg := self._order(slot)) is not None and leg.working]
+        if not any(leg.order_id != guard.profit_id for leg in legs):
             if not entering or price is not None:
                 self._restore(guard, quantity, price)
             return

@@ -9,13 +9,15 @@ from collections.abc import Awaitable, Callable
 from typing import Final, Literal
 
 from sigma9_core.contracts import Broker, BrokerHealth, BrokerReport
-from sigma9_core.errors import CommandError
+from sigma9_core.errors import BrokerError, CommandError
 
 log = logging.getLogger("sigma9.broker")
 
 LinkState = Literal["connected", "disconnected", "disabled"]
 FIRST_WAIT: Final = 0.5
 LONGEST_WAIT: Final = 30.0
+CONNECT_TIMEOUT: Final = 30.0
+"""Seconds until an attempt to connect that does not end is given up."""
 
 
 class BrokerLink:
@@ -40,6 +42,9 @@ class BrokerLink:
         self._connected = on_connected
         self._change = on_change
         self._task: asyncio.Task[None] | None = None
+        self._again: asyncio.Task[None] | None = None
+        self._stale = False
+        """The broker's own link came back after the last reconciliation began."""
 
     @property
     def ready(self) -> bool:
@@ -64,15 +69,25 @@ class BrokerLink:
         self._report(report)
 
     def on_health(self, health: BrokerHealth) -> None:
-        """Take a change of health; a socket that went down starts the next attempt."""
+        """Take a change of health: a socket that went down starts the next attempt.
+
+        A broker's own link that comes back after it was down has to be reconciled again.
+        """
         if health == self.health:
             return
         lost = self.health.socket == "up" and health.socket == "down"
+        back = self.health.link == "down" and health.link == "up"
         self.health = health
         if lost and self.state == "connected":
             log.error("the broker %s lost its connection; trying again", self.name)
             self._down()
             self.connect()
+        elif back and self.state == "connected":
+            self._stale = True  # a reconciliation that is under way is followed by another
+            if self.ready and (self._again is None or self._again.done()):
+                self._again = asyncio.get_running_loop().create_task(
+                    self._reconcile_again(), name=f"broker-link-again[{self.name}]"
+                )
         self._change()
 
     def connect(self) -> None:
@@ -87,6 +102,10 @@ class BrokerLink:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
+        if self._again is not None:
+            self._again.cancel()
+            await asyncio.gather(self._again, return_exceptions=True)
+            self._again = None
         if self.state == "connected":
             self._down()
             await self._broker.disconnect()
@@ -96,14 +115,42 @@ class BrokerLink:
     def _down(self) -> None:
         self.state = "disconnected"
         self._ready.clear()
+        if self._again is not None:
+            self._again.cancel()
+
+    def _stands(self) -> bool:
+        return self.state == "connected" and self.health.socket != "down"
+
+    async def _reconcile(self) -> None:
+        self._stale = True
+        while self._stale and self._stands():
+            self._stale = False
+            await self._connected()
+
+    async def _reconcile_again(self) -> None:
+        """Compare once more after the broker's own link was away."""
+        try:
+            await self._reconcile()
+        except Exception:
+            # A broker plugin may raise anything; the next reconnect reconciles again.
+            log.exception("reconciling after the link of the broker %s came back failed", self.name)
+
+    async def _connect(self) -> None:
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                await self._broker.connect(self)
+        except TimeoutError as error:
+            raise BrokerError(f"it did not answer within {CONNECT_TIMEOUT:g} s") from error
 
     async def _keep_trying(self) -> None:
         wait = FIRST_WAIT
         while True:
             try:
-                await self._broker.connect(self)
+                await self._connect()
                 self.state, self.health, self.error = "connected", self._broker.health, None
-                await self._connected()
+                await self._reconcile()
+                if not self._stands():
+                    raise BrokerError("the connection went down while it was being reconciled")
             except Exception as error:  # noqa: BLE001 - a broker plugin may raise anything; it is told and retried
                 self.error = f"{type(error).__name__}: {error}"
                 self._down()

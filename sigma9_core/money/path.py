@@ -33,17 +33,17 @@ from sigma9_core.contracts import Broker, MarketDriven, RiskRule, Signal
 from sigma9_core.errors import CommandError
 from sigma9_core.models import (
     ZERO,
+    ExitPlan,
     Fill,
     OrderRequest,
     OrderSource,
     OrderStatus,
+    Position,
     Session,
-    Side,
     Slice,
 )
 from sigma9_core.money.desk import OrderDesk, Step, refusal
 from sigma9_core.money.exits import ExitManager, opposite
-from sigma9_core.money.exposure import closable
 from sigma9_core.money.gate import GuardedRule, RiskGate
 from sigma9_core.money.ids import OrderIds
 from sigma9_core.money.journal import Journal
@@ -197,8 +197,19 @@ class MoneyPath:
 
     async def place(self, args: OrderArgs, command: Command, records: Sequence[Record]) -> Mapping[str, Any]:
         """Send a person's order, with its bracket as one unit."""
-        requests = self._requests(args, SOURCES.get(command.source, "api"))
-        orders = await self.desk.submit(requests, cause=command.id, records=records)
+        request = self._request(args, SOURCES.get(command.source, "api"))
+        bracket = args.bracket
+        if bracket is None:
+            orders = await self.desk.submit([request], cause=command.id, records=records)
+        else:
+            orders = await self.exits.enter(
+                request,
+                bracket.stop_price,
+                stop_price=bracket.stop_price,
+                take_profit=bracket.take_profit,
+                cause=command.id,
+                records=records,
+            )
         first = orders[0]
         if first.status is OrderStatus.RISK_REJECTED:
             refused = next((v for o in orders for v in o.verdicts if v.outcome == "refuse"), None)
@@ -208,7 +219,7 @@ class MoneyPath:
 
     async def preview(self, args: OrderArgs) -> Mapping[str, Any]:
         """Say what the rules would say of an order; nothing is sent."""
-        request = self._requests(args, "api")[0]
+        request = self._request(args, "api")
         decision = await self.desk.preview(request)
         return {
             "approved": decision.approved is not None,
@@ -259,36 +270,65 @@ class MoneyPath:
         if not held:
             await self._journal.commit(records)
         results: list[Order] = []
+        refused: dict[str, str] = {}
         for position in held:
-            closing = [
-                o
-                for o in self.desk.open_orders()
-                if o.request.symbol == position.symbol and o.request.intent != "entry" and not o.request.protective
-            ]
-            if any(order.request.order_type == "market" for order in closing):
-                raise CommandError("busy", f"{position.symbol} is being closed already")
-            guard = self.exits.guards.get(position.symbol)
-            group = guard.group if guard is not None else self._group_of(position.symbol)
-            request = OrderRequest(
-                symbol=position.symbol,
-                side=opposite("buy" if position.quantity > 0 else "sell"),
-                quantity=abs(position.quantity),
-                strategy=position.strategy,
-                source=SOURCES.get(command.source, "api"),
-                intent="reduce",
-                oca_group=group,
-                reason=args.reason or "closed by command",
-            )
-            orders = await self.desk.submit([request], cause=command.id, records=records)
-            records = ()
-            if orders[0].status is OrderStatus.RISK_REJECTED:
-                refused = next((v for v in orders[0].verdicts if v.outcome == "refuse"), None)
-                raise refusal(refused, orders[0].verdicts)
-            if guard is not None:
-                guard.time_id = orders[0].order_id
-            results.append(orders[0])
+            try:
+                results.append(await self._close_one(position, args.reason, command, records))
+                records = ()
+            except CommandError as error:
+                if args.symbol != "*":
+                    raise
+                refused[position.symbol] = error.message  # the others are closed all the same
+        if records and held:
+            await self._journal.commit(records)
         await self.desk.settle()
-        return {"orders": [order.view().model_dump(mode="json") for order in results]}
+        return {"orders": [order.view().model_dump(mode="json") for order in results], "refused": refused}
+
+    async def _close_one(
+        self, position: Position, reason: str | None, command: Command, records: Sequence[Record]
+    ) -> Order:
+        symbol = position.symbol
+        working = [order for order in self.desk.open_orders() if order.request.symbol == symbol]
+        if any(o.request.intent != "entry" and o.request.order_type == "market" for o in working):
+            raise CommandError("busy", f"{symbol} is being closed already")
+        guard = self.exits.guards.get(symbol)
+        if guard is not None:
+            guard.busy = True  # its own exits keep still until this one stands
+        try:
+            order = await self._leave(position, working, reason, command, records)
+            if guard is not None:
+                guard.time_id = order.order_id
+        finally:
+            if guard is not None:
+                guard.busy = False
+        return order
+
+    async def _leave(
+        self,
+        position: Position,
+        working: Sequence[Order],
+        reason: str | None,
+        command: Command,
+        records: Sequence[Record],
+    ) -> Order:
+        entries = [order for order in working if order.request.intent == "entry"]
+        for entry in entries:  # what an entry still fills would stand without an exit
+            await self.desk.ask_cancel(entry)
+        await self._ended(entries)
+        request = OrderRequest(
+            symbol=position.symbol,
+            side=opposite("buy" if position.quantity > 0 else "sell"),
+            quantity=abs(self.portfolio.quantity(position.symbol)),
+            strategy=position.strategy,
+            source=SOURCES.get(command.source, "api"),
+            intent="reduce",
+            oca_group=self._group_of(position.symbol),
+            reason=reason or "closed by command",
+        )
+        order = (await self.desk.submit([request], cause=command.id, records=records))[0]
+        if order.status is OrderStatus.RISK_REJECTED:
+            raise refusal(next((v for v in order.verdicts if v.outcome == "refuse"), None), order.verdicts)
+        return order
 
     async def adopt(self, args: AdoptArgs) -> Mapping[str, Any]:
         """Make a foreign position ours; the broker's cash has paid for it already."""
@@ -358,46 +398,28 @@ class MoneyPath:
 
     # --- inside -----------------------------------------------------------------------------------------------
 
-    def _requests(self, args: OrderArgs, source: OrderSource) -> list[OrderRequest]:
-        fits = args.quantity <= closable(args.symbol, args.side, self.desk.view())
-        fields = args.model_dump(exclude={"bracket", "reason"})
-        entry = OrderRequest(**fields, source=source, intent="reduce" if fits else "entry", reason=args.reason)
-        if args.bracket is None:
-            return [entry]
-        if fits:
+    def _request(self, args: OrderArgs, source: OrderSource) -> OrderRequest:
+        """Turn a person's order into a request: what is against a position reduces it, and never goes beyond."""
+        held = self.portfolio.quantity(args.symbol)
+        reducing = (held > 0 and args.side == "sell") or (held < 0 and args.side == "buy")
+        if reducing and args.bracket is not None:
             raise CommandError(
                 "invalid", "bracket: it goes with an order that opens a position", {"field": "bracket"}
             )
-        group = f"bracket-{self._ids.new()}"
-        side: Side = opposite(args.side)
-        common = {"symbol": args.symbol, "side": side, "quantity": args.quantity, "source": source}
-        legs = [
-            OrderRequest(
-                **common,
-                order_type="stop",
-                stop_price=args.bracket.stop_price,
-                time_in_force="gtc",
-                intent="reduce",
-                oca_group=group,
-                protective=True,
-                reason="bracket: stop",
-            )
-        ]
-        if args.bracket.take_profit is not None:
-            legs.append(
-                OrderRequest(
-                    **common,
-                    order_type="limit",
-                    limit_price=args.bracket.take_profit,
-                    time_in_force="gtc",
-                    intent="reduce",
-                    oca_group=group,
-                    reason="bracket: take profit",
-                )
-            )
-        return [entry, *legs]
+        return OrderRequest(
+            **args.model_dump(exclude={"bracket", "reason"}),
+            source=source,
+            intent="reduce" if reducing else "entry",
+            # In the group of the stop, it fills instead of the stop; what then is left gets a stop of its own.
+            oca_group=self._group_of(args.symbol) if reducing else None,
+            reason=args.reason,
+            exit_plan=ExitPlan() if args.bracket is not None else None,
+        )
 
     def _group_of(self, symbol: str) -> str | None:
+        guard = self.exits.guards.get(symbol)
+        if guard is not None:
+            return guard.group
         for order in self.desk.open_orders():
             if order.request.symbol == symbol and order.request.protective:
                 return order.request.oca_group

@@ -7,23 +7,33 @@ silently; a position that cannot be explained keeps its symbol closed for new or
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from decimal import Decimal
 from typing import Any, Final
 
-from sigma9_core.clock import Clock
+from sigma9_core.clock import Clock, monotonic
 from sigma9_core.contracts import BrokerOrder, BrokerPosition, BrokerReport
-from sigma9_core.models import ZERO, OrderStatus, OrderView
-from sigma9_core.money.desk import OrderDesk
+from sigma9_core.errors import BrokerError
+from sigma9_core.models import ZERO, Fill, OrderRequest, OrderStatus, OrderView
+from sigma9_core.money.desk import OrderDesk, stand_in
 from sigma9_core.money.link import BrokerLink
 from sigma9_core.money.orders import Message, Order
+from sigma9_core.money.pricing import usable
 from sigma9_core.money.records import NoteRecord
 
 log = logging.getLogger("sigma9.reconcile")
 
 LOOK_BACK: Final = timedelta(days=7)
+LOOKS: Final = 3
+"""Looks in a row that must show the same before it is believed of a broker that may show things late."""
+SURE_AFTER: Final = 30.0
+"""Seconds that these looks must span."""
+SECOND_LOOK: Final = 0.2
+"""Seconds until positions that differ are read once more: a fill's report may be a moment behind."""
 _ENDS: Final[Mapping[str, Message]] = {"cancelled": "cancelled", "rejected": "rejected", "expired": "expired"}
 
 
@@ -51,6 +61,15 @@ class Differences:
         }
 
 
+@dataclass(slots=True)
+class Doubt:
+    """What the looks in a row have shown of one order."""
+
+    what: str
+    looks: int
+    since: float
+
+
 class Reconciler:
     """Compares and settles; on the money lane."""
 
@@ -59,65 +78,212 @@ class Reconciler:
         """Symbols that are closed for new orders, with the reason."""
         self._desk = desk
         self._clock = clock
+        self._doubts: dict[str, Doubt] = {}
+        self._strangers: set[str] = set()
+        """Order ids of executions that are not ours."""
+        self._round = 0
 
     async def run(self, link: BrokerLink) -> Differences:
         """Read everything back, settle what can be settled, and journal what was found."""
         found = Differences()
-        working = await self._orders(link, found)
+        self._doubts.clear()  # looks count in a row on one connection
+        self._round += 1
+        working = await self._orders(link, found, first=True)
         self._foreign(working, found)
-        self._positions(await link.broker.positions(), found)
+        await self._positions(link, found)
         await self._desk.settle()
         if any(found.body().values()):
             log.warning("reconciled with the broker: %s", found.body())
         self._desk.note([NoteRecord("reconciliation", self._clock.now(), found.body())])
         return found
 
-    async def _orders(self, link: BrokerLink, found: Differences) -> list[BrokerOrder]:
-        """Count missed fills and settle our orders; give what works at the broker now."""
-        broker = link.broker
+    async def resolve_unknown(self, link: BrokerLink) -> None:
+        """Read back where an order or a position is in doubt, so that it does not stay so."""
+        if link.health.link == "down":
+            return  # what a broker that is cut off shows proves nothing; `run` follows when it is back
+        if self._in_doubt():
+            found = Differences()
+            await self._orders(link, found)
+            if found.fills or found.orders:
+                log.warning("read back from the broker: %s", found.body())
+        if self.unexplained:
+            await self._look_again(link)
+
+    def _in_doubt(self) -> bool:
+        desk = self._desk
+        return bool(self._doubts) or any(
+            order.status is OrderStatus.UNKNOWN
+            or (order.status is OrderStatus.SUBMITTED and order.order_id not in desk.in_flight)
+            or (order.replacement is not None and order.order_id not in desk.changing)
+            for order in desk.open_orders()
+        )
+
+    async def _orders(self, link: BrokerLink, found: Differences, *, first: bool = False) -> list[BrokerOrder]:
+        """Count missed fills and settle our orders; give what works at the broker now.
+
+        Only what stood before the first read, and has not moved since, is settled: of all else the answers of the
+        read-back may be older than what we know.
+        """
+        broker, desk, this = link.broker, self._desk, self._round
+        stood = {order.order_id: _state(order) for order in desk.open_orders() if not self._moving(order)}
         since = self._clock.now() - LOOK_BACK
-        executions = await broker.executions(since)
         working = {order.broker_order_id: order for order in await broker.open_orders()}
         completed = {order.broker_order_id: order for order in await broker.completed_orders(since)}
-        for fill in executions:
-            if fill.order_id in self._desk.orders and not self._desk.knows_execution(fill.exec_id):
-                found.fills.append(fill.exec_id)
-                self._desk.on_report(
-                    BrokerReport("filled", fill.order_id, fill.ts, fill.broker_order_id, fill), recovered=True
-                )
-        mine = {o.order_id: o for o in (*completed.values(), *working.values()) if o.order_id}
-        for order in self._desk.open_orders():
-            if order.order_id in self._desk.in_flight:
-                continue  # on its way at this moment: its own answer says what became of it
-            self._settle(order, mine.get(order.order_id), found)
+        executions = await broker.executions(since)  # last: what has ended has told all its fills
+        await self._recall(executions)
+        if link.state != "connected" or (not first and link.health.link == "down"):
+            raise BrokerError("the connection went down during a read-back: it proves nothing")
+        if this != self._round:
+            return list(working.values())  # a newer reconciliation knows better
+        moved = {
+            order.order_id
+            for order in desk.open_orders()
+            if stood.get(order.order_id) != _state(order) or self._moving(order)
+        }
+        self._count(executions, found)
+        mine = {o.order_id: o for o in (*working.values(), *completed.values()) if o.order_id}
+        immediate = bool(getattr(broker, "immediate", False))
+        for order in desk.open_orders():
+            if order.order_id not in moved:
+                self._settle(order, mine.get(order.order_id), found, immediate=immediate, first=first)
+            elif not self._moving(order):
+                self._doubts.setdefault(order.order_id, Doubt("it moved", 0, monotonic()))
+        for order_id in [*self._doubts]:
+            if order_id not in desk.orders or not desk.orders[order_id].working:
+                del self._doubts[order_id]
         return list(working.values())
 
-    async def resolve_unknown(self, link: BrokerLink) -> None:
-        """Read back where an order is `unknown`, so that it does not stay so."""
-        if any(order.status is OrderStatus.UNKNOWN for order in self._desk.open_orders()):
-            await self._orders(link, Differences())
+    def _moving(self, order: Order) -> bool:
+        """Tell whether it is on its way at this moment: its own answer says what became of it."""
+        return order.order_id in self._desk.in_flight or order.order_id in self._desk.changing
 
-    def _settle(self, order: Order, truth: BrokerOrder | None, found: Differences) -> None:
+    async def _recall(self, executions: Sequence[Fill]) -> None:
+        """Take back from the journal the ended orders that have filled after all."""
+        for fill in executions:
+            order_id = fill.order_id
+            if not order_id or order_id in self._strangers or self._desk.knows_execution(fill.exec_id):
+                continue
+            if await self._desk.recall(order_id) is None:
+                self._strangers.add(order_id)
+
+    def _count(self, executions: Sequence[Fill], found: Differences) -> None:
+        for fill in executions:
+            if fill.order_id not in self._desk.orders or self._desk.knows_execution(fill.exec_id):
+                continue
+            report = BrokerReport("filled", fill.order_id, fill.ts, fill.broker_order_id, fill)
+            self._desk.on_report(report, recovered=True)
+            if self._desk.knows_execution(fill.exec_id):
+                found.fills.append(fill.exec_id)
+
+    def _settle(
+        self, order: Order, truth: BrokerOrder | None, found: Differences, *, immediate: bool, first: bool
+    ) -> None:
         before = order.status
         if truth is None:
-            if order.status in (OrderStatus.SUBMITTED, OrderStatus.UNKNOWN):
+            self._absent(order, immediate=immediate, first=first)
+        else:
+            if order.broker_order_id is None:
+                order.broker_order_id = truth.broker_order_id
+                order.touch()
+            if truth.state == "working":
+                self._works(order, truth, found, immediate=immediate, first=first)
+            elif truth.state in _ENDS:
+                reason = truth.reason or "read back from the broker"
+                self._desk.local(order, _ENDS[truth.state], reason, recovered=True)
+            elif order.working and self._sure(order, "filled, and no execution says so", immediate=immediate):
+                self._filled(order, truth, found)
+        if order.status is not before:
+            found.orders.setdefault(order.order_id, order.status)
+
+    def _sure(self, order: Order, what: str, *, immediate: bool) -> bool:
+        """Tell whether enough looks in a row have shown the same; a broker without delay is believed at once."""
+        if immediate:
+            return True
+        doubt = self._doubts.get(order.order_id)
+        if doubt is None or doubt.what != what:
+            doubt = self._doubts[order.order_id] = Doubt(what, 0, monotonic())
+        doubt.looks += 1
+        return doubt.looks >= LOOKS and monotonic() - doubt.since >= SURE_AFTER
+
+    def _absent(self, order: Order, *, immediate: bool, first: bool) -> None:
+        never = order.status in (OrderStatus.SUBMITTED, OrderStatus.UNKNOWN)
+        if self._sure(order, "absent", immediate=immediate):
+            if never:
                 self._desk.local(
                     order, "absent", "the broker has no trace of it: it never arrived", recovered=True
                 )
             else:
                 self._desk.local(order, "cancelled", "the broker no longer has it", recovered=True)
-        else:
-            if order.broker_order_id is None:
-                order.broker_order_id = truth.broker_order_id
-            if truth.state == "working":
-                if order.status in (OrderStatus.SUBMITTED, OrderStatus.UNKNOWN):
-                    self._desk.local(order, "accepted", "read back from the broker", recovered=True)
-            elif truth.state in _ENDS:
-                reason = truth.reason or "read back from the broker"
-                self._desk.local(order, _ENDS[truth.state], reason, recovered=True)
-            # "filled" needs nothing here: its executions have said so
-        if order.status is not before:
-            found.orders[order.order_id] = order.status
+        elif first and order.status is OrderStatus.SUBMITTED:
+            self._desk.local(order, "lost", "the broker shows no trace of it so far", recovered=True)
+
+    def _works(
+        self, order: Order, truth: BrokerOrder, found: Differences, *, immediate: bool, first: bool
+    ) -> None:
+        if order.status in (OrderStatus.SUBMITTED, OrderStatus.UNKNOWN):
+            self._desk.local(order, "accepted", "read back from the broker", recovered=True)
+        if order.replacement is not None:
+            if not _differences(order.replacement, truth):
+                self._desk.local(order, "replaced", "read back from the broker", recovered=True)
+                found.orders[order.order_id] = "replaced"
+            elif not self._sure(order, "not changed", immediate=immediate):
+                return
+            else:
+                order.replacement = None
+                order.touch()
+                found.orders[order.order_id] = "the change never arrived"
+        differs = _differences(order.request, truth)
+        if differs:
+            if not first and not self._sure(order, "it differs", immediate=immediate):
+                return
+            told = ", ".join(f"{name} {getattr(order.request, name)} is {new}" for name, new in differs.items())
+            order.replacement = order.request.model_copy(update=differs)
+            self._desk.local(order, "replaced", f"read back from the broker: {told}", recovered=True)
+            found.orders[order.order_id] = f"corrected: {told}"
+        self._doubts.pop(order.order_id, None)
+
+    def _filled(self, order: Order, truth: BrokerOrder, found: Differences) -> None:
+        """Count what the broker says has filled, though it can't give the executions any more."""
+        desk = self._desk
+        missing = (truth.filled_quantity or truth.quantity) - order.filled
+        mark = desk.portfolio.mark_of(order.request.symbol)
+        price = next(
+            (
+                p
+                for p in (
+                    order.request.limit_price,
+                    order.request.stop_price,
+                    None if mark is None else mark.price,
+                )
+                if usable(p)
+            ),
+            None,
+        )
+        if missing > ZERO:
+            if price is None:
+                log.error("order %s has filled without executions, and there is no price for it", order.order_id)
+                return
+            fill = Fill(
+                exec_id=stand_in(order),
+                order_id=order.order_id,
+                symbol=order.request.symbol,
+                side=order.request.side,
+                quantity=missing,
+                price=price,
+                commission=ZERO,
+                ts=self._clock.now(),
+                broker_order_id=order.broker_order_id,
+            )
+            log.warning(
+                "order %s has filled at the broker, which gives no executions: %s are counted at %s",
+                order.order_id,
+                missing,
+                price,
+            )
+            desk.local_fill(order, fill)
+            found.fills.append(fill.exec_id)
+        if order.working:  # it was smaller than we believed
+            desk.local(order, "cancelled", "the broker has filled all that it had", recovered=True)
 
     def _foreign(self, working: Iterable[BrokerOrder], found: Differences) -> None:
         self._desk.foreign.clear()
@@ -145,25 +311,80 @@ class Reconciler:
                 foreign=True,
             )
 
-    def _positions(self, positions: Sequence[BrokerPosition], found: Differences) -> None:
+    async def _positions(self, link: BrokerLink, found: Differences) -> None:
         portfolio = self._desk.portfolio
-        theirs = {position.symbol: position for position in positions}
+        theirs = await self._held(link)
+        if any(ours != actual for ours, actual in self._compared(theirs).values()):
+            await asyncio.sleep(SECOND_LOOK)
+            theirs = await self._held(link)
+            executions = await link.broker.executions(self._clock.now() - LOOK_BACK)
+            await self._recall(executions)
+            self._count(executions, found)
         foreign: list[BrokerPosition] = []
-        for symbol in {*theirs, *(p.symbol for p in portfolio.positions() if not p.foreign)}:
-            ours = portfolio.quantity(symbol)
-            actual = theirs[symbol].quantity if symbol in theirs else ZERO
+        for symbol, (ours, actual) in self._compared(theirs).items():
             if ours == actual:
                 continue
             if ours == ZERO:
                 foreign.append(theirs[symbol])
                 found.foreign_positions.append(symbol)
             else:
-                found.unexplained[symbol] = (
-                    f"the journal's fills make {ours} of {symbol}, the broker has {actual}: "
-                    "settle it at the broker or adopt the position"
-                )
+                found.unexplained[symbol] = _sentence(symbol, ours, actual)
         portfolio.set_foreign(foreign)
-        self.unexplained = dict(found.unexplained)
-        self._desk.gate.hold(self.unexplained)
+        self._hold(found.unexplained)
         for sentence in found.unexplained.values():
             log.error("%s", sentence)
+
+    async def _look_again(self, link: BrokerLink) -> None:
+        """Let go of the symbols whose position can be explained by now."""
+        this = self._round
+        theirs = await self._held(link)
+        executions = await link.broker.executions(self._clock.now() - LOOK_BACK)
+        await self._recall(executions)
+        if this != self._round or link.state != "connected":
+            return
+        self._count(executions, Differences())
+        still: dict[str, str] = {}
+        for symbol in self.unexplained:
+            ours = self._desk.portfolio.quantity(symbol)
+            actual = theirs[symbol].quantity if symbol in theirs else ZERO
+            if ours != actual:
+                still[symbol] = _sentence(symbol, ours, actual)
+            else:
+                log.warning("the position of %s is explained now: %s", symbol, ours)
+        self._hold(still)
+
+    async def _held(self, link: BrokerLink) -> dict[str, BrokerPosition]:
+        return {position.symbol: position for position in await link.broker.positions()}
+
+    def _compared(self, theirs: Mapping[str, BrokerPosition]) -> dict[str, tuple[Decimal, Decimal]]:
+        """Give our and the broker's quantity of every symbol that either has."""
+        portfolio = self._desk.portfolio
+        symbols = {*theirs, *(p.symbol for p in portfolio.positions() if not p.foreign)}
+        return {
+            symbol: (portfolio.quantity(symbol), theirs[symbol].quantity if symbol in theirs else ZERO)
+            for symbol in symbols
+        }
+
+    def _hold(self, unexplained: Mapping[str, str]) -> None:
+        self.unexplained = dict(unexplained)
+        self._desk.gate.hold(self.unexplained)
+
+
+def _sentence(symbol: str, ours: Decimal, actual: Decimal) -> str:
+    return (
+        f"the journal's fills make {ours} of {symbol}, the broker has {actual}: "
+        "settle it at the broker or adopt the position"
+    )
+
+
+def _state(order: Order) -> tuple[object, ...]:
+    """Give what a report or a change would move."""
+    return order.status, order.filled, order.request, order.replacement
+
+
+def _differences(request: OrderRequest, truth: BrokerOrder) -> dict[str, Decimal]:
+    """Name what a working order is at the broker and is not in a request; prices that it does not have are not."""
+    priced = {"limit": ("limit_price",), "stop": ("stop_price",), "stop_limit": ("limit_price", "stop_price")}
+    names = ("quantity", *priced.get(request.order_type, ()))
+    theirs = {name: getattr(truth, name) for name in names}
+    return {name: new for name, new in theirs.items() if new is not None and new != getattr(request, name)}

@@ -17,6 +17,7 @@ from sigma9_core.money.gate import RiskGate
 from sigma9_core.money.journal import Journal
 from sigma9_core.money.orders import Order
 from sigma9_core.money.portfolio import Portfolio
+from sigma9_core.money.recall import recalled
 from sigma9_core.money.records import FillRecord
 
 ADOPTED: Final = "adopted"
@@ -66,7 +67,7 @@ def read(journal: Journal, now: datetime, calendar: Calendar) -> Known:
         transfers=sum((Decimal(note.body["amount"]) for note in journal.notes("transfer", MANY)), ZERO),
         fills=tuple(journal.fills()),
         busted=frozenset(str(note.body["exec_id"]) for note in journal.notes("bust", MANY)),
-        orders=[order for order_id in dict.fromkeys(ids) if (order := _order(journal, order_id)) is not None],
+        orders=[order for order_id in dict.fromkeys(ids) if (order := recalled(journal, order_id)) is not None],
         entries=entries,
         days={} if days is None else days.body,
         guards=guards,
@@ -91,21 +92,3 @@ def restore(known: Known, portfolio: Portfolio, desk: OrderDesk, gate: RiskGate,
         portfolio.restore_days(known.days.get("portfolio", {}))
         gate.remember(known.days.get("rules", {}))
     exits.resume(known.guards)
-
-
-def _order(journal: Journal, order_id: str) -> Order | None:
-    intent, event = journal.intent(order_id), journal.order(order_id)
-    if intent is None or event is None:
-        return None
-    return Order(
-        order_id,
-        intent.request,
-        intent.verdicts,
-        intent.ts,
-        status=event.event,
-        broker_order_id=event.broker_order_id,
-        filled=event.filled_quantity,
-        average_price=event.average_price,
-        commission=event.commission,
-        reason=event.reason,
-    )

@@ -75,6 +75,8 @@ class SmallExchange:
     submitted: list[str] = field(default_factory=list)
     cancels: list[str] = field(default_factory=list)
     listener: BrokerListener | None = None
+    immediate: bool = True
+    """What a read-back does not show is not there; a real broker may show an order late."""
 
     async def connect(self, listener: BrokerListener) -> None:
         """Connect."""

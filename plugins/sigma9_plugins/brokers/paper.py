@@ -60,6 +60,8 @@ class PaperConfig(MatchingRules):
 class PaperBroker:
     """Executes orders against simulated, replayed or live market data; lives on the money lane."""
 
+    immediate = True  # the book is here: what a read-back does not show is not there
+
     def __init__(self, config: PaperConfig, context: PluginContext) -> None:
         self.health = BrokerHealth()
         self._config = config

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from pytest_mock import MockerFixture
 
 from sigma9_core.errors import CommandError, JournalError
-from sigma9_core.models import OrderRequest, OrderStatus
+from sigma9_core.models import Fill, OrderRequest, OrderStatus
 from sigma9_core.money import desk as desk_module
 from sigma9_core.testing.money_room import AllowAll, MoneyRoom
 
@@ -230,3 +231,92 @@ async def test_a_report_on_a_strange_order_changes_nothing(room: MoneyRoom) -> N
 
     assert room.desk.orphan_reports == 1
     assert len(room.events) == before
+
+
+async def test_a_change_without_a_connection_is_not_sent(room: MoneyRoom) -> None:
+    """A change while the broker is not connected says that nothing was sent, and leaves nothing behind."""
+    order = await room.buy(order_type="limit", limit_price=Decimal(9))
+    await room.path.link.disconnect()
+    with pytest.raises(CommandError, match="was not sent") as refused:
+        await room.desk.modify(order.order_id, {"limit_price": Decimal(8)})
+
+    assert refused.value.code == "broker_unavailable"
+    assert order.replacement is None
+
+
+@pytest.mark.parametrize(("end", "code"), [("kill", "killed"), ("cancel", "conflict")])
+async def test_a_change_is_not_sent_once_the_gate_has_closed(room: MoneyRoom, end: str, code: str) -> None:
+    """A kill, or the order's end, that comes while the change is being written stops it."""
+    order = await room.buy(order_type="limit", limit_price=Decimal(9))
+    commit = room.journal.commit
+
+    async def slow(*records: object, **more: object) -> object:
+        done = await commit(*records, **more)  # type: ignore[arg-type]
+        if end == "kill":
+            room.path.gate.close(None)
+        else:
+            room.exchange.end(order.order_id, "cancelled", "day over")
+        return done
+
+    room.journal.commit = slow  # type: ignore[assignment,method-assign]
+    with pytest.raises(CommandError) as refused:
+        await room.desk.modify(order.order_id, {"limit_price": Decimal(8)})
+    room.path.gate.reopen(None)
+
+    assert refused.value.code == code
+    assert order.replacement is None
+    assert room.exchange.orders[order.order_id].request.limit_price == 9
+
+
+async def test_a_stopped_submit_leaves_no_phantom(room: MoneyRoom) -> None:
+    """Whoever asks is stopped: what has not left is cancelled, and what was being sent is unknown."""
+    pause, commit = asyncio.Event(), room.journal.commit
+
+    async def slow(*records: object, **more: object) -> object:
+        await pause.wait()
+        return await commit(*records, **more)  # type: ignore[arg-type]
+
+    room.journal.commit = slow  # type: ignore[assignment,method-assign]
+    unsent = asyncio.create_task(room.buy())
+    await room.until(room.desk.open_orders)
+    unsent.cancel()
+    await asyncio.gather(unsent, return_exceptions=True)
+    assert room.desk.open_orders() == []
+
+    pause.set()
+    room.exchange.faults.add("hang")
+    leaving = asyncio.create_task(room.buy())
+    await room.until(lambda: room.exchange.submitted)
+    leaving.cancel()
+    await asyncio.gather(leaving, return_exceptions=True)
+
+    assert [order.status for order in room.desk.open_orders()] == [OrderStatus.UNKNOWN]
+    assert room.desk.in_flight == set()
+
+
+async def test_an_order_that_ended_before_it_was_sent_is_not_sent(room: MoneyRoom) -> None:
+    """What is no longer submitted when its intent is durable never leaves."""
+    commit = room.journal.commit
+
+    async def slow(*records: object, **more: object) -> object:
+        done = await commit(*records, **more)  # type: ignore[arg-type]
+        room.desk.local(room.desk.open_orders()[0], "cancelled", "it ended meanwhile")
+        return done
+
+    room.journal.commit = slow  # type: ignore[assignment,method-assign]
+    await room.buy()
+
+    assert room.exchange.submitted == []
+
+
+async def test_a_fill_that_makes_no_sense_is_not_counted(room: MoneyRoom) -> None:
+    """A fill with a price below zero does not escape into the broker, changes nothing, and may be told again."""
+    order = await room.buy()
+    fill = Fill("e1", order.order_id, "AAPL", "buy", Decimal(100), Decimal(-1), Decimal(0), room.clock.now())
+    room.exchange.report("filled", order.order_id, fill=fill)
+    assert order.filled == 0
+    assert room.desk.failed_reports == 1
+    assert order.status is OrderStatus.ACCEPTED
+
+    room.exchange.report("filled", order.order_id, fill=replace(fill, price=Decimal(10)))
+    assert room.path.portfolio.quantity("AAPL") == 100

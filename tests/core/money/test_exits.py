@@ -164,3 +164,98 @@ async def test_a_stop_filled_while_we_were_away_is_counted(tmp_path: Path) -> No
         assert after.exits.guards == {}
         event = after.events[0].data
         assert (event.event, event.recovered) == (OrderStatus.FILLED, True)  # type: ignore[union-attr]
+
+
+async def test_a_trail_waits_for_the_whole_entry(room: MoneyRoom) -> None:
+    """While the entry is still filling no trail is sent: it would cover a part, and its fill end the stop."""
+    entry = await room.enter(plan=PLAN.model_copy(update={"trail_activation_percent": Decimal(0)}))
+    await room.fill(entry, "10", 40)
+    await room.tick("AAPL", 10.5)
+    assert room.working(order_type="trailing_stop") == []
+
+    await room.fill(entry, "10")
+    await room.tick("AAPL", 10.5)
+    assert room.working(order_type="trailing_stop")[0].request.quantity == 100
+
+
+async def test_what_an_exit_leaves_gets_a_stop(room: MoneyRoom) -> None:
+    """When an exit that was too small takes the stop along, the rest of the position gets a stop of its own."""
+    entry = await room.enter(plan=PLAN)
+    await room.fill(entry, "10")
+    stop = room.working(protective=True)[0]
+    await room.fill(stop, "9.80", 60)
+    room.exchange.end(stop.order_id, "cancelled", "the exchange gave up")
+    await room.desk.settle()
+
+    assert [order.request.quantity for order in room.working(protective=True)] == [Decimal(40)]
+
+
+async def test_the_time_stop_first_takes_back_the_rest_of_the_entry(room: MoneyRoom) -> None:
+    """An entry that still works is cancelled before its position is left."""
+    entry = await room.enter(plan=PLAN)
+    await room.fill(entry, "10", 40)
+    await room.tick("AAPL", 10.01, seconds=181)
+    assert entry.status is OrderStatus.CANCELLED
+
+    await room.tick("AAPL", 10.01)
+    assert room.working(order_type="market")[0].request.quantity == 40
+
+
+async def test_a_late_fill_of_the_entry_is_guarded(room: MoneyRoom) -> None:
+    """A fill that arrives when the entry and its guard had ended gets a stop at once."""
+    entry = await room.enter()
+    await room.desk.cancel(entry.order_id)
+    await room.desk.settle()
+    assert room.exits.guards == {}
+
+    room.exchange.orders[entry.order_id].state = "working"
+    await room.fill(entry, "10", 50)
+
+    assert [order.request.quantity for order in room.working(protective=True)] == [Decimal(50)]
+
+
+async def test_an_entry_that_fills_at_once_is_guarded_whole(room: MoneyRoom) -> None:
+    """A fill that comes before the submit has returned starts the clock of the time stop all the same."""
+    submit = room.exchange.submit
+
+    async def quick(orders: list[object]) -> None:
+        await submit(orders)  # type: ignore[arg-type]
+        room.exchange.submit = submit  # type: ignore[method-assign]
+        room.exchange.fill(orders[0].order_id, Decimal(10))  # type: ignore[attr-defined]
+
+    room.exchange.submit = quick  # type: ignore[assignment,method-assign]
+    await room.enter(plan=PLAN)
+    await room.tick("AAPL", 10.01, seconds=181)
+
+    assert len(room.working(order_type="market")) == 1
+
+
+async def test_a_stop_that_a_person_moved_stays_there(room: MoneyRoom) -> None:
+    """A person's change of a stop is kept, and after a restart as well."""
+    entry = await room.enter()
+    await room.fill(entry, "10")
+    stop = room.working(protective=True)[0]
+    await room.desk.modify(stop.order_id, {"stop_price": Decimal("9.95")})
+    await room.tick("AAPL", 10.05)
+
+    assert room.working(protective=True)[0].request.stop_price == Decimal("9.95")
+
+
+async def test_a_left_over_exit_is_asked_again(room: MoneyRoom) -> None:
+    """An exit that can't be cancelled when the position is flat is asked for again until it has ended."""
+    entry = await room.enter()
+    await room.fill(entry, "10")
+    stop = room.working(protective=True)[0]
+    room.exchange.faults.add("no_cancel")
+    leave = (
+        await room.desk.submit([stop.request.model_copy(update={"order_type": "market", "stop_price": None})])
+    )[0]
+    room.exchange.orders[stop.order_id].request = stop.request.model_copy(update={"oca_group": None})
+    await room.fill(leave, "10")
+    assert stop.working
+
+    room.exchange.faults.clear()
+    stop.cancel_asked = False
+    await room.tick("AAPL", 10, seconds=6)
+    assert stop.status is OrderStatus.CANCELLED
+    assert room.exits.guards == {}

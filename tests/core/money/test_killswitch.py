@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import AsyncIterator
+from concurrent.futures import Future
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -14,7 +17,7 @@ from pytest_mock import MockerFixture
 from sigma9_core.commands import Scope
 from sigma9_core.config import KillSwitchSettings, Settings
 from sigma9_core.contracts import BrokerPosition
-from sigma9_core.errors import CommandError
+from sigma9_core.errors import CommandError, JournalError
 from sigma9_core.models import OrderStatus
 from sigma9_core.testing.money_room import MoneyRoom
 
@@ -271,3 +274,116 @@ async def test_a_reset_wants_a_kill(room: MoneyRoom) -> None:
     with pytest.raises(CommandError) as refused:
         await room.kill.reset("why not", None, "api")
     assert refused.value.code == "conflict"
+
+
+async def test_a_kill_needs_no_journal(room: MoneyRoom, mocker: MockerFixture) -> None:
+    """With a journal that fails the positions are closed all the same."""
+    held = await room.enter()
+    await room.fill(held, "10")
+
+    def full(*_records: Any, **_more: Any) -> Future[Any]:
+        failed: Future[Any] = Future()
+        failed.set_exception(JournalError("disk full"))
+        return failed
+
+    mocker.patch.object(room.journal, "write", full)
+    await kill(room)
+    await room.until(lambda: room.working(intent="kill") and not room.desk.in_flight)
+
+    assert room.exchange.submitted[-1] == room.working(intent="kill")[0].order_id
+
+
+async def test_a_stop_stays_while_its_close_can_t_go(room: MoneyRoom) -> None:
+    """Where another order of the symbol won't cancel, or a rule refuses the close, the protective stop stays."""
+    held = await room.enter(quantity=100)
+    await room.fill(held, "10", 50)
+    cancel = room.exchange.cancel
+
+    async def stubborn(order_id: str) -> None:
+        if order_id != held.order_id:
+            await cancel(order_id)
+
+    room.exchange.cancel = stubborn  # type: ignore[method-assign]
+    await kill(room)
+    await room.until(lambda: room.kill.body()["phase"] == "flattening")
+
+    assert len(room.working(protective=True)) == 1
+    assert room.working(intent="kill") == []
+
+
+async def test_a_close_that_is_refused_is_not_sent_in_a_flood(room: MoneyRoom) -> None:
+    """A broker that rejects every close gets one now and then, each after a longer wait."""
+    held = await room.enter()
+    await room.fill(held, "10")
+    submit = room.exchange.submit
+
+    async def rejecting(orders: list[Any]) -> None:
+        await submit(orders)
+        for order in orders:
+            room.exchange.end(order.order_id, "rejected", "no")
+
+    room.exchange.submit = rejecting  # type: ignore[assignment,method-assign]
+    before = len(room.exchange.submitted)
+    await kill(room)
+    await room.until(lambda: len(room.exchange.submitted) > before + 1)
+
+    assert len(room.exchange.submitted) <= before + 3
+
+
+async def test_a_real_kill_during_a_drill_stays_on(room: MoneyRoom) -> None:
+    """A drill gives way to a kill: the drill's end does not reset it."""
+    held = await room.enter()
+    await room.fill(held, "10")
+    drill = asyncio.create_task(room.kill.drill("api"))
+    await room.closing()
+    await kill(room)
+    await fill_closes(room)
+
+    with pytest.raises(CommandError, match="a real kill came during the drill"):
+        await drill
+    assert room.kill.latched
+
+
+async def test_a_kill_during_a_reset_stays_on(room: MoneyRoom, mocker: MockerFixture) -> None:
+    """A kill that comes while the latch is being unlatched wins: the gate stays closed."""
+    await kill(room)
+    await room.until(lambda: room.kill.body()["phase"] == "done")
+    write = room.latch.write
+    slow = threading.Event()
+
+    def waiting(state: Any) -> None:
+        slow.wait(0.2)
+        write(state)
+
+    mocker.patch.object(room.latch, "write", waiting)
+    reset = asyncio.create_task(room.kill.reset("seen", None, "api"))
+    await asyncio.sleep(0.02)
+    await kill(room)
+
+    with pytest.raises(CommandError, match="another kill came"):
+        await reset
+    assert room.kill.latched
+    assert (await room.buy("MSFT")).rule == "kill_switch"
+    await room.until(lambda: room.latch.read().latched)
+
+
+async def test_a_halt_beside_a_scoped_flatten_lets_other_exits_pass(room: MoneyRoom) -> None:
+    """Under a halt of everything a stop can be replaced, also while one symbol is being flattened."""
+    for symbol in ("AAPL", "MSFT"):
+        await room.fill(await room.enter(symbol), "10")
+    await kill(room, scope=Scope(symbol="AAPL"))
+    await kill(room, flatten=False)
+    stop = room.working(protective=True, symbol="MSFT")[0]
+    room.exchange.end(stop.order_id, "cancelled", "by hand")
+    await room.desk.settle()
+
+    assert len(room.working(protective=True, symbol="MSFT")) == 1
+
+
+async def test_the_answer_names_what_is_pending(room: MoneyRoom) -> None:
+    """A kill that is not done says which orders and positions are left."""
+    held = await room.enter()
+    await room.fill(held, "10")
+    answer = await kill(room)
+
+    assert "AAPL" in answer["pending"]

@@ -1,0 +1,257 @@
+"""Tests of `sigma9_core.money.reconcile`: what a read-back proves, what it does not, and what is counted late."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncIterator, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sigma9_core.contracts import BrokerPosition
+from sigma9_core.errors import BrokerError, BrokerRefused
+from sigma9_core.models import OrderStatus
+from sigma9_core.money import reconcile
+from sigma9_core.testing.money_room import MoneyRoom
+
+
+@pytest.fixture(name="room")
+async def _room(tmp_path: Path) -> AsyncIterator[MoneyRoom]:
+    async with MoneyRoom(tmp_path) as room:
+        yield room
+
+
+async def look(room: MoneyRoom) -> None:
+    """Read back what is in doubt, as the path does every few seconds."""
+    await room.path.reconciler.resolve_unknown(room.path.link)
+
+
+async def test_an_order_sent_during_a_read_back_is_not_settled_by_it(room: MoneyRoom) -> None:
+    """What was sent after the first read is alive, though the read-back does not have it."""
+    pause, read = asyncio.Event(), room.exchange.completed_orders
+
+    async def slow(since: Any) -> Any:
+        found = await read(since)
+        await pause.wait()
+        return found
+
+    room.exchange.completed_orders = slow  # type: ignore[method-assign]
+    running = asyncio.create_task(room.path.reconciler.run(room.path.link))
+    await asyncio.sleep(0)
+    order = await room.buy()
+    pause.set()
+    await running
+
+    assert order.status is OrderStatus.ACCEPTED
+
+
+async def test_an_order_that_waits_for_the_journal_is_not_settled(room: MoneyRoom) -> None:
+    """An order between its decision and its sending is on its way: a read-back leaves it alone."""
+    pause, commit = asyncio.Event(), room.journal.commit
+
+    async def slow(*records: Any, **more: Any) -> Any:
+        await pause.wait()
+        return await commit(*records, **more)
+
+    room.journal.commit = slow  # type: ignore[method-assign]
+    sending = asyncio.create_task(room.buy())
+    await room.until(room.desk.open_orders)
+    await room.path.reconciler.run(room.path.link)
+    assert room.desk.open_orders()[0].status is OrderStatus.SUBMITTED
+    pause.set()
+
+    assert (await sending).status is OrderStatus.ACCEPTED
+
+
+async def test_one_absent_read_back_is_no_proof(room: MoneyRoom, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker that may be late is believed after three looks in a row that span the time, and not before."""
+    room.exchange.immediate = False
+    room.exchange.faults.add("raise")
+    order = await room.buy()
+    room.exchange.faults.clear()
+    for _ in range(4):
+        await look(room)
+    assert order.status is OrderStatus.UNKNOWN
+
+    monkeypatch.setattr(reconcile, "SURE_AFTER", 0.0)
+    await room.path.reconciler.run(room.path.link)  # a new connection counts anew
+    await look(room)
+    assert order.status is OrderStatus.UNKNOWN
+    await look(room)
+    assert order.status is OrderStatus.REJECTED
+
+
+async def test_an_order_that_shows_late_is_taken(room: MoneyRoom) -> None:
+    """An order that the broker shows at the second look works, and is not counted as lost."""
+    room.exchange.immediate = False
+    room.exchange.faults.add("lost_ack")
+    order = await room.buy()
+    hidden = room.exchange.orders.pop(order.order_id)
+    await look(room)
+    room.exchange.orders[order.order_id] = hidden
+    await look(room)
+
+    assert order.status is OrderStatus.ACCEPTED
+
+
+async def test_a_submitted_order_without_a_trace_becomes_unknown_at_a_start(tmp_path: Path) -> None:
+    """After a crash in the middle of a submit the order is unknown, and settled by the looks."""
+    room = MoneyRoom(tmp_path)
+    await room.__aenter__()
+    room.exchange.immediate = False
+
+    async def silent(_orders: Any) -> None:
+        return
+
+    room.exchange.submit = silent  # type: ignore[method-assign]
+    order = await room.buy()
+    async with await room.crash() as after:
+        assert after.desk.orders[order.order_id].status is OrderStatus.UNKNOWN
+
+
+async def test_a_look_follows_an_order_without_an_answer(room: MoneyRoom) -> None:
+    """An order that was sent and never answered is looked at, though nothing is `unknown`."""
+    submit = room.exchange.submit
+
+    async def unheard(orders: Any) -> None:
+        listener, room.exchange.listener = room.exchange.listener, None
+        await submit(orders)
+        room.exchange.listener = listener
+
+    room.exchange.submit = unheard  # type: ignore[method-assign]
+    order = await room.buy()
+    assert order.status is OrderStatus.SUBMITTED
+    await look(room)
+
+    assert order.status is OrderStatus.ACCEPTED
+
+
+async def test_a_fill_of_an_order_that_ended_before_the_restart_is_ours(tmp_path: Path) -> None:
+    """A fill that the exchange made after the cancel is counted after a restart, live or read back."""
+    room = MoneyRoom(tmp_path)
+    await room.__aenter__()
+    order = await room.buy(order_type="limit", limit_price=Decimal(10))
+    await room.desk.cancel(order.order_id)
+    after = await room.crash()
+    room.exchange.orders[order.order_id].state = "working"
+    room.exchange.fill(order.order_id, Decimal(10), Decimal(60))
+    async with after:
+        position = after.path.portfolio.position("AAPL")
+        assert position.quantity == 60
+        assert not position.foreign
+    again = after.again()
+    async with again:
+        assert order.order_id not in again.desk.orders
+        await again.fill(order, "10", 40)
+        assert again.path.portfolio.quantity("AAPL") == 100
+        assert [f.recovered for f in again.journal.fills()] == [True, True]
+
+
+async def test_a_refused_change_is_not_believed_after_a_restart(tmp_path: Path) -> None:
+    """A restart takes an order as the broker has confirmed it, not as its newest intent wanted it."""
+    room = MoneyRoom(tmp_path)
+    await room.__aenter__()
+    order = await room.buy(order_type="limit", limit_price=Decimal(10))
+
+    async def refuse(_order: Any) -> None:
+        raise BrokerRefused("too late")
+
+    room.exchange.replace = refuse  # type: ignore[assignment,method-assign]
+    with pytest.raises(Exception, match="too late"):
+        await room.desk.modify(order.order_id, {"quantity": Decimal(50)})
+    await room.desk.settle()
+    room.exchange.orders.pop(order.order_id)  # no read-back can help
+    room.exchange.immediate = False
+    async with await room.crash() as after:
+        assert after.desk.orders[order.order_id].request.quantity == 100
+
+
+async def test_terms_that_differ_are_corrected(room: MoneyRoom) -> None:
+    """What the broker works with is what counts: our terms are corrected, and the difference is reported."""
+    order = await room.buy(order_type="limit", limit_price=Decimal(10))
+    resting = room.exchange.orders[order.order_id]
+    resting.request = resting.request.model_copy(update={"quantity": Decimal(70), "limit_price": Decimal(9)})
+    found = await room.path.reconciler.run(room.path.link)
+
+    assert order.request.quantity == 70
+    assert order.request.limit_price == 9
+    assert "quantity 100 is 70" in found.orders[order.order_id]
+
+
+@pytest.mark.parametrize(("arrived", "price"), [(True, 8), (False, 9)])
+async def test_a_change_of_unknown_outcome_is_settled(room: MoneyRoom, arrived: bool, price: int) -> None:
+    """A change without an answer is taken where the broker has it, and forgotten where it has not."""
+    order = await room.buy(order_type="limit", limit_price=Decimal(9))
+
+    async def silent(changed: Any) -> None:
+        if arrived:
+            room.exchange.orders[changed.order_id].request = changed.request
+        raise BrokerError("no answer")
+
+    room.exchange.replace = silent  # type: ignore[assignment,method-assign]
+    with pytest.raises(Exception, match="not known"):
+        await room.desk.modify(order.order_id, {"limit_price": Decimal(8)})
+    assert order.replacement is not None
+    await look(room)
+
+    assert order.replacement is None
+    assert order.request.limit_price == price
+
+
+async def test_a_fill_without_executions_is_counted_once(tmp_path: Path) -> None:
+    """Where the broker says filled and has no execution, the rest is counted at the order's price; a late real
+    execution adds nothing."""
+    room = MoneyRoom(tmp_path)
+    await room.__aenter__()
+    order = await room.buy(order_type="limit", limit_price=Decimal(10))
+    after = await room.crash()
+    real = room.exchange.fill(order.order_id, Decimal("9.9"))
+    room.exchange.fills.clear()
+    async with after:
+        assert after.desk.orders[order.order_id].status is OrderStatus.FILLED
+        assert after.path.portfolio.quantity("AAPL") == 100
+        after.exchange.report("filled", order.order_id, fill=dataclasses.replace(real, exec_id="late"))
+        assert after.path.portfolio.quantity("AAPL") == 100
+        await after.desk.settle()
+        assert [f.fill.exec_id for f in after.journal.fills()] == ["readback-1"]
+
+
+async def test_a_fill_that_is_a_moment_behind_its_position_is_waited_for(room: MoneyRoom) -> None:
+    """A position that moves before its fill is told is read once more, and the symbol stays open."""
+    order = await room.buy()
+    await room.fill(order, "10", 50)
+    read = room.exchange.positions
+    reads = 0
+
+    async def ahead() -> Sequence[BrokerPosition]:
+        nonlocal reads
+        reads += 1
+        if reads == 1:
+            listener, room.exchange.listener = room.exchange.listener, None
+            room.exchange.fill(order.order_id, Decimal(10))
+            room.exchange.listener = listener
+        return await read()
+
+    room.exchange.positions = ahead  # type: ignore[method-assign]
+    found = await room.path.reconciler.run(room.path.link)
+
+    assert found.unexplained == {}
+    assert room.path.portfolio.quantity("AAPL") == 100
+
+
+async def test_a_symbol_is_released_once_it_is_explained(room: MoneyRoom) -> None:
+    """A symbol that was held for its position is free again when the difference has gone away."""
+    order = await room.buy()
+    await room.fill(order, "10")
+    room.exchange.holdings["AAPL"] = Decimal(90)
+    await room.path.reconciler.run(room.path.link)
+    assert room.path.gate.closed_for(order.request) is not None
+    await look(room)
+    assert room.path.gate.closed_for(order.request) is not None
+    room.exchange.holdings["AAPL"] = Decimal(100)
+    await look(room)
+
+    assert room.path.gate.closed_for(order.request) is None
