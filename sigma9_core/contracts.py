@@ -336,7 +336,11 @@ class BrokerListener(Protocol):
 
 
 class Broker(Protocol):
-    """Executes orders; lives on the money lane. Silence and errors mean `unknown`, never `rejected`."""
+    """Executes orders; lives on the money lane. Silence and errors mean `unknown`, never `rejected`.
+
+    `health` says all three up before anything is believed of it. A broker whose read-backs show an order the
+    moment it was sent may set `immediate = True`; of any other, an order that one lacks is looked for again.
+    """
 
     health: BrokerHealth
 

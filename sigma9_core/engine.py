@@ -430,7 +430,7 @@ class Engine:
             self._set_state("stopped", "kill switch reset")
         elif scope is not None and scope.strategy is not None:
             self.runner.stopped.discard(scope.strategy)
-        self.status.changed("kill_switch", "reset")
+        self._part_changed("kill_switch", "reset")
 
     async def drill(self, source: str) -> Mapping[str, Any]:
         """Try the whole kill; start again what ran before."""
@@ -654,6 +654,7 @@ class Engine:
         }
 
     def _part_changed(self, part: StatusPart, reason: str | None) -> None:
+        self.status.refresh()  # the body is true at once, its event may wait a moment for others
         self.status.changed(part, reason)
 
     def _set_state(self, state: State, reason: str) -> None:

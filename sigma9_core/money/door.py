@@ -11,7 +11,7 @@ import json
 import logging
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +23,10 @@ from sigma9_core.payload import read_command
 log = logging.getLogger("sigma9.kill")
 
 LONGEST_LINE: Final = 64 * 1024
+READ_WITHIN: Final = 5.0
+"""Seconds that a visitor has to say what it wants."""
+ANSWERED_WITHIN: Final = 3.0
+"""Seconds that `close` leaves to kills that are being answered: a kill answers within 2."""
 LONGEST_PATH: Final = 100
 """Unix sockets take about 104 bytes of path; a longer one is left out, and said."""
 
@@ -50,31 +54,45 @@ class KillDoor:
             log.warning("%s is too long for a Unix socket; `sigma9 kill` goes by REST", self.path)
             return
         self.path.unlink(missing_ok=True)
-        self._server = await asyncio.start_unix_server(self._serve, path=self.path, limit=LONGEST_LINE)
+        self._server = await asyncio.start_unix_server(self._visited, path=self.path, limit=LONGEST_LINE)
         self.path.chmod(0o600)
 
     async def close(self) -> None:
-        """Stop listening and remove the socket."""
+        """Stop listening and remove the socket; who is being answered gets a moment."""
         if self._signals is not None:
             asyncio.get_running_loop().remove_reader(self._signals)
             self._signals = None
         if self._server is not None:
             self._server.close()
-            await self._server.wait_closed()
             self._server = None
             self.path.unlink(missing_ok=True)
-        for task in tuple(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._tasks:
+            _, late = await asyncio.wait(tuple(self._tasks), timeout=ANSWERED_WITHIN)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+
+    def _visited(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._own(self._serve(reader, writer), "kill-by-socket")
+
+    def _own(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            line = await asyncio.wait_for(reader.readline(), 5)
+            line = await asyncio.wait_for(reader.readline(), READ_WITHIN)
+            if not line:  # a visitor that says nothing: an empty payload is never a command
+                log.warning("a visitor at the kill's door left without a word; nothing was done")
+                return
             answer = await self._answer(line.strip(), "socket")
             writer.write(json.dumps(answer).encode() + b"\n")
             await writer.drain()
-        except (TimeoutError, ValueError, ConnectionError) as error:
-            log.warning("a visitor at the kill's door left without a command: %s", error or type(error).__name__)
+        except (TimeoutError, ValueError) as error:
+            log.warning("a visitor at the kill's door said nothing that ends: %s", error or type(error).__name__)
+        except ConnectionError as error:
+            log.warning("a visitor at the kill's door left before the answer: %s", error)
         finally:
             writer.close()
 
@@ -82,7 +100,7 @@ class KillDoor:
         arrived = monotonic()
         try:
             command = read_command(
-                "kill_switch", payload or b"PRESS", self._specs, source=source, right="admin", actor="local"
+                "kill_switch", payload, self._specs, source=source, right="admin", actor="local"
             )
         except CommandError as error:
             return {"command": "kill_switch", "ok": False, "error": {"code": error.code, "message": error.message}}
@@ -99,9 +117,7 @@ class KillDoor:
             return
         for number in numbers:
             if number == signal.SIGUSR1:
-                task = asyncio.get_running_loop().create_task(self._by_signal(), name="kill-by-signal")
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                self._own(self._by_signal(), "kill-by-signal")
             elif number in (signal.SIGINT, signal.SIGTERM):
                 self._end()
 
