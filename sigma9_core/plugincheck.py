@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from sigma9_core.config import Settings
+from sigma9_core.config import DEFAULT_RISK, Settings
 from sigma9_core.contracts import PluginKind
 from sigma9_core.errors import ConfigError, Fault, PluginError
 from sigma9_core.plugins import PluginHost
@@ -22,6 +22,12 @@ def faults_of(host: PluginHost, settings: Settings, locate: Callable[[str], str]
         except PluginError as error:
             faults.append(Fault(locate(path), path, str(error)))
     return faults
+
+
+def missing_rules(settings: Settings) -> list[str]:
+    """Name the built-in risk rules that a `risk` section of one's own has left out."""
+    listed = {entry.plugin for entry in settings.risk}
+    return [entry.plugin for entry in DEFAULT_RISK if entry.plugin not in listed]
 
 
 def _wanted(settings: Settings) -> list[tuple[PluginKind, str, dict[str, Any] | None, str]]:

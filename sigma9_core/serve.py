@@ -22,7 +22,7 @@ from sigma9_core.engine import Engine
 from sigma9_core.errors import ConfigError
 from sigma9_core.log import Logging, redact, watch_loop
 from sigma9_core.money.door import KillDoor
-from sigma9_core.plugincheck import faults_of
+from sigma9_core.plugincheck import faults_of, missing_rules
 from sigma9_core.plugins import PluginHost
 from sigma9_core.tokens import ADMIN_FILE, TokenBook
 
@@ -86,6 +86,9 @@ class Process:
             faults = faults_of(host, self.settings, self._locate or (lambda _path: "configuration"))
             if faults:
                 raise ConfigError(faults)
+            left_out = missing_rules(self.settings)
+            if left_out:
+                log.warning("risk: these built-in rules are not listed and do not run: %s", ", ".join(left_out))
             engine = Engine(
                 self.settings,
                 host=host,

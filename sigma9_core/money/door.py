@@ -36,20 +36,27 @@ Killer = Callable[[Command], Awaitable[Response]]
 class KillDoor:
     """Listens for kills on a socket file of mode 0600, and for signals through the wake-up socket."""
 
-    def __init__(self, path: Path, kill: Killer, specs: Mapping[str, Any], on_end: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        kill: Killer,
+        specs: Mapping[str, Any],
+        on_end: Callable[[], None],
+        signals: socket.socket | None = None,
+    ) -> None:
+        """Store; `signals` is the reading end of `signal.set_wakeup_fd`, `on_end` is called for SIGINT, SIGTERM."""
         self.path = path
         self._kill = kill
         self._specs = specs
         self._end = on_end
         self._server: asyncio.Server | None = None
-        self._signals: socket.socket | None = None
+        self._signals = signals
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def open(self, signals: socket.socket | None) -> None:
-        """Listen; `signals` is the reading end of `signal.set_wakeup_fd`."""
-        if signals is not None:
-            self._signals = signals
-            asyncio.get_running_loop().add_reader(signals, self._heard)
+    async def open(self) -> None:
+        """Listen; OSError where the socket can't be made."""
+        if self._signals is not None:
+            asyncio.get_running_loop().add_reader(self._signals, self._heard)
         if len(str(self.path)) > LONGEST_PATH:
             log.warning("%s is too long for a Unix socket; `sigma9 kill` goes by REST", self.path)
             return
@@ -58,10 +65,7 @@ class KillDoor:
         self.path.chmod(0o600)
 
     async def close(self) -> None:
-        """Stop listening and remove the socket; who is being answered gets a moment."""
-        if self._signals is not None:
-            asyncio.get_running_loop().remove_reader(self._signals)
-            self._signals = None
+        """Let nobody in any more; who is being answered gets a moment. Signals are heard until the lane ends."""
         if self._server is not None:
             self._server.close()
             self._server = None

@@ -39,7 +39,19 @@ def command(
 
 async def serve(settings: Mapping[str, Any]) -> None:
     """Run the broker until the process is ended."""
-    from amqtt.broker import Broker  # noqa: PLC0415 - the server imports this module, and not all of amqtt
+    from amqtt.broker import Broker as Plain  # noqa: PLC0415 - the server imports this module, not all of amqtt
+
+    class Broker(Plain):  # type: ignore[misc]
+        """amqtt 0.12.1 sends a client that connects the retained messages of everybody's subscriptions.
+
+        A client that publishes and leaves at once, such as a kill by `mosquitto_pub`, then closes with those
+        unread, and its message is lost with the connection. Here only a subscriber gets them.
+        """
+
+        async def _publish_retained_messages_for_subscription(self, subscription: Any, session: Any) -> None:
+            subscribers = self._subscriptions.get(subscription[0], [])
+            if any(each.client_id == session.client_id for each, _qos in subscribers):
+                await super()._publish_retained_messages_for_subscription(subscription, session)
 
     roles = {"passwords": settings["passwords"], "access": settings["access"]}
     bind = f"{settings['host']}:{settings['port']}"

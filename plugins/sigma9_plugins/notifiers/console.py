@@ -111,7 +111,8 @@ def kill_line(data: StatusUpdate) -> str:
         if state.get(key):
             count = len(state[key]) if isinstance(state[key], list | tuple) else state[key]
             parts.append(f"{count} {key}")
-    if state.get("latched") is False and state.get("state") == "ON":
+    # While it is `gated` the latch is being written: that takes a tenth of a millisecond.
+    if state.get("latched") is False and state.get("state") == "ON" and state.get("phase") != "gated":
         parts.append("NOT LATCHED")
     text = "; ".join(parts)
     why = state.get("error") or state.get("reason") or data.reason

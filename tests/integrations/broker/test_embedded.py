@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shutil
 import signal
 import socket
 from collections.abc import AsyncIterator
@@ -92,6 +93,36 @@ async def test_nobody_reads_outside_of_his_branch(broker: EmbeddedBroker) -> Non
         await server.publish("sigma9/end", "end")
         await viewer.until_heard("sigma9/end")
         assert {message.topic for message in viewer.heard} == {"sigma9/end"}
+
+
+async def test_who_publishes_and_leaves_at_once_is_heard(broker: EmbeddedBroker) -> None:
+    """A QoS 0 command of `mosquitto_pub` arrives, whatever others have subscribed to and is retained for them."""
+    program = shutil.which("mosquitto_pub")
+    if program is None:
+        if os.environ.get("CI"):
+            pytest.fail("mosquitto-clients are missing, and CI skips nothing")
+        pytest.skip("mosquitto_pub is not installed (Debian: mosquitto-clients)")
+    topic = "sigma9/main/command/pause"
+    async with client_of(broker, "viewer") as reader, client_of(broker, "sigma9") as server:
+        for number in range(30):
+            await server.publish(f"sigma9/main/state/quote/S{number}", "x" * 400, retain=True)
+        await reader.subscribe("sigma9/#")
+        for number in range(5):
+            login = (
+                "-h",
+                broker.host,
+                "-p",
+                str(broker.port),
+                "-u",
+                "operator",
+                "-P",
+                broker.passwords["operator"],
+            )
+            child = await asyncio.create_subprocess_exec(program, *login, "-t", topic, "-m", str(number))
+            assert await child.wait() == 0
+        await server.publish("sigma9/end", "end")
+        await reader.until_heard("sigma9/end")
+    assert reader.payloads(topic) == ["0", "1", "2", "3", "4"]
 
 
 async def test_strangers_are_refused(broker: EmbeddedBroker) -> None:
