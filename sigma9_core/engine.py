@@ -13,6 +13,7 @@ import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any, Final, Literal
 
 from sigma9_core import CONTRACT, __version__
@@ -26,7 +27,7 @@ from sigma9_core.contracts import EventPage, Feed, PluginContext, RiskRule, Serv
 from sigma9_core.datadir import DataDir
 from sigma9_core.deadman import DeadMan
 from sigma9_core.dispatcher import Dispatcher
-from sigma9_core.errors import CommandError, PluginError
+from sigma9_core.errors import CommandError, PluginError, StateError
 from sigma9_core.events import (
     Event,
     EventData,
@@ -34,6 +35,7 @@ from sigma9_core.events import (
     LogLine,
     StatusPart,
     StatusUpdate,
+    TradeEvent,
     WatchlistUpdate,
     encode,
 )
@@ -42,6 +44,7 @@ from sigma9_core.lanes import Lane
 from sigma9_core.log import LogBridge
 from sigma9_core.market import FeedState, Market
 from sigma9_core.models import Bar, OrderRequest, Slice, WatchlistItem
+from sigma9_core.money.door import KillDoor
 from sigma9_core.money.gate import GuardedRule
 from sigma9_core.money.journal import Journal, journal_url
 from sigma9_core.money.killswitch import Key
@@ -49,6 +52,7 @@ from sigma9_core.money.latch import Latch
 from sigma9_core.money.path import MoneyPath, SizingFacts
 from sigma9_core.money.records import CommandRecord, EventRecord
 from sigma9_core.notifying import Notifying
+from sigma9_core.plain import plain
 from sigma9_core.plugins import PluginHost
 from sigma9_core.quotes import Quotes
 from sigma9_core.scans import Scans
@@ -69,6 +73,10 @@ REFRESH: Final = 1.0
 SWITCH_INTERVAL: Final = 0.0005
 """Seconds a thread may keep the interpreter while another waits: the money lane must not wait 5 ms for it."""
 NOT_RUNNING: Final = "the engine is not running"
+SERVICE_WAIT: Final = 5.0
+"""Seconds that the start waits for services that are not our own."""
+SERVICE_END: Final = 10.0
+"""Seconds that a service has to end."""
 
 
 class Engine:
@@ -114,6 +122,13 @@ class Engine:
         self._starter: asyncio.Task[None] | None = None
         self._stopping = False
         self._untold: set[StatusPart] = set()
+        self._turn = asyncio.Lock()
+        """Held by whoever starts or stops the trading; a kill waits for nobody."""
+        self._watching: set[asyncio.Task[None]] = set()
+        """What is telling the triggers a new watchlist."""
+        self._traded: set[str] = set()
+        """Symbols of orders that are newer than the board."""
+        self._rule_errors: dict[str, str | None] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._build()
 
@@ -191,16 +206,21 @@ class Engine:
                 )
                 for index, entry in enumerate(settings.notifiers)
             ],
-            self._host.set_health,
+            partial(self._host.set_health, kind="notifier"),
         )
         self.services: list[tuple[str, Service]] = []
         if self._with_services:
             for name in self._host.factories("service"):
                 if name == "mqtt" and not settings.mqtt.enabled:
                     continue
-                self.services.append(
-                    (name, self._host.build("service", name, {}, self._context(name, self.clock)))
-                )
+                try:
+                    service = self._host.build("service", name, {}, self._context(name, self.clock))
+                except PluginError as error:
+                    if self._host.built_in("service", name):
+                        raise
+                    log.error("%s; the server starts without it", error)
+                else:
+                    self.services.append((name, service))
 
     def _context(self, name: str, clock: Clock) -> PluginContext:
         folder = self._data_dir.path
@@ -260,20 +280,24 @@ class Engine:
 
     # --- life -------------------------------------------------------------------------------------------------
 
-    async def start(self) -> None:
-        """Start everything; return once the services serve. What fails stops what has started, and is raised."""
+    async def start(self, door: KillDoor | None = None) -> None:
+        """Start everything; return once the services serve. What fails stops what has started, and is raised.
+
+        `door` is opened as soon as a kill can be carried out, and closed when it no longer can.
+        """
         self._loop = asyncio.get_running_loop()
         self.bus.bind(self._loop)
         sys.setswitchinterval(SWITCH_INTERVAL)
         try:
-            await self._start()
+            await self._start(door)
         except BaseException:
             await self.stop()
             raise
 
-    async def _start(self) -> None:
+    async def _start(self, door: KillDoor | None) -> None:
         self.journal.open()
         self._undo.append(("journal", self.journal.close))
+        self._undo.append(("status", self.status.stop))
         self.documents.open()
         self._undo.append(("documents", self.documents.close))
         self._undo.append(("latch", self._latch.close))
@@ -295,12 +319,19 @@ class Engine:
         await self.money.call(self.path.start())
         self._undo.append(("money path", lambda: self.money.call(self.path.stop())))
         self.money.post(self.path.gate.pause, NOT_RUNNING)
+        if door is not None:
+            await self.money.call(door.open())
+            self._undo.append(("kill's door", lambda: self.money.call(door.close())))
         if self.path.killswitch.latched:
             self.state = "killed"
+        for scope in self.path.killswitch.body()["scopes"]:  # narrower kills that were latched before a restart
+            if "strategy" in scope:
+                self.runner.stopped.add(scope["strategy"])
         self._show_all()
         self.notifying.start(self.bus)
         self._undo.append(("notifiers", self.notifying.stop))
         await self._start_services()
+        self._undo.append(("status", self.status.stop))  # while somebody is there to hear it
         if fresh:  # the first start reads the calendar in a child process, which must not slow the services down
             self._load_calendar()
         self._refresher = self._loop_task(self._refresh(), "refresh")
@@ -314,29 +345,56 @@ class Engine:
         self._undo.append(("calendar", lambda: _end(loading)))
 
     async def _start_services(self) -> None:
-        """Start the services side by side: none waits for another."""
+        """Start the services side by side: none waits for another.
+
+        Where one of our own fails, the start does; one of somebody else is logged and tried again.
+        """
         for name, service in reversed(self.services):
-            self._undo.append((f"service {name}", service.stop))
-        starts = [self._loop_task(service.start(self), f"start[{name}]") for name, service in self.services]
+            self._undo.append((f"service {name}", partial(_stop_service, name, service)))
+        starts, others = [], []
+        for name, service in self.services:
+            if self._host.built_in("service", name):
+                starts.append(self._loop_task(service.start(self), f"start[{name}]"))
+            else:
+                others.append(self._loop_task(self._keep_starting(name, service), f"start[{name}]"))
+        self._undo += [(f"start of a service {index}", partial(_end, task)) for index, task in enumerate(others)]
         if starts:
             await asyncio.gather(*starts)
+        if others:
+            await asyncio.wait(others, timeout=SERVICE_WAIT)
+
+    async def _keep_starting(self, name: str, service: Service) -> None:
+        wait = 1.0
+        while True:
+            try:
+                await service.start(self)
+            except Exception as error:  # a service is a plugin: it may raise anything, and the server goes on
+                log.exception("the service %s did not start; next try in %.0f s", name, wait)
+                self._host.set_health(name, f"{type(error).__name__}: {error}", kind="service")
+                await asyncio.sleep(wait)
+                wait = min(wait * 2, 300.0)
+            else:
+                self._host.set_health(name, None, kind="service")
+                return
 
     async def _bring_up(self) -> None:
-        """Connect the broker, reconcile, start the schedule, the feed and, where it may be, the trading."""
+        """Connect the broker, reconcile, start the schedule, the feed and, where it may be, the trading.
+
+        A live market and its scans do not wait for the broker; one with a stepped clock does, so that a replay
+        begins the same each time.
+        """
         try:
             await self.calendar.ready()
-            self.money.post(self.path.link.connect) if self._connects_by_itself() else None
-            await self.schedule.start()
+            if self._connects_by_itself():
+                self.money.post(self.path.link.connect)
             self._undo.append(("schedule", self.schedule.stop))
-            if self.clock.kind != "live":
-                await self._broker_ready()
-            try:
-                await self._auto_start()
-            except CommandError as error:  # such as a kill in the middle of it; the market goes on all the same
-                log.warning("the engine was not started: %s", error)
-            since = self.journal.last_ts() if self.clock.kind == "simulated" else None
-            self._undo.append(("market", self.market.stop))
-            self.market.start(since)
+            await self.schedule.start()
+            if self.clock.kind == "live":
+                self._start_market(None)
+                await asyncio.gather(self.schedule.catch_up(), self._auto_start())
+                return
+            await self._auto_start()
+            self._start_market(self.journal.last_ts() if self.clock.kind == "simulated" else None)
             if self.clock.kind != "replay":
                 await self.schedule.catch_up()
         except Exception:
@@ -344,6 +402,10 @@ class Engine:
             if self.clock.kind == "replay":
                 raise  # `finished` passes it on, and the replay ends with it
             log.exception("the start did not come through; the engine stays %s", self.state)
+
+    def _start_market(self, since: datetime | None) -> None:
+        self._undo.append(("market", self.market.stop))
+        self.market.start(since)
 
     async def finished(self) -> None:
         """Wait for the end of the feed's data, as a replay does; raise what kept the feed from starting."""
@@ -358,8 +420,11 @@ class Engine:
         self._stopping = True
         await self.dispatcher.stop()
         await _end(self._starter)
-        if self.state in ("running", "paused"):
-            await self._leave("stopping", "the server stops")
+        try:
+            if self.state in ("running", "paused"):
+                await self._leave("stopping", "the server stops")
+        except Exception:  # whatever it is, everything else has to be stopped all the same
+            log.exception("the trading did not end in order")
         self.status.flush()
         self.status.refresh()
         while self._undo:
@@ -371,28 +436,33 @@ class Engine:
             except Exception:  # one part's failure must not keep the others from being stopped
                 log.exception("stopping %s failed", name)
         await self.runner.stop()
+        self.scans.stop()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     # --- trading ----------------------------------------------------------------------------------------------
 
     async def start_trading(self, *, reason: str, person: bool = False) -> None:
-        """Start the engine; starting what runs is fine. Raise CommandError `killed` or `broker_unavailable`."""
-        if self.path.killswitch.latched:
-            raise CommandError("killed", "the kill switch is on: reset it with a reason, then start")
-        if self.state == "running":
-            return
-        if not self.path.link.ready:
-            raise CommandError(
-                "broker_unavailable",
-                f"the broker {self.path.link.name} is not connected and reconciled yet"
-                + (f" ({self.path.link.error})" if self.path.link.error else ""),
-            )
-        if person:
-            await self._save("commanded", {"state": "start"})
-        self._set_state("starting", reason)
-        await self._watch()
-        await self._open_gate(reason)
-        self._host.call_hook("engine_started", server=self)
+        """Start the engine; starting what runs is fine.
+
+        Raise CommandError: `killed`, `broker_unavailable`, `conflict` where it is stopped while it starts.
+        """
+        async with self._turn:
+            if self.path.killswitch.latched:
+                raise CommandError("killed", "the kill switch is on: reset it with a reason, then start")
+            if self.state != "running" and not self.path.link.ready:
+                raise CommandError(
+                    "broker_unavailable",
+                    f"the broker {self.path.link.name} is not connected and reconciled yet"
+                    + (f" ({self.path.link.error})" if self.path.link.error else ""),
+                )
+            if person:
+                await self._save("commanded", {"state": "start"})
+            if self.state == "running":
+                return
+            self._set_state("starting", reason)
+            await self._watch()
+            await self._open_gate("starting", reason)
+            self._host.call_hook("engine_started", server=self)
 
     async def stop_trading(self, *, reason: str, person: bool = False) -> None:
         """End entries and strategies; exits go on being managed."""
@@ -403,18 +473,18 @@ class Engine:
 
     async def pause_trading(self, *, reason: str, person: bool = False) -> None:
         """Take no new entries. Raise CommandError `not_running` where the engine is stopped."""
-        if self.state == "paused":
-            return
-        if self.state != "running":
+        if self.state == "running":
+            self.runner.entering = False
+            await self.money.call(self._pause_gate("the engine is paused"))
+            if self.state == "running":  # a stop or a kill that came meanwhile counts for more
+                self._set_state("paused", reason)
+        if self.state != "paused":
             raise CommandError("not_running", f"the engine is {self.state}: there is nothing to pause")
-        self.runner.entering = False
-        await self.money.call(self._pause_gate("the engine is paused"))
-        self._set_state("paused", reason)
         if person:
             await self._save("commanded", {"state": "pause"})
 
     async def resume_trading(self, *, reason: str) -> None:
-        """Take entries again after a pause."""
+        """Take entries again after a pause. Raise CommandError `killed`, `not_running`."""
         if self.state == "running":
             return
         if self.path.killswitch.latched:
@@ -422,7 +492,7 @@ class Engine:
         if self.state != "paused":
             raise CommandError("not_running", f"the engine is {self.state}: start it instead")
         await self._save("commanded", {"state": "start"})
-        await self._open_gate(reason)
+        await self._open_gate("paused", reason)
 
     async def after_reset(self, scope: Scope | None) -> None:
         """Bring the state in line after a kill was reset: the engine stays stopped."""
@@ -437,8 +507,10 @@ class Engine:
         before = self.state
         result = await self.money.call(self.path.killswitch.drill(source))
         await self.after_reset(None)
-        if before == "running":
+        if before in ("running", "paused"):
             await self.start_trading(reason="the drill is over", person=True)
+        if before == "paused":
+            await self.pause_trading(reason="it was paused before the drill", person=True)
         return result
 
     async def connect_broker(self) -> str:
@@ -460,6 +532,8 @@ class Engine:
             if enabled:
                 strategy.guard.enable()
                 strategy.scan_guard.enable()
+                if self.state in ("running", "paused"):
+                    await self._watch()  # it has missed what came onto the list meanwhile
             kind = "scanner"
         elif name in self._rules:
             await self.money.call(self._enable_rule(name, enabled=enabled))
@@ -482,11 +556,11 @@ class Engine:
         if name not in self._rules:
             raise CommandError("not_found", f"no risk rule is called '{name}'", {"field": "rule"})
         plugin, config = self._rules[name]
-        merged = {**config, **changes}
+        merged = {**config, **plain(changes)}
         rule = self._build_rule(name, plugin, merged)
+        await self._save("risk", {**(self.documents.get("risk") or {}), name: merged})
         self._rules[name] = (plugin, merged)
         await self.money.call(self.path.replace_rule(name, rule))
-        await self._save("risk", {**(self.documents.get("risk") or {}), name: merged})
         return merged
 
     def rule_names(self) -> tuple[str, ...]:
@@ -551,6 +625,8 @@ class Engine:
             if self.clock.kind == "live":
                 self.runner.offer(data)
             else:
+                if self._watching:  # a list that was renewed at the last slice is known before this one
+                    await asyncio.wait(tuple(self._watching))
                 await self.runner.on_slice(data)
         if self.clock.kind != "live":
             await self.schedule.step(data.ts)
@@ -571,6 +647,7 @@ class Engine:
     def _dispatch_events(self, events: Sequence[Event]) -> None:
         self.bus.dispatch(events)
         self.runner.on_events(events)
+        self._traded.update(event.data.symbol for event in events if isinstance(event.data, TradeEvent))
         self._subscribe()
 
     def _on_journal(self, healthy: bool, what: str) -> None:
@@ -586,6 +663,8 @@ class Engine:
     def _put(self, bodies: Mapping[str, Body | None]) -> None:
         for name, body in bodies.items():
             self.board.set(name, body)
+        if "orders" in bodies:
+            self._traded.clear()  # from here on the board has them
         self._subscribe()
 
     def _on_money(self, part: Literal["broker", "kill_switch"]) -> None:
@@ -671,9 +750,9 @@ class Engine:
             self._untold.update(update.changed)
 
     def _journal_back(self) -> None:
-        for part in self._untold:
+        untold, self._untold = self._untold, set()
+        for part in untold:
             self.status.changed(part, "the journal works again")
-        self._untold.clear()
 
     def _emit(self, kind: EventType, data: EventData) -> None:
         self.journal.write([EventRecord(kind, data, self.clock.now())], fact=True)
@@ -703,6 +782,15 @@ class Engine:
 
         self._outside(show)
 
+    def _look_at_rules(self) -> None:
+        """Say in the status which risk rules give no answer."""
+        for guard in self.path.gate.rules:
+            if guard.error != self._rule_errors.get(guard.name):
+                self._rule_errors[guard.name] = guard.error
+                self._host.set_health(guard.name, guard.error, kind="risk")
+                what = "answers again" if guard.error is None else f"fails: {guard.error}"
+                self._part_changed("plugins", f"the risk rule {guard.name} {what}")
+
     def _look_at_session(self) -> None:
         is_open = self.calendar.at(self.clock.now()) is not None
         if is_open != self._market_open:
@@ -718,7 +806,9 @@ class Engine:
         self._subscribe()
         self._loop_task(self._save("watchlist", self.watchlist.body()), "save-watchlist")
         if self.state in ("running", "paused"):
-            self._loop_task(self._watch(), "watch")
+            task = self._loop_task(self._watch(), "watch")
+            self._watching.add(task)
+            task.add_done_callback(self._watching.discard)
 
     async def _watch(self) -> None:
         now = self.clock.now()
@@ -731,7 +821,7 @@ class Engine:
     def _subscribe(self) -> None:
         held = {name.partition("/")[2] for name in self.board.names() if name.startswith("position/")}
         orders = (self.board.get("orders") or {}).get("orders", ())
-        symbols = self.watchlist.symbols() | held | {order["symbol"] for order in orders}
+        symbols = self.watchlist.symbols() | held | self._traded | {order["symbol"] for order in orders}
         self.market.subscribe(symbols)
         self.quotes.keep(symbols)
 
@@ -765,7 +855,10 @@ class Engine:
     async def _restore_documents(self) -> None:
         document = self.documents.get("watchlist")
         if self._watch_at_start is None and document and document.get("items"):
-            self.watchlist.restore(document)
+            try:
+                self.watchlist.restore(document)
+            except StateError as error:  # a list that can't be read is made anew by the next scan
+                log.error("%s", error)
         for name, settings in (self.documents.get("risk") or {}).items():
             if name in self._rules:
                 plugin, config = self._rules[name]
@@ -791,6 +884,8 @@ class Engine:
         rule: RiskRule = self._host.build(
             "risk", plugin, config, self._context(name, self.clock), path="settings", replace=True
         )
+        enabled = all(guard.enabled for guard in self.path.gate.rules if guard.name == name)
+        self._host.set_enabled(name, enabled, kind="risk")  # its new row begins as enabled
         return rule
 
     async def _enable_rule(self, name: str, *, enabled: bool) -> None:
@@ -799,25 +894,36 @@ class Engine:
     async def _pause_gate(self, reason: str | None) -> None:
         self.path.gate.pause(reason)
 
-    async def _open_gate(self, reason: str) -> None:
-        await self.money.call(self._pause_gate(None))
+    async def _let_in(self) -> bool:
+        """Take entries from here on, on the money lane; False where a kill stands before it."""
+        if self.path.killswitch.latched:
+            return False
+        self.path.gate.pause(None)
+        return True
+
+    async def _open_gate(self, coming_from: State, reason: str) -> None:
+        """Take entries, unless the state has changed meanwhile: whoever changed it has the last word."""
+        let_in = self.state == coming_from and await self.money.call(self._let_in())
         if self.path.killswitch.latched:
             raise CommandError("killed", "the kill switch came on while the engine was starting")
+        if not let_in or self.state != coming_from:
+            raise CommandError("conflict", f"the engine is {self.state} by now, so it was not started")
         self.runner.entering = True
         self._set_state("running", reason)
 
     async def _leave(self, state: Literal["stopped", "stopping"], reason: str) -> None:
         self.runner.entering = False
         self._set_state("stopping", reason)
-        self._host.call_hook("engine_stopping", server=self)
-        await self.money.call(self._pause_gate(NOT_RUNNING))
-        try:
-            if self.path.link.state == "connected":
-                await self.money.call(self.path.cancel_entries())
-        except CommandError as error:
-            log.warning("the entries could not all be cancelled: %s", error)
-        if not self.path.killswitch.latched:
-            self._set_state(state, reason)
+        async with self._turn:  # a start that is on its way sees the state and gives up
+            await self.money.call(self._pause_gate(NOT_RUNNING))
+            self._host.call_hook("engine_stopping", server=self)
+            try:
+                if self.path.link.state == "connected":
+                    await self.money.call(self.path.cancel_entries())
+            except CommandError as error:
+                log.warning("the entries could not all be cancelled: %s", error)
+            if not self.path.killswitch.latched:
+                self._set_state(state, reason)
 
     def _connects_by_itself(self) -> bool:
         return self.settings.broker != "ibkr" or self.settings.ibkr.auto_connect
@@ -827,15 +933,16 @@ class Engine:
 
     async def _auto_start(self) -> None:
         """Start where a person's last word, or else the configuration, says so; never while killed."""
-        if self._auto_started or not self._connects_by_itself():
+        if self._auto_started or not (self._connects_by_itself() or self.path.link.ready):
             return
-        if self.clock.kind == "live":
-            await self._broker_ready()
+        await self._broker_ready()
+        if self._auto_started:
+            return
         self._auto_started = True
         commanded = (self.documents.get("commanded") or {}).get("state")
         wanted = self.settings.engine.auto_start
         if wanted is None:
-            wanted = (self.board.get("account") or {}).get("mode") != "live"
+            wanted = await self.money.call(self._mode()) != "live"
         if self.path.killswitch.latched:
             log.critical("the kill switch is on: the engine stays stopped until it is reset")
         elif commanded == "stop" or (commanded is None and not wanted):
@@ -843,9 +950,16 @@ class Engine:
         else:
             if self._watch_at_start is not None:
                 self._watch_list(self._watch_at_start(self.feed))
-            await self.start_trading(reason="automatic start")
-            if commanded == "pause":
-                await self.pause_trading(reason="it was paused before the restart")
+            try:
+                await self.start_trading(reason="automatic start")
+                if commanded == "pause":
+                    await self.pause_trading(reason="it was paused before the restart")
+            except CommandError as error:  # such as a kill in the middle of it; the market goes on all the same
+                log.warning("the engine was not started: %s", error)
+
+    async def _mode(self) -> str:
+        """Read the account's mode on the money lane: the board may be a moment behind the broker."""
+        return self.path.portfolio.account().mode
 
     def _watch_list(self, symbols: Sequence[str]) -> None:
         names = tuple(self.runner.strategies)
@@ -900,6 +1014,7 @@ class Engine:
     async def _refresh(self) -> None:
         while True:
             await asyncio.sleep(REFRESH)
+            self._look_at_rules()
             self.status.refresh()
             self.quotes.show()
             self._show_schedule()
@@ -916,6 +1031,14 @@ class Engine:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+async def _stop_service(name: str, service: Service) -> None:
+    try:
+        async with asyncio.timeout(SERVICE_END):
+            await service.stop()
+    except TimeoutError:
+        log.error("the service %s did not end within %g s; it is left behind", name, SERVICE_END)
 
 
 async def _end(task: asyncio.Task[Any] | None) -> None:

@@ -8,9 +8,9 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 from sigma9_core import __version__
 from sigma9_core.clock import monotonic
@@ -103,23 +103,23 @@ class Process:
         self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
         watch_loop(self._loop, "outer")
         self._logs.bridge(engine.publish_log)
-        door = KillDoor(self._data.file(KILL_SOCKET), engine.kill, engine.specs, self._asked_to_end)
+        door = KillDoor(self._data.file(KILL_SOCKET), engine.kill, engine.specs, self._asked_to_end, signals)
         try:
-            await engine.start()
-            await engine.money.call(door.open(signals))
-            if engine.url is not None:
-                self._data.announce(engine.url, self.settings.node, self.settings.server.tls.cert)
-            return await self._until_asked(engine)
+            return await self._until_asked(self._start_and_work(engine, door))
         finally:
-            if engine.money.running:
-                await engine.money.call(door.close())
             await engine.stop()
 
-    async def _until_asked(self, engine: Engine) -> int:
-        """Do the work, but end it when a signal asks for the end."""
+    async def _start_and_work(self, engine: Engine, door: KillDoor) -> int:
+        await engine.start(door)
+        if engine.url is not None:
+            self._data.announce(engine.url, self.settings.node, self.settings.server.tls.cert)
+        return await self._work(engine)
+
+    async def _until_asked(self, doing: Coroutine[Any, Any, int]) -> int:
+        """Start and do the work, but end it when a signal asks for the end, also in the middle of the start."""
         if self._end is None:
             raise RuntimeError("the process is not running")
-        work = asyncio.ensure_future(self._work(engine))
+        work = asyncio.ensure_future(doing)
         end = asyncio.ensure_future(self._end.wait())
         await asyncio.wait((work, end), return_when=asyncio.FIRST_COMPLETED)
         end.cancel()

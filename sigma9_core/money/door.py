@@ -44,7 +44,7 @@ class KillDoor:
         on_end: Callable[[], None],
         signals: socket.socket | None = None,
     ) -> None:
-        """Store; `signals` is the reading end of `signal.set_wakeup_fd`, `on_end` is called for SIGINT, SIGTERM."""
+        """Store; `signals` is the reading end of `signal.set_wakeup_fd`, SIGINT and SIGTERM call `on_end`."""
         self.path = path
         self._kill = kill
         self._specs = specs
