@@ -73,8 +73,12 @@ REFRESH: Final = 1.0
 SWITCH_INTERVAL: Final = 0.0005
 """Seconds a thread may keep the interpreter while another waits: the money lane must not wait 5 ms for it."""
 NOT_RUNNING: Final = "the engine is not running"
+CONNECT_WAIT: Final = 2.0
+"""Seconds that the answer to `broker_connect` waits for the broker."""
 SERVICE_WAIT: Final = 5.0
 """Seconds that the start waits for services that are not our own."""
+SERVICE_AGAIN: Final = 1.0
+"""Seconds until one that did not start is tried again; the wait doubles, up to five minutes."""
 SERVICE_END: Final = 10.0
 """Seconds that a service has to end."""
 
@@ -364,7 +368,7 @@ class Engine:
             await asyncio.wait(others, timeout=SERVICE_WAIT)
 
     async def _keep_starting(self, name: str, service: Service) -> None:
-        wait = 1.0
+        wait = SERVICE_AGAIN
         while True:
             try:
                 await service.start(self)
@@ -517,7 +521,7 @@ class Engine:
         """Begin to connect the broker and wait a moment for it; give its state."""
         self.money.post(self.path.link.connect)
         try:
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(CONNECT_WAIT):
                 await self._broker_ready()
         except TimeoutError:
             return "connecting"
@@ -894,16 +898,9 @@ class Engine:
     async def _pause_gate(self, reason: str | None) -> None:
         self.path.gate.pause(reason)
 
-    async def _let_in(self) -> bool:
-        """Take entries from here on, on the money lane; False where a kill stands before it."""
-        if self.path.killswitch.latched:
-            return False
-        self.path.gate.pause(None)
-        return True
-
     async def _open_gate(self, coming_from: State, reason: str) -> None:
         """Take entries, unless the state has changed meanwhile: whoever changed it has the last word."""
-        let_in = self.state == coming_from and await self.money.call(self._let_in())
+        let_in = self.state == coming_from and await self.money.call(self.path.take_entries())
         if self.path.killswitch.latched:
             raise CommandError("killed", "the kill switch came on while the engine was starting")
         if not let_in or self.state != coming_from:
@@ -918,8 +915,7 @@ class Engine:
             await self.money.call(self._pause_gate(NOT_RUNNING))
             self._host.call_hook("engine_stopping", server=self)
             try:
-                if self.path.link.state == "connected":
-                    await self.money.call(self.path.cancel_entries())
+                await self.money.call(self.path.end_entries())
             except CommandError as error:
                 log.warning("the entries could not all be cancelled: %s", error)
             if not self.path.killswitch.latched:

@@ -250,6 +250,7 @@ class OrderDesk:
             async with asyncio.timeout(SUBMIT_TIMEOUT):
                 await self._broker().cancel(order.order_id)
         except CommandError:
+            order.cancel_asked = False
             raise
         except Exception as error:  # noqa: BLE001 - a broker plugin may raise anything; a cancel is asked again
             order.cancel_asked = False
@@ -338,8 +339,13 @@ class OrderDesk:
         recovered: bool,
     ) -> None:
         applied = None
-        if fill is not None and message == "filled" and (order.status, message) in TRANSITIONS:
-            applied = self.portfolio.apply(fill, order.request.strategy)  # first: it refuses what makes no sense
+        if fill is not None and (order.status, message) in TRANSITIONS:
+            if message == "filled":
+                applied = self.portfolio.apply(
+                    fill, order.request.strategy
+                )  # first: it refuses what makes no sense
+            elif message == "busted" and not self.portfolio.bust(fill.exec_id):
+                return  # told twice: taken back once
         order.recovered = recovered
         order.touch()
         try:
@@ -351,7 +357,6 @@ class OrderDesk:
             return
         records: list[Record] = []
         if fill is not None and event is OrderStatus.BUSTED:
-            self.portfolio.bust(fill.exec_id)
             records.append(NoteRecord("bust", ts, {"exec_id": fill.exec_id, "order_id": order.order_id}))
         elif fill is not None:
             self._executions.add(fill.exec_id)

@@ -130,7 +130,7 @@ class ExitManager:
         plan = request.exit_plan
         if plan is None:
             return await self._desk.submit([request], cause=cause, records=records)
-        if request.symbol in self.guards:
+        if request.symbol in self.guards or self._owned(request.symbol):
             raise CommandError("conflict", f"{request.symbol} is held or being entered already")
         group = f"exit-{request.symbol}-{rfc3339(self._clock.now())}"
         guard = Guard(request.symbol, request.side, request.strategy, "", group, plan, stop_price=stop_price)
@@ -429,6 +429,11 @@ class ExitManager:
             log.warning("an order of %s could not be cancelled: %s", order.request.symbol, error)
 
     # --- small things ---------------------------------------------------------------------------------------
+
+    def _owned(self, symbol: str) -> bool:
+        """Tell whether shares of ours are there, or on their way, that a guard must not take for its own."""
+        entering = (o for o in self._desk.open_orders() if o.request.intent == "entry")
+        return self._held(symbol) != ZERO or any(order.request.symbol == symbol for order in entering)
 
     def _held(self, symbol: str) -> Decimal:
         return self._desk.portfolio.quantity(symbol)

@@ -18,6 +18,7 @@ FIRST_WAIT: Final = 0.5
 LONGEST_WAIT: Final = 30.0
 CONNECT_TIMEOUT: Final = 30.0
 """Seconds until an attempt to connect that does not end is given up."""
+DISCONNECT_TIMEOUT: Final = 5.0
 
 
 class BrokerLink:
@@ -108,7 +109,13 @@ class BrokerLink:
             self._again = None
         if self.state == "connected":
             self._down()
-            await self._broker.disconnect()
+            try:
+                async with asyncio.timeout(DISCONNECT_TIMEOUT):
+                    await self._broker.disconnect()
+            except Exception as error:  # noqa: BLE001 - a broker plugin may raise anything; it is left behind
+                log.warning(
+                    "the broker %s did not disconnect in order: %s %s", self.name, type(error).__name__, error
+                )
         self.health = BrokerHealth()
         self._change()
 

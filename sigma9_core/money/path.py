@@ -30,7 +30,7 @@ from sigma9_core.commands import (
 )
 from sigma9_core.config import Settings
 from sigma9_core.contracts import Broker, MarketDriven, RiskRule, Signal
-from sigma9_core.errors import CommandError
+from sigma9_core.errors import CommandError, JournalError
 from sigma9_core.models import (
     ZERO,
     ExitPlan,
@@ -65,6 +65,7 @@ SHOW_EVERY: Final = 0.1
 ONE: Final = Decimal(1)
 READ_BACK_EVERY: Final = 5.0
 CANCELLED_WITHIN: Final = 2.0
+CASH_LOOKS: Final = 3
 SOURCES: Final[Mapping[CommandSource, OrderSource]] = {"mqtt": "mqtt", "cli": "cli", "schedule": "schedule"}
 """The order source of a command's source; all others are `api`."""
 
@@ -145,6 +146,9 @@ class MoneyPath:
         self._shown_positions: set[str] = set()
         self._reader: asyncio.Task[None] | None = None
         self._opened_with: Decimal | None = None
+        self._adopting = asyncio.Lock()
+        self._ending = False
+        """Entries are to be cancelled as soon as the broker is there."""
         self._ids = OrderIds()
 
     # --- life -------------------------------------------------------------------------------------------------
@@ -160,18 +164,16 @@ class MoneyPath:
         self._show()
 
     async def stop(self) -> None:
-        """Stop in reverse: the kill's work, the broker's link, what is still to be shown."""
+        """Stop in reverse: the kill's work, the broker's link, what is still to be shown, the rules' thread."""
         if self._reader is not None:
             self._reader.cancel()
             await asyncio.gather(self._reader, return_exceptions=True)
         await self.killswitch.close()
-        await self.gate.stop()
         await self.desk.settle()
         await self.link.disconnect()
         self._remember_days()
-        if self._show_timer is not None:
-            self._show_timer.cancel()
         self._show()
+        await self.gate.stop()
 
     async def on_market(self, data: Slice) -> None:
         """Take a slice of market data; return when everything that it caused has settled."""
@@ -197,6 +199,7 @@ class MoneyPath:
 
     async def place(self, args: OrderArgs, command: Command, records: Sequence[Record]) -> Mapping[str, Any]:
         """Send a person's order, with its bracket as one unit."""
+        self._check_link()
         request = self._request(args, SOURCES.get(command.source, "api"))
         bracket = args.bracket
         if bracket is None:
@@ -252,11 +255,27 @@ class MoneyPath:
     async def cancel_entries(self, *, protective: bool = False) -> Mapping[str, Any]:
         """Cancel every working entry of ours; with `protective`, the exits as well."""
         orders = [o for o in self.desk.open_orders() if o.request.intent == "entry" or protective]
-        for order in orders:
-            await self.desk.ask_cancel(order)
+        await asyncio.gather(*(self.desk.ask_cancel(order) for order in orders))
         await self._ended(orders)
         ended = [order.order_id for order in orders if order.status is OrderStatus.CANCELLED]
         return {"cancelled": ended, "pending": [order.order_id for order in orders if order.working]}
+
+    async def end_entries(self) -> None:
+        """Cancel our working entries: now, or as soon as the broker is back, unless entries are taken again."""
+        self._ending = True
+        if self.link.state != "connected":
+            log.warning("the broker is not connected: working entries are cancelled when it is")
+            return
+        left = await self.cancel_entries()
+        self._ending = bool(left["pending"])
+
+    async def take_entries(self) -> bool:
+        """Take entries from here on; False where a kill stands before it."""
+        if self.killswitch.latched:
+            return False
+        self._ending = False
+        self.gate.pause(None)
+        return True
 
     async def close(self, args: CloseArgs, command: Command, records: Sequence[Record]) -> Mapping[str, Any]:
         """Close a position of ours at the market, or all of them."""
@@ -267,26 +286,31 @@ class MoneyPath:
                 raise CommandError(
                     "not_found", f"there is no position of ours in {args.symbol}", {"field": "symbol"}
                 )
-        if not held:
-            await self._journal.commit(records)
+        if held:
+            self._check_link()
         results: list[Order] = []
         refused: dict[str, str] = {}
+        owed = [*records]
         for position in held:
             try:
-                results.append(await self._close_one(position, args.reason, command, records))
-                records = ()
+                results.append(await self._close_one(position, args.reason, command, owed))
             except CommandError as error:
                 if args.symbol != "*":
                     raise
                 refused[position.symbol] = error.message  # the others are closed all the same
-        if records and held:
-            await self._journal.commit(records)
+            except JournalError as error:
+                if not results:
+                    raise
+                refused[position.symbol] = str(error)
+        if owed:
+            await self._journal.commit(owed)
         await self.desk.settle()
         return {"orders": [order.view().model_dump(mode="json") for order in results], "refused": refused}
 
     async def _close_one(
-        self, position: Position, reason: str | None, command: Command, records: Sequence[Record]
+        self, position: Position, reason: str | None, command: Command, owed: list[Record]
     ) -> Order:
+        """Close one position; `owed` is what is still to be committed with an intent."""
         symbol = position.symbol
         working = [order for order in self.desk.open_orders() if order.request.symbol == symbol]
         if any(o.request.intent != "entry" and o.request.order_type == "market" for o in working):
@@ -295,7 +319,7 @@ class MoneyPath:
         if guard is not None:
             guard.busy = True  # its own exits keep still until this one stands
         try:
-            order = await self._leave(position, working, reason, command, records)
+            order = await self._leave(position, working, reason, command, owed)
             if guard is not None:
                 guard.time_id = order.order_id
         finally:
@@ -309,7 +333,7 @@ class MoneyPath:
         working: Sequence[Order],
         reason: str | None,
         command: Command,
-        records: Sequence[Record],
+        owed: list[Record],
     ) -> Order:
         entries = [order for order in working if order.request.intent == "entry"]
         for entry in entries:  # what an entry still fills would stand without an exit
@@ -325,13 +349,18 @@ class MoneyPath:
             oca_group=self._group_of(position.symbol),
             reason=reason or "closed by command",
         )
-        order = (await self.desk.submit([request], cause=command.id, records=records))[0]
+        order = (await self.desk.submit([request], cause=command.id, records=tuple(owed)))[0]
+        owed.clear()
         if order.status is OrderStatus.RISK_REJECTED:
             raise refusal(next((v for v in order.verdicts if v.outcome == "refuse"), None), order.verdicts)
         return order
 
     async def adopt(self, args: AdoptArgs) -> Mapping[str, Any]:
         """Make a foreign position ours; the broker's cash has paid for it already."""
+        async with self._adopting:  # twice at once would double it
+            return await self._adopt(args)
+
+    async def _adopt(self, args: AdoptArgs) -> Mapping[str, Any]:
         position = self.portfolio.position(args.symbol)
         if position.quantity == ZERO or not position.foreign:
             raise CommandError("not_found", f"there is no foreign position in {args.symbol}", {"field": "symbol"})
@@ -464,15 +493,33 @@ class MoneyPath:
             self.desk.note([NoteRecord("opening", self._clock.now(), {"cash": str(account.cash)})])
         self.portfolio.set_account(account)
         await self.reconciler.run(self.link)
-        difference = account.cash - self.portfolio.cash
-        if abs(difference) >= Decimal("0.01"):
-            log.warning("cash differs by %s from what the fills make; taken as a transfer", difference)
-            self.portfolio.transfer(difference)
-            self.desk.note([NoteRecord("transfer", self._clock.now(), {"amount": str(difference)})])
+        await self._settle_cash()
+        if self._ending:
+            self.desk.spawn(self.end_entries(), "end-entries")
         self.exits.review()
         await self.desk.settle()
         self.killswitch.go_on()
         self._touch()
+
+    async def _settle_cash(self) -> None:
+        """Take as a transfer what the fills do not explain of the broker's cash, as both are at one moment."""
+        for _ in range(CASH_LOOKS):
+            before = self.portfolio.cash
+            account = await self.link.broker.account()
+            if self.portfolio.cash == before:
+                break
+        else:
+            return  # fills came in all the while: the next reconciliation looks again
+        self.portfolio.set_account(account)
+        difference = account.cash - before
+        if abs(difference) >= Decimal("0.01"):
+            log.warning("cash differs by %s from what the fills make; taken as a transfer", difference)
+            self.portfolio.transfer(difference)
+            self.desk.note([NoteRecord("transfer", self._clock.now(), {"amount": str(difference)})])
+
+    def _check_link(self) -> None:
+        """Raise CommandError `broker_unavailable` where nothing can be sent."""
+        _ = self.link.broker
 
     async def _read_back(self) -> None:
         while True:

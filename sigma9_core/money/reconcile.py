@@ -373,7 +373,7 @@ class Reconciler:
 def _sentence(symbol: str, ours: Decimal, actual: Decimal) -> str:
     return (
         f"the journal's fills make {ours} of {symbol}, the broker has {actual}: "
-        "settle it at the broker or adopt the position"
+        "settle it at the broker, the symbol is free again once the two agree"
     )
 
 

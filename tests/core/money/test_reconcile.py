@@ -13,9 +13,11 @@ import pytest
 
 from sigma9_core.contracts import BrokerPosition
 from sigma9_core.errors import BrokerError, BrokerRefused
-from sigma9_core.models import OrderStatus
+from sigma9_core.events import TradeEvent
+from sigma9_core.models import OrderRequest, OrderStatus
 from sigma9_core.money import reconcile
 from sigma9_core.testing.money_room import MoneyRoom
+from sigma9_core.testing.small_exchange import Resting
 
 
 @pytest.fixture(name="room")
@@ -255,3 +257,63 @@ async def test_a_symbol_is_released_once_it_is_explained(room: MoneyRoom) -> Non
     await look(room)
 
     assert room.path.gate.closed_for(order.request) is None
+
+
+async def test_what_is_foreign_is_shown_and_never_ours(tmp_path: Path) -> None:
+    """Orders and positions that are not ours are shown as foreign, count in no result, and block one symbol."""
+    room = MoneyRoom(tmp_path)
+    room.exchange.holdings["IBM"] = Decimal(50)
+    room.exchange.orders["hand"] = Resting(
+        "", "77", OrderRequest(symbol="IBM", side="sell", quantity=Decimal(50)), Decimal(20)
+    )
+    async with room:
+        position = room.path.portfolio.position("IBM")
+        assert (position.quantity, position.foreign, position.strategy) == (Decimal(50), True, None)
+        assert room.path.portfolio.quantity("IBM") == 0
+        shown = room.desk.foreign["77"]
+        assert (shown.order_id, shown.foreign, shown.status) == ("foreign-77", True, OrderStatus.PARTIALLY_FILLED)
+        assert (await room.buy("IBM")).rule == "foreign_position"
+        assert (await room.buy("AAPL")).status is OrderStatus.ACCEPTED
+        note = room.journal.notes("reconciliation", 1)[0].body
+        assert (note["foreign_orders"], note["foreign_positions"]) == (["77"], ["IBM"])
+
+        room.exchange.orders["hand"].state = "cancelled"
+        room.exchange.holdings["IBM"] = Decimal(0)
+        await room.path.reconciler.run(room.path.link)
+        assert room.desk.foreign == {}
+        assert (await room.buy("IBM")).status is OrderStatus.ACCEPTED
+
+
+async def test_a_position_that_can_t_be_explained_closes_its_symbol(room: MoneyRoom) -> None:
+    """Neither entries nor exits pass in it, the reason says both numbers, and other symbols go on trading."""
+    order = await room.buy()
+    await room.fill(order, "10")
+    room.exchange.holdings["AAPL"] = Decimal(60)
+    found = await room.path.reconciler.run(room.path.link)
+    sentence = found.unexplained["AAPL"]
+    assert "the journal's fills make 100 of AAPL, the broker has 60" in sentence
+    exit_request = OrderRequest(symbol="AAPL", side="sell", quantity=Decimal(10), intent="reduce")
+    entry, leave = await room.buy(), (await room.desk.submit([exit_request]))[0]
+
+    assert [(each.rule, each.reason) for each in (entry, leave)] == [("reconciliation", sentence)] * 2
+    assert (await room.buy("MSFT")).status is OrderStatus.ACCEPTED
+    assert room.journal.notes("reconciliation", 1)[0].body["unexplained"] == {"AAPL": sentence}
+
+
+async def test_an_order_that_ended_while_we_were_away_is_told(tmp_path: Path) -> None:
+    """Cancelled, expired and rejected orders are told as recovered, with the broker's reason, once."""
+    room = MoneyRoom(tmp_path)
+    await room.__aenter__()
+    ends: tuple[Any, ...] = ("cancelled", "expired", "rejected")
+    orders = [await room.buy(f"S{number}", order_type="limit", limit_price=Decimal(5)) for number in range(3)]
+    after = await room.crash()
+    for order, kind in zip(orders, ends, strict=True):
+        after.exchange.end(order.order_id, kind, "meanwhile")
+    async with after:
+        told = [event.data for event in after.events if isinstance(event.data, TradeEvent)]
+        assert [(data.event, data.recovered) for data in told] == [(kind, True) for kind in ends]
+        assert after.desk.open_orders() == []
+        note = after.journal.notes("reconciliation", 1)[0].body
+        assert sorted(note["orders"].values()) == sorted(ends)
+    async with after.again() as later:
+        assert later.events == []

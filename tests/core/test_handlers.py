@@ -1,0 +1,122 @@
+"""The handlers: every command of the table is carried out, and answers with its object."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sigma9_core.commands import BUILT_IN
+from sigma9_core.handlers import Handlers
+from sigma9_core.testing.engine_room import EngineRoom
+
+
+@pytest.fixture(name="room")
+async def _room(tmp_path: Path) -> AsyncIterator[EngineRoom]:
+    async with EngineRoom(tmp_path) as room:
+        yield room
+
+
+async def test_every_command_has_a_handler(room: EngineRoom) -> None:
+    """The table names each built-in command but `control`, which stands for others."""
+    assert set(Handlers(room.engine).table()) == set(BUILT_IN) - {"control"}
+
+
+async def test_the_watchlist_by_hand(room: EngineRoom) -> None:
+    """Adding and removing answer with the count; twice the same is fine, and what is not there is not_found."""
+    assert await room.do("watchlist_add", symbol="AAPL") == {"count": 1}
+    assert await room.do("watchlist_add", symbol="AAPL") == {"count": 1}
+    assert await room.do("watchlist_remove", symbol="AAPL") == {"count": 0}
+    assert await room.refused("watchlist_remove", symbol="AAPL") == "not_found"
+
+
+async def test_orders_from_placing_to_cancelling(room: EngineRoom) -> None:
+    """place, preview, modify, cancel, cancel_all and close work on the money lane and answer with orders."""
+    order = await room.order(order_type="limit", limit_price=9)
+    preview = await room.do("preview_order", symbol="AAPL", side="buy", quantity=1)
+    assert (preview["approved"], preview["intent"]) == (True, "entry")
+    changed = await room.do("modify_order", order_id=order["order_id"], limit_price=8)
+    assert changed["order"]["limit_price"] == 8
+    assert (await room.do("cancel_order", order_id=order["order_id"]))["order"]["status"] == "cancelled"
+    other = await room.order("MSFT", order_type="limit", limit_price=9)
+    assert await room.do("cancel_all") == {"cancelled": [other["order_id"]], "pending": []}
+    assert await room.do("close_position", symbol="*") == {"orders": [], "refused": {}}
+    assert await room.refused("close_position", symbol="AAPL") == "not_found"
+    assert await room.refused("adopt_position", symbol="AAPL", strategy="test") == "not_found"
+
+
+async def test_the_same_order_twice_is_sent_once(room: EngineRoom) -> None:
+    """The same id gets the first answer; the broker sees one order; other arguments are a conflict."""
+    args: dict[str, Any] = {"symbol": "AAPL", "side": "buy", "quantity": 5}
+    first = await room.do("place_order", id="once", **args)
+    again = await room.do("place_order", id="once", **args)
+    assert again == first
+    assert len(room.exchange.submitted) == 1
+    assert await room.refused("place_order", id="once", **{**args, "quantity": 6}) == "conflict"
+    assert await room.refused("place_order", **args) == "invalid"
+
+
+async def test_the_broker_by_command(room: EngineRoom) -> None:
+    """Disconnect and connect answer with the broker's state."""
+    assert await room.do("broker_disconnect") == {"broker": "disconnected"}
+    assert room.body("status")["broker"]["state"] == "disconnected"
+    assert await room.do("broker_connect") == {"broker": "connected"}
+    assert await room.do("broker_connect") == {"broker": "connected"}
+
+
+async def test_a_broker_that_takes_its_time_is_connecting(
+    room: EngineRoom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`broker_connect` answers after two seconds at most, and goes on trying."""
+    monkeypatch.setattr("sigma9_core.engine.CONNECT_WAIT", 0.2)
+    monkeypatch.setattr("sigma9_core.money.link.FIRST_WAIT", 0.05)
+    await room.do("broker_disconnect")
+    connect, away = room.exchange.connect, [True]
+
+    async def refuse(listener: object) -> None:
+        if away:
+            raise ConnectionRefusedError
+        await connect(listener)  # type: ignore[arg-type]
+
+    room.exchange.connect = refuse  # type: ignore[method-assign]
+    assert await room.do("broker_connect") == {"broker": "connecting"}
+    away.clear()
+    await room.until(lambda: room.engine.path.link.ready)
+
+
+async def test_without_a_timeout_a_heartbeat_arms_nothing(room: EngineRoom) -> None:
+    """The answer says so."""
+    assert await room.do("heartbeat") == {"armed": False}
+
+
+async def test_events_after_a_number(room: EngineRoom) -> None:
+    """Pages go on where the last one ended; a number that is not kept, or ahead, is a conflict with the range."""
+    for symbol in ("A", "B", "C"):
+        await room.do("watchlist_add", symbol=symbol)
+    await room.until(lambda: room.engine.journal.last_seq >= 3)
+    page = await room.do("events", after=0, limit=2)
+    assert [event["seq"] for event in page["events"]] == [1, 2]
+    following = await room.do("events", after=page["next"], limit=1)
+    assert [event["seq"] for event in following["events"]] == [3]
+
+    response = await room.send("events", after=10**6)
+    assert response.error is not None
+    assert response.error["code"] == "conflict"
+    assert response.error["details"]["first"] == 1
+
+
+async def test_rights_are_checked_before_anything_happens(room: EngineRoom) -> None:
+    """A reader trades nothing, and a trader changes no limits."""
+    for name, right, args in (
+        ("stop", "read", {}),
+        ("risk_set", "trade", {"rule": "max_order_quantity", "max_shares": 1}),
+        ("reset_kill_switch", "trade", {"reason": "x"}),
+        ("plugin_disable", "trade", {"name": "max_order_quantity"}),
+    ):
+        response = await room.send(name, right=right, **args)  # type: ignore[arg-type]
+        assert response.error is not None
+        assert response.error["code"] == "forbidden"
+
+    assert room.engine.state == "running"
