@@ -20,7 +20,6 @@ CommandSource = Literal["api", "mqtt", "cli", "schedule", "signal", "socket", "r
 """Where a command came from; `socket` is the kill's own door on this machine."""
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=500)]
-CommandId = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 
 
 def allows(have: Right, need: Right) -> bool:

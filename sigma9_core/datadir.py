@@ -107,7 +107,7 @@ class DataDir:
             except BaseException:
                 temporary.unlink(missing_ok=True)
                 raise
-            self._sync_folder()
+            sync_folder(self.path)
         except OSError as error:
             raise StateError(f"{target} can't be written: {error.strerror}") from error
 
@@ -223,12 +223,14 @@ class DataDir:
         finally:
             os.close(handle)
 
-    def _sync_folder(self) -> None:
-        handle = os.open(self.path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+
+def sync_folder(folder: Path) -> None:
+    """Make a folder's entries durable: a file that was renamed into it stays so over a power cut."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def local_url(host: str, port: int, *, tls: bool) -> str:

@@ -41,7 +41,6 @@ from sigma9_core.events import (
 )
 from sigma9_core.handlers import Handlers
 from sigma9_core.lanes import Lane
-from sigma9_core.log import LogBridge
 from sigma9_core.market import FeedState, Market
 from sigma9_core.models import Bar, OrderRequest, Slice, WatchlistItem
 from sigma9_core.money.door import KillDoor
@@ -119,10 +118,8 @@ class Engine:
         self._started_at = wall_now()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._undo: list[tuple[str, Callable[[], Any]]] = []
-        self._person_said = False
         self._auto_started = False
         self._market_open: bool | None = None
-        self._refresher: asyncio.Task[None] | None = None
         self._starter: asyncio.Task[None] | None = None
         self._stopping = False
         self._untold: set[StatusPart] = set()
@@ -338,8 +335,8 @@ class Engine:
         self._undo.append(("status", self.status.stop))  # while somebody is there to hear it
         if fresh:  # the first start reads the calendar in a child process, which must not slow the services down
             self._load_calendar()
-        self._refresher = self._loop_task(self._refresh(), "refresh")
-        self._undo.append(("refresh", self._end_refresh))
+        refresher = self._loop_task(self._refresh(), "refresh")
+        self._undo.append(("refresh", partial(_end, refresher)))
         self._starter = self._loop_task(self._bring_up(), "bring-up")
         self.dead_man.start()
         self._undo.append(("dead man", self.dead_man.stop))
@@ -479,7 +476,7 @@ class Engine:
         """Take no new entries. Raise CommandError `not_running` where the engine is stopped."""
         if self.state == "running":
             self.runner.entering = False
-            await self.money.call(self._pause_gate("the engine is paused"))
+            await self.money.ask(self.path.gate.pause, "the engine is paused")
             if self.state == "running":  # a stop or a kill that came meanwhile counts for more
                 self._set_state("paused", reason)
         if self.state != "paused":
@@ -540,7 +537,7 @@ class Engine:
                     await self._watch()  # it has missed what came onto the list meanwhile
             kind = "scanner"
         elif name in self._rules:
-            await self.money.call(self._enable_rule(name, enabled=enabled))
+            await self.money.ask(self.path.gate.enable, name, enabled)
             kind = "risk"
         elif self.notifying.enable(name, enabled):
             kind = "notifier"
@@ -737,7 +734,6 @@ class Engine:
         }
 
     def _part_changed(self, part: StatusPart, reason: str | None) -> None:
-        self.status.refresh()  # the body is true at once, its event may wait a moment for others
         self.status.changed(part, reason)
 
     def _set_state(self, state: State, reason: str) -> None:
@@ -766,10 +762,6 @@ class Engine:
         now = wall_now()
         raw = encode("log", line, seq=None, ts=now, node=self.settings.node)
         self.bus.post([Event("log", None, now, line, raw)])
-
-    def bridge(self) -> LogBridge:
-        """Give the handler that turns log records into events."""
-        return LogBridge(self.publish_log)
 
     def _show_all(self) -> None:
         self._plugins_changed()
@@ -830,10 +822,7 @@ class Engine:
         self.quotes.keep(symbols)
 
     async def _sizing(self, strategy: str, signal: Signal) -> SizingFacts:
-        async def read() -> SizingFacts:
-            return self.path.sizing(strategy, signal)
-
-        return await self.money.call(read())
+        return await self.money.ask(self.path.sizing, strategy, signal)
 
     async def _enter(self, request: OrderRequest, price: Any) -> bool:
         orders = await self.money.call(self.path.enter(request, price))
@@ -892,12 +881,6 @@ class Engine:
         self._host.set_enabled(name, enabled, kind="risk")  # its new row begins as enabled
         return rule
 
-    async def _enable_rule(self, name: str, *, enabled: bool) -> None:
-        self.path.gate.enable(name, enabled)
-
-    async def _pause_gate(self, reason: str | None) -> None:
-        self.path.gate.pause(reason)
-
     async def _open_gate(self, coming_from: State, reason: str) -> None:
         """Take entries, unless the state has changed meanwhile: whoever changed it has the last word."""
         let_in = self.state == coming_from and await self.money.call(self.path.take_entries())
@@ -912,7 +895,7 @@ class Engine:
         self.runner.entering = False
         self._set_state("stopping", reason)
         async with self._turn:  # a start that is on its way sees the state and gives up
-            await self.money.call(self._pause_gate(NOT_RUNNING))
+            await self.money.ask(self.path.gate.pause, NOT_RUNNING)
             self._host.call_hook("engine_stopping", server=self)
             try:
                 await self.money.call(self.path.end_entries())
@@ -938,7 +921,8 @@ class Engine:
         commanded = (self.documents.get("commanded") or {}).get("state")
         wanted = self.settings.engine.auto_start
         if wanted is None:
-            wanted = await self.money.call(self._mode()) != "live"
+            account = await self.money.ask(self.path.portfolio.account)  # the board may be a moment behind
+            wanted = account.mode != "live"
         if self.path.killswitch.latched:
             log.critical("the kill switch is on: the engine stays stopped until it is reset")
         elif commanded == "stop" or (commanded is None and not wanted):
@@ -952,10 +936,6 @@ class Engine:
                     await self.pause_trading(reason="it was paused before the restart")
             except CommandError as error:  # such as a kill in the middle of it; the market goes on all the same
                 log.warning("the engine was not started: %s", error)
-
-    async def _mode(self) -> str:
-        """Read the account's mode on the money lane: the board may be a moment behind the broker."""
-        return self.path.portfolio.account().mode
 
     def _watch_list(self, symbols: Sequence[str]) -> None:
         names = tuple(self.runner.strategies)
@@ -1015,9 +995,6 @@ class Engine:
             self.quotes.show()
             self._show_schedule()
             self._look_at_session()
-
-    async def _end_refresh(self) -> None:
-        await _end(self._refresher)
 
     async def _save(self, name: str, document: Mapping[str, Any]) -> None:
         await self.documents.save(name, dict(document))

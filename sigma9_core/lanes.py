@@ -60,6 +60,14 @@ class Lane:
             return await work
         return await asyncio.wrap_future(self.submit(work))
 
+    async def ask(self, function: Callable[..., T], *args: object) -> T:
+        """Call a function on the lane and await what it gives, from any loop."""
+
+        async def run() -> T:
+            return function(*args)
+
+        return await self.call(run())
+
     def post(self, function: Callable[..., object], *args: object) -> None:
         """Call a function on the lane soon, in the order of posting, without waiting."""
         self.loop.call_soon_threadsafe(function, *args)

@@ -195,7 +195,6 @@ class ApprovedOrder:
     request: OrderRequest
     verdicts: tuple[Verdict, ...]
     approved_at: datetime
-    transmit: bool = True
     seal: object = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -19,6 +19,7 @@ from typing import Any, Final
 from tinydb import Storage, TinyDB, where
 from tinydb.table import Table
 
+from sigma9_core.datadir import sync_folder
 from sigma9_core.errors import StateError
 
 log = logging.getLogger("sigma9.state")
@@ -60,7 +61,7 @@ class GenerationStorage(Storage):
             if self._path.exists():
                 self._path.replace(self._previous)
             fresh.replace(self._path)
-            _flush_folder(self._path.parent)
+            sync_folder(self._path.parent)
         except OSError as error:
             raise StateError(f"{self._path} can't be written ({error.strerror}): nothing was changed") from error
         self._text = text
@@ -188,11 +189,3 @@ def _checked(path: Path) -> str:
     text = path.read_text(encoding="utf-8")
     _parse(text)
     return text
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

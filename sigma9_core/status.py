@@ -37,11 +37,15 @@ class StatusTeller:
         return body
 
     def changed(self, part: StatusPart, reason: str | None = None) -> None:
-        """Tell that a part changed: at once for a kill or its next phase, else at most one event in 250 ms."""
+        """Tell that a part changed: at once for a kill or its next phase, else at most one event in 250 ms.
+
+        The body on the board is true at once; its event may wait a moment for others.
+        """
+        body = self.refresh()
         if self._stopped:
             return
         self._changed[part] = reason or self._changed.get(part)
-        if part == "kill_switch" and self._kill(self._build()) != self._kill_told:
+        if part == "kill_switch" and self._kill(body) != self._kill_told:
             self._tell()
         elif self._timer is None:
             loop = asyncio.get_running_loop()

@@ -209,7 +209,7 @@ class OrderDesk:
             )
             await self.journal.commit([intent, *records])
             if decision.approved is None:
-                raise refusal(decision.refused, decision.verdicts)
+                raise refusal(decision.verdicts)
             if (closed := self.gate.closed_for(request)) is not None:
                 raise CommandError("killed", f"the change of order {order_id} was not sent: {closed}")
             self.working(order_id)  # it may have ended while the intent was being written
@@ -541,8 +541,9 @@ class OrderDesk:
             follower(step)
 
 
-def refusal(refused: Verdict | None, verdicts: Sequence[Verdict]) -> CommandError:
+def refusal(verdicts: Sequence[Verdict]) -> CommandError:
     """Turn a refusal into the answer of a command: which rule, which number, which limit."""
+    refused = next((verdict for verdict in verdicts if verdict.outcome == "refuse"), None)
     if refused is None:
         return CommandError("risk_rejected", "the risk gate refused the order")
     return CommandError(

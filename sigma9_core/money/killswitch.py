@@ -22,7 +22,8 @@ from sigma9_core.commands import Scope
 from sigma9_core.config import KillSwitchSettings
 from sigma9_core.contracts import BrokerOrder
 from sigma9_core.errors import BrokerError, CommandError, JournalError
-from sigma9_core.models import ZERO, Fill, OrderRequest, OrderStatus
+from sigma9_core.models import ZERO, OrderRequest, OrderStatus
+from sigma9_core.money.adoption import adoption
 from sigma9_core.money.desk import OrderDesk
 from sigma9_core.money.exits import ExitManager
 from sigma9_core.money.gate import RiskGate
@@ -506,18 +507,7 @@ class KillSwitch:
 
     def _adopt(self, symbol: str) -> None:
         """Take a foreign position that is to be closed into the books: its close is then no short of ours."""
-        position = self._desk.portfolio.position(symbol)
-        side: Literal["buy", "sell"] = "buy" if position.quantity > 0 else "sell"
-        fill = Fill(
-            f"adopted-{symbol}-{wall_now().timestamp():.6f}",
-            "adopted",
-            symbol,
-            side,
-            abs(position.quantity),
-            position.average_cost,
-            ZERO,
-            self._clock.now(),
-        )
+        fill = adoption(self._desk.portfolio.position(symbol), self._clock.now())
         self._desk.note([FillRecord(fill, None, "kill_switch", recovered=True)])
         self._desk.portfolio.adopt(fill, None)
 

@@ -34,7 +34,6 @@ from sigma9_core.errors import CommandError, JournalError
 from sigma9_core.models import (
     ZERO,
     ExitPlan,
-    Fill,
     OrderRequest,
     OrderSource,
     OrderStatus,
@@ -42,10 +41,10 @@ from sigma9_core.models import (
     Session,
     Slice,
 )
+from sigma9_core.money.adoption import adoption
 from sigma9_core.money.desk import OrderDesk, Step, refusal
 from sigma9_core.money.exits import ExitManager, opposite
 from sigma9_core.money.gate import GuardedRule, RiskGate
-from sigma9_core.money.ids import OrderIds
 from sigma9_core.money.journal import Journal
 from sigma9_core.money.killswitch import Key, KillSwitch
 from sigma9_core.money.latch import Latch
@@ -149,7 +148,6 @@ class MoneyPath:
         self._adopting = asyncio.Lock()
         self._ending = False
         """Entries are to be cancelled as soon as the broker is there."""
-        self._ids = OrderIds()
 
     # --- life -------------------------------------------------------------------------------------------------
 
@@ -215,8 +213,7 @@ class MoneyPath:
             )
         first = orders[0]
         if first.status is OrderStatus.RISK_REJECTED:
-            refused = next((v for o in orders for v in o.verdicts if v.outcome == "refuse"), None)
-            raise refusal(refused, orders[-1].verdicts)
+            raise refusal(orders[-1].verdicts)  # the deciding ends with the one that was refused
         await self.desk.settle()
         return {"order": first.view().model_dump(mode="json"), "legs": [order.order_id for order in orders[1:]]}
 
@@ -352,7 +349,7 @@ class MoneyPath:
         order = (await self.desk.submit([request], cause=command.id, records=tuple(owed)))[0]
         owed.clear()
         if order.status is OrderStatus.RISK_REJECTED:
-            raise refusal(next((v for v in order.verdicts if v.outcome == "refuse"), None), order.verdicts)
+            raise refusal(order.verdicts)
         return order
 
     async def adopt(self, args: AdoptArgs) -> Mapping[str, Any]:
@@ -364,16 +361,7 @@ class MoneyPath:
         position = self.portfolio.position(args.symbol)
         if position.quantity == ZERO or not position.foreign:
             raise CommandError("not_found", f"there is no foreign position in {args.symbol}", {"field": "symbol"})
-        fill = Fill(
-            exec_id=f"adopted-{self._ids.new()}",
-            order_id="adopted",
-            symbol=args.symbol,
-            side="buy" if position.quantity > 0 else "sell",
-            quantity=abs(position.quantity),
-            price=position.average_cost,
-            commission=ZERO,
-            ts=self._clock.now(),
-        )
+        fill = adoption(position, self._clock.now())
         await self._journal.commit([FillRecord(fill, args.strategy, "api", recovered=True)])
         self.portfolio.adopt(fill, args.strategy)
         self._remember_days()

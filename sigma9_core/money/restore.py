@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from sigma9_core.calendar import Calendar
 from sigma9_core.models import ZERO
+from sigma9_core.money.adoption import ADOPTED
 from sigma9_core.money.desk import OrderDesk
 from sigma9_core.money.exits import NOTE as GUARD
 from sigma9_core.money.exits import ExitManager
@@ -20,8 +21,6 @@ from sigma9_core.money.portfolio import Portfolio
 from sigma9_core.money.recall import recalled
 from sigma9_core.money.records import FillRecord
 
-ADOPTED: Final = "adopted"
-"""The order id of a fill that stands for a foreign position made ours."""
 MANY: Final = 10_000
 
 

@@ -293,13 +293,14 @@ async def test_a_start_waits_for_a_stop_that_is_on_its_way(room: EngineRoom) -> 
 
 async def test_a_kill_beats_a_pause_that_is_on_its_way(room: EngineRoom, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pause that ends after a kill does not hide it."""
-    pause_gate = room.engine._pause_gate
+    ask = room.engine.money.ask
 
-    async def slow(reason: str | None) -> None:
-        await asyncio.sleep(0.1)
-        await pause_gate(reason)
+    async def slow(function: Any, *args: Any) -> Any:
+        if function == room.engine.path.gate.pause:
+            await asyncio.sleep(0.1)
+        return await ask(function, *args)
 
-    monkeypatch.setattr(room.engine, "_pause_gate", slow)
+    monkeypatch.setattr(room.engine.money, "ask", slow)
     pausing = asyncio.create_task(room.send("pause"))
     await asyncio.sleep(0.02)
     await room.do("kill_switch", reason="test")

@@ -60,6 +60,18 @@ def test_lane_starts_again() -> None:
         lane.stop()
 
 
+async def test_ask_calls_a_function_on_the_lane(lane: Lane) -> None:
+    """A plain function runs on the lane; its result, or what it raises, comes to whoever asked, on any loop."""
+    assert await lane.ask(lambda text: (threading.current_thread().name, text), "x") == ("sigma9-money", "x")
+    with pytest.raises(ValueError, match="invalid literal"):
+        await lane.ask(int, "not a number")
+
+    async def from_within() -> str:
+        return await lane.ask(lambda: threading.current_thread().name)
+
+    assert await lane.call(from_within()) == "sigma9-money"
+
+
 async def test_call_brings_the_result_to_this_loop(lane: Lane) -> None:
     """A coroutine runs over there, its result and its error arrive here."""
 
