@@ -128,7 +128,11 @@ class Trigger(Protocol):
         """Take what became known at one market time; `session` is the one in progress, None outside of one."""
 
     def on_trade_event(self, event: TradeEvent, ts: datetime) -> None:
-        """Take one step of an order of this strategy; `ts` is the market time."""
+        """Take one step of an order of this strategy; `ts` is the market time.
+
+        After a restart the steps of the last day, and those since the oldest open position was opened, are told
+        once more before the first slice.
+        """
 
 
 # --- sizing ---------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import hashlib
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Final, Literal
 
@@ -66,6 +66,7 @@ from sigma9_core.workers import Guard, Worker
 
 log = logging.getLogger("sigma9.engine")
 
+MqttState = Literal["connected", "disconnected", "disabled"]
 State = Literal["stopped", "starting", "running", "paused", "stopping", "killed"]
 REFRESH: Final = 1.0
 """Seconds between two looks at numbers that merely move."""
@@ -74,6 +75,8 @@ SWITCH_INTERVAL: Final = 0.0005
 NOT_RUNNING: Final = "the engine is not running"
 CONNECT_WAIT: Final = 2.0
 """Seconds that the answer to `broker_connect` waits for the broker."""
+RECALLED: Final = timedelta(days=1)
+"""Market time that a trigger hears of at a start, before now and before its oldest position was opened."""
 SERVICE_WAIT: Final = 5.0
 """Seconds that the start waits for services that are not our own."""
 SERVICE_AGAIN: Final = 1.0
@@ -113,7 +116,6 @@ class Engine:
         self._tokens = tokens
         self._with_services = services
         self._watch_at_start = watch
-        self._mqtt: Literal["connected", "disconnected", "disabled"] = "disabled"
         self._started = monotonic()
         self._started_at = wall_now()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -222,6 +224,7 @@ class Engine:
                     log.error("%s; the server starts without it", error)
                 else:
                     self.services.append((name, service))
+        self._mqtt: MqttState = "disconnected" if any(name == "mqtt" for name, _ in self.services) else "disabled"
 
     def _context(self, name: str, clock: Clock) -> PluginContext:
         folder = self._data_dir.path
@@ -319,6 +322,7 @@ class Engine:
         self._undo.append(("watchdog's watch", watching.cancel))
         await self.money.call(self.path.start())
         self._undo.append(("money path", lambda: self.money.call(self.path.stop())))
+        await self._recall()
         self.money.post(self.path.gate.pause, NOT_RUNNING)
         if door is not None:
             await self.money.call(door.open())
@@ -604,7 +608,7 @@ class Engine:
         """Tell a token's name and right."""
         return self._tokens.right_of(token)
 
-    def report_mqtt(self, state: Literal["connected", "disconnected", "disabled"]) -> None:
+    def report_mqtt(self, state: MqttState) -> None:
         """Say how the MQTT connection stands."""
         if state != self._mqtt:
             self._mqtt = state
@@ -844,6 +848,13 @@ class Engine:
             first = last or getattr(self.feed, "starts_at", None)
             if first is not None:
                 self.clock.advance(first)
+
+    async def _recall(self) -> None:
+        """Tell the triggers what became of their orders in the last day, and since their positions were opened."""
+        positions = await self.money.ask(self.path.portfolio.positions)
+        opened = [position.opened_at for position in positions if position.opened_at is not None]
+        since = min([self.clock.now() - RECALLED, *(at - RECALLED for at in opened)])
+        await self.runner.recall(await asyncio.to_thread(self.journal.trade_events, since))
 
     async def _restore_documents(self) -> None:
         document = self.documents.get("watchlist")

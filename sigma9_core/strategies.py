@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from decimal import ROUND_FLOOR, Decimal
 from typing import Any, Final
 
@@ -81,6 +82,13 @@ class StrategyRunner:
                 if took:  # a trigger that failed, or is switched off, gets the bars the next time
                     strategy.watched = frozenset(item.symbol for item in mine)
 
+    async def recall(self, past: Sequence[tuple[TradeEvent, datetime]]) -> None:
+        """Tell each trigger the past of its own orders, oldest first, before it hears anything else."""
+        for event, ts in past:
+            strategy = self.strategies.get(event.strategy or "")
+            if strategy is not None and strategy.trigger is not None:
+                await self._tell(strategy, strategy.trigger, event, ts)
+
     async def on_slice(self, data: Slice) -> None:
         """Give a slice to every trigger, one after the other, and enter what they signal."""
         session = self._calendar.at(data.ts)
@@ -104,7 +112,7 @@ class StrategyRunner:
             if isinstance(event.data, TradeEvent) and event.data.strategy in self.strategies:
                 strategy = self.strategies[event.data.strategy]
                 if strategy.trigger is not None:
-                    work = self._call(strategy, strategy.trigger.on_trade_event, event.data, event.ts)
+                    work = self._tell(strategy, strategy.trigger, event.data, event.ts)
                     task = asyncio.get_running_loop().create_task(work, name=f"tell[{strategy.name}]")
                     self._tasks.add(task)
                     task.add_done_callback(self._tasks.discard)
@@ -144,6 +152,13 @@ class StrategyRunner:
             return await strategy.guard.call(function, *args)
         except Exception:  # noqa: BLE001 - a plugin may raise anything; the guard has logged it
             return None
+
+    async def _tell(self, strategy: Strategy, trigger: Trigger, event: TradeEvent, ts: datetime) -> None:
+        """Tell a trigger of its order, also while a person has switched it off: its position goes on."""
+        try:
+            await strategy.guard.call(trigger.on_trade_event, event, ts)
+        except Exception as error:  # noqa: BLE001 - a plugin may raise anything; the guard has logged it
+            log.debug("%s was not told of %s: %s", strategy.name, event.order_id, error)
 
     async def _enter_signal(self, strategy: str, signal: Signal) -> None:
         try:

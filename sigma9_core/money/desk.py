@@ -21,10 +21,10 @@ from typing import Any, Final
 from sigma9_core.calendar import Calendar
 from sigma9_core.clock import Clock
 from sigma9_core.contracts import BrokerReport, RiskView, Submission
-from sigma9_core.errors import BrokerRefused, CommandError, JournalError
+from sigma9_core.errors import BrokerRefused, CommandError, ErrorCode, JournalError
 from sigma9_core.events import TradeEvent
 from sigma9_core.models import ApprovedOrder, Fill, Intent, OrderRequest, OrderStatus, OrderView, Verdict
-from sigma9_core.money.gate import Decision, RiskGate
+from sigma9_core.money.gate import CORE, Decision, RiskGate
 from sigma9_core.money.ids import OrderIds
 from sigma9_core.money.journal import Journal
 from sigma9_core.money.link import BrokerLink
@@ -41,6 +41,8 @@ URGENT_WAIT: Final = 0.25
 """Seconds that a kill's close waits for its intent to be on disk."""
 REMEMBERED: Final = timedelta(minutes=10)
 """How long the duplicate and rate rules see an order."""
+REFUSED_AS: Final[Mapping[str, ErrorCode]] = {"kill_switch": "killed", "engine": "not_running"}
+"""The answer's code where the gate's own check refused an order; any other refusal is `risk_rejected`."""
 KEPT_ORDERS: Final = 2000
 """Ended orders that are kept in memory; the journal has them all."""
 
@@ -546,9 +548,10 @@ def refusal(verdicts: Sequence[Verdict]) -> CommandError:
     refused = next((verdict for verdict in verdicts if verdict.outcome == "refuse"), None)
     if refused is None:
         return CommandError("risk_rejected", "the risk gate refused the order")
+    code = REFUSED_AS.get(refused.rule) if refused.code == CORE else None
     return CommandError(
-        "risk_rejected",
-        f"{refused.rule}: {refused.reason}",
+        code or "risk_rejected",
+        str(refused.reason) if code is not None else f"{refused.rule}: {refused.reason}",
         {"rule": refused.rule, "verdicts": [verdict.model_dump(mode="json") for verdict in verdicts]},
     )
 

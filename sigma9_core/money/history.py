@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, Select, case, func, select
+from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, Select, and_, case, func, select, tuple_
 from sqlalchemy.exc import SQLAlchemyError
 
 from sigma9_core.clock import rfc3339
@@ -87,7 +87,9 @@ class History:
     ) -> dict[str, Any]:
         """Give fills, newest first: `{"trades": [...], "cursor"}`; the cursor is null at the end (contract 5).
 
-        `since` is a market time. Raise CommandError `invalid` for a cursor that this did not give.
+        A trade's `commission` is this fill's own, as `last_quantity` and `last_price` are: they can be summed. An
+        execution that the exchange took back is no trade any more. `since` is a market time. Raise CommandError
+        `invalid` for a cursor that this did not give.
         """
         wanted = [EVENTS.c.node == self.node, EVENTS.c.trade_id.is_not(None)]
         if cursor is not None:
@@ -98,11 +100,52 @@ class History:
             wanted.append(EVENTS.c.symbol == symbol)
         if since is not None:
             wanted.append(EVENTS.c.ts >= rfc3339(since))
-        query = select(EVENTS.c.seq, EVENTS.c.ts, EVENTS.c.body).where(*wanted).order_by(EVENTS.c.seq.desc())
+        # The event tells the order's commission so far; the fill's own stands beside it.
+        own = (FILLS.c.node == EVENTS.c.node, FILLS.c.exec_id == EVENTS.c.trade_id)
+        query = (
+            select(EVENTS.c.seq, EVENTS.c.ts, EVENTS.c.body, FILLS.c.commission)
+            .outerjoin(FILLS, and_(*own, FILLS.c.order_id == EVENTS.c.order_id))
+            .order_by(EVENTS.c.seq.desc())
+        )
         with self._read() as connection:
-            found = connection.execute(query.limit(limit + 1)).all()
-        trades = [{**json.loads(row.body)["data"], "seq": row.seq, "ts": row.ts} for row in found[:limit]]
+            busts = connection.execute(
+                select(NOTES.c.body).where(NOTES.c.node == self.node, NOTES.c.kind == "bust")
+            ).scalars()
+            if busted := [(bust["exec_id"], bust["order_id"]) for bust in map(json.loads, busts)]:
+                wanted.append(tuple_(EVENTS.c.trade_id, EVENTS.c.order_id).not_in(busted))
+            found = connection.execute(query.where(*wanted).limit(limit + 1)).all()
+        trades = [
+            {
+                **json.loads(row.body)["data"],
+                "commission": None if row.commission is None else float(row.commission),
+                "seq": row.seq,
+                "ts": row.ts,
+            }
+            for row in found[:limit]
+        ]
         return {"trades": trades, "cursor": str(found[limit - 1].seq) if len(found) > limit else None}
+
+    def trade_events(self, since: datetime) -> list[tuple[TradeEvent, datetime]]:
+        """Give the trade events at or after a market time with their times, oldest first.
+
+        It reads backwards from the newest and ends at the first whole page that is older: market times of events
+        are in order but for those of a feed that was set back.
+        """
+        newest = [EVENTS.c.node == self.node, EVENTS.c.type == "trade_event"]
+        first = rfc3339(since)
+        found: list[tuple[TradeEvent, datetime]] = []
+        before: int | None = None
+        while True:
+            wanted = newest if before is None else [*newest, EVENTS.c.seq < before]
+            query = select(EVENTS.c.seq, EVENTS.c.ts, EVENTS.c.body).where(*wanted).order_by(EVENTS.c.seq.desc())
+            with self._read() as connection:
+                page = connection.execute(query.limit(PAGE)).all()
+            recent = [row for row in page if row.ts >= first]
+            found += [(rows.trade_event(row.body), datetime.fromisoformat(row.ts)) for row in recent]
+            if len(page) < PAGE or not recent:
+                found.reverse()
+                return found
+            before = page[-1].seq
 
     def last_ts(self) -> datetime | None:
         """Give the market time of the newest durable event, None in a new journal."""

@@ -152,6 +152,10 @@ class KillSwitch:
         """Tell whether the global kill is in force."""
         return None in self._kills
 
+    def covers_strategy(self, name: str) -> bool:
+        """Tell whether a kill of just this strategy is in force."""
+        return ("strategy", name) in self._kills
+
     def attach(self, link: BrokerLink) -> None:
         """Name the link that orders go out by."""
         self._link = link
@@ -189,7 +193,7 @@ class KillSwitch:
         self._work(kill)
         self._say(lambda: self._fired(kill.key))
         self._trail("joined" if joined else "fired", kill, source=source, reason=reason)
-        self._tell()
+        self._enter(kill, kill.phase)
         try:
             async with asyncio.timeout(ANSWER_WITHIN):
                 await kill.cancels_sent.wait()
@@ -364,6 +368,12 @@ class KillSwitch:
             except TimeoutError:
                 pass  # time for the next look
 
+    def _enter(self, kill: Kill, phase: Phase) -> None:
+        """Say in which phase a kill is, and what is left at this moment."""
+        kill.phase = phase
+        kill.pending = [] if phase == "done" else self._pending(kill)
+        self._tell()
+
     def _progress(self, kill: Kill) -> tuple[object, ...]:
         return (len(kill.cancelled), len(kill.closed), tuple(kill.pending), len(kill.closing), kill.detail)
 
@@ -381,8 +391,7 @@ class KillSwitch:
         link = self._link_up()
         cancels = self._to_cancel(kill)
         if kill.phase == "gated":
-            kill.phase = "cancelling"
-            self._tell()
+            self._enter(kill, "cancelling")
         await self._cancel(kill, cancels)
         kill.cancels_sent.set()
         foreign = (
@@ -433,8 +442,7 @@ class KillSwitch:
 
     async def _flatten(self, kill: Kill) -> None:
         if kill.phase == "cancelling":
-            kill.phase = "flattening"
-            self._tell()
+            self._enter(kill, "flattening")
         market_open = self._calendar.at(self._clock.now()) is not None
         waiting: list[str] = []
         for symbol, quantity in self._positions(kill).items():

@@ -132,6 +132,7 @@ class MoneyPath:
         self.desk.attach(self.link)
         self.killswitch.attach(self.link)
         self.desk.followers.append(self._follow)
+        self._settings = settings
         self._clock = clock
         self._calendar = calendar
         self._journal = journal
@@ -392,7 +393,13 @@ class MoneyPath:
     # --- kill -------------------------------------------------------------------------------------------------
 
     async def kill(self, args: KillArgs, command: Command) -> Mapping[str, Any]:
-        """Carry out a kill that is valid already; the answer is journalled by whoever asked."""
+        """Carry out a kill that is valid already; the answer is journalled by whoever asked.
+
+        Raise CommandError `not_found` for a strategy that nothing is known of: to say that it was stopped would
+        be a claim that isn't so.
+        """
+        if args.scope is not None and args.scope.strategy is not None:
+            self._check_strategy(args.scope.strategy)
         return await self.killswitch.fire(
             reason=args.reason or "no reason was given",
             source=command.source,
@@ -425,6 +432,8 @@ class MoneyPath:
             )
         return OrderRequest(
             **args.model_dump(exclude={"bracket", "reason"}),
+            # Whose position it is hears what becomes of it.
+            strategy=self.portfolio.position(args.symbol).strategy if reducing else None,
             source=source,
             intent="reduce" if reducing else "entry",
             # In the group of the stop, it fills instead of the stop; what then is left gets a stop of its own.
@@ -504,6 +513,20 @@ class MoneyPath:
             log.warning("cash differs by %s from what the fills make; taken as a transfer", difference)
             self.portfolio.transfer(difference)
             self.desk.note([NoteRecord("transfer", self._clock.now(), {"amount": str(difference)})])
+
+    def _check_strategy(self, name: str) -> None:
+        known = {
+            *(entry.instance for entry in self._settings.scanners),
+            *(order.request.strategy for order in self.desk.open_orders()),
+            *(position.strategy for position in self.portfolio.positions()),
+        } - {None}
+        if name not in known and not self.killswitch.covers_strategy(name):
+            there = ", ".join(sorted(map(str, known))) or "none"
+            raise CommandError(
+                "not_found",
+                f"scope.strategy: no strategy is called '{name}', so nothing was stopped; there are: {there}",
+                {"field": "scope.strategy"},
+            )
 
     def _check_link(self) -> None:
         """Raise CommandError `broker_unavailable` where nothing can be sent."""

@@ -134,7 +134,7 @@ async def test_the_states_and_what_they_let_in(room: EngineRoom) -> None:
     await room.fill(held["order_id"])
 
     assert await room.do("pause") == {"engine": "paused"}
-    assert await entry(room) == "risk_rejected"
+    assert await entry(room) == "not_running"
     exit_order = await room.order("MSFT", "sell", 40)
     assert exit_order["status"] == "accepted"
     await room.fill(exit_order["order_id"])
@@ -238,7 +238,7 @@ async def test_a_stop_beats_a_start_that_is_on_its_way(trading: EngineRoom) -> N
     assert (response.error or {}).get("code") == "conflict"
     assert trading.engine.state == "stopped"
     assert not trading.engine.runner.entering
-    assert await entry(trading) == "risk_rejected"
+    assert await entry(trading) == "not_running"
 
 
 async def test_a_stop_beats_a_gate_that_is_being_opened(room: EngineRoom, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,7 +259,7 @@ async def test_a_stop_beats_a_gate_that_is_being_opened(room: EngineRoom, monkey
 
     assert ((await starting).error or {}).get("code") == "conflict"
     assert (room.engine.state, room.engine.runner.entering) == ("stopped", False)
-    assert await entry(room) == "risk_rejected"
+    assert await entry(room) == "not_running"
 
 
 async def test_a_kill_beats_a_start_that_is_on_its_way(trading: EngineRoom) -> None:
@@ -272,7 +272,7 @@ async def test_a_kill_beats_a_start_that_is_on_its_way(trading: EngineRoom) -> N
     await trading.until(lambda: trading.engine.state == "killed")
     await trading.do("reset_kill_switch", reason="seen")
     assert trading.engine.state == "stopped"
-    assert await entry(trading) == "risk_rejected"
+    assert await entry(trading) == "not_running"
 
 
 async def test_a_start_waits_for_a_stop_that_is_on_its_way(room: EngineRoom) -> None:
@@ -359,7 +359,7 @@ async def test_without_a_person_s_word_the_configuration_decides(tmp_path: Path)
     """`auto_start: false` leaves it stopped."""
     async with EngineRoom(tmp_path, engine={"auto_start": False}) as room:
         assert room.engine.state == "stopped"
-        assert await entry(room) == "risk_rejected"
+        assert await entry(room) == "not_running"
 
 
 @pytest.mark.parametrize(("mode", "state"), [("paper", "running"), ("live", "stopped")])
@@ -390,7 +390,7 @@ async def test_killed_refuses_start_until_a_person_resets_it(room: EngineRoom) -
     await room.do("kill_switch", reason="test")
     await room.until(lambda: state_of(room) == "killed")
     assert [await room.refused(name) for name in ("start", "resume")] == ["killed"] * 2
-    assert await entry(room) == "risk_rejected"
+    assert await entry(room) == "killed"
 
     await room.do("reset_kill_switch", reason="seen")
     assert state_of(room) == "stopped"
@@ -432,6 +432,53 @@ async def test_a_scoped_kill_stops_its_strategy_and_no_other(trading: EngineRoom
         await after.tick("AAPL", price=11)
         assert trigger_of(after).prices == [11.0]
         await after.until(lambda: trigger_of(after).events[:1] == ["submitted"])
+
+
+async def test_a_kill_of_a_strategy_that_is_not_there_is_no_kill(trading: EngineRoom) -> None:
+    """A misspelt name is told, with those that there are: `ok` would claim that something was stopped."""
+    response = await trading.send("kill_switch", scope={"strategy": "brakeout"})
+    assert response.error is not None
+    assert response.error["code"] == "not_found"
+    assert response.error["details"]["field"] == "scope.strategy"
+    assert "nothing was stopped; there are: breakout" in response.error["message"]
+    assert trading.body("kill_switch")["scopes"] == []
+
+    await trading.do("scan")
+    await trading.tick("AAPL", price=11)
+    await trading.fill_all("11")
+    await trading.__aexit__()
+    gone: dict[str, Any] = {"plugins": {}, "scanners": ()}
+    async with trading.again(**gone) as after:  # its position is there, though its plugin is not any more
+        await after.do("kill_switch", scope={"strategy": "breakout"})
+        assert after.engine.path.killswitch.covers_strategy("breakout")
+
+
+async def test_a_person_s_sale_of_a_strategy_s_position_is_told_to_the_strategy(trading: EngineRoom) -> None:
+    """Whoever reduces it, the trigger hears that its position is gone."""
+    await trading.do("scan")
+    await trading.tick("AAPL", price=11)
+    await trading.fill_all("11")
+    held = int(trading.engine.path.portfolio.quantity("AAPL"))
+    sale = await trading.order("AAPL", "sell", held)
+    await trading.fill(sale["order_id"], "11")
+
+    told = [each for each in trading.told(TradeEvent) if each.order_id == sale["order_id"]]
+    assert [str(each.event) for each in told] == ["submitted", "accepted", "filled"]
+    assert {each.strategy for each in told} == {"breakout"}
+
+
+async def test_a_trigger_hears_after_a_restart_what_became_of_its_orders(trading: EngineRoom) -> None:
+    """Its open position and its day are told before the first slice, so that it goes on as if nothing had been."""
+    await trading.do("scan")
+    await trading.tick("AAPL", price=11)
+    await trading.fill_all("11")
+    await trading.until(lambda: "filled" in trigger_of(trading).events)
+    before = list(trigger_of(trading).events)
+    await trading.__aexit__()
+
+    async with trading.again() as after:
+        assert trigger_of(after).events[: len(before)] == before
+        assert after.engine.path.portfolio.quantity("AAPL") > 0
 
 
 @pytest.mark.parametrize("before", ["running", "paused", "stopped"])
@@ -546,9 +593,9 @@ async def test_a_stop_acts_though_it_can_t_be_kept(room: EngineRoom, monkeypatch
 
     monkeypatch.setattr(room.engine.documents, "save", full)
     assert await room.refused("pause") == "internal"
-    assert (room.engine.state, await entry(room)) == ("paused", "risk_rejected")
+    assert (room.engine.state, await entry(room)) == ("paused", "not_running")
     assert await room.refused("stop") == "internal"
-    assert (room.engine.state, await entry(room)) == ("stopped", "risk_rejected")
+    assert (room.engine.state, await entry(room)) == ("stopped", "not_running")
 
 
 async def test_the_watchlist_is_kept(trading: EngineRoom) -> None:

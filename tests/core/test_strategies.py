@@ -446,6 +446,33 @@ async def test_a_strategy_hears_of_its_own_orders_in_order(room: Room) -> None:
     assert (room.one.events, room.two.events) == (["o1", "o5", "o6"], ["o2"])
 
 
+async def test_a_strategy_that_is_switched_off_hears_of_its_orders(room: Room) -> None:
+    """Its position goes on while it is off, and it must know that once it is on again."""
+    room.runner.strategies["one"].enabled = False
+    await room.runner.recall([(told(1, "one").data, OPEN)])  # type: ignore[list-item] # it is a trade event
+    room.runner.on_events([told(2, "one")])
+    async with asyncio.timeout(5):
+        while len(room.one.events) < 2:  # noqa: ASYNC110 - a thread is awaited
+            await asyncio.sleep(0.002)
+
+    assert room.one.events == ["o1", "o2"]
+
+
+async def test_the_past_is_told_in_order_to_whom_it_belongs(room: Room) -> None:
+    """At a start each trigger hears what became of its orders; one that fails keeps nobody else from hearing."""
+    calls: list[str] = []
+
+    def fail(event: TradeEvent, ts: datetime) -> None:
+        calls.append(event.order_id)
+        raise ValueError("not this one")
+
+    room.one.on_trade_event = fail  # type: ignore[method-assign]
+    past = [told(1, "one"), told(2, "two"), told(3, None), told(4, "gone"), told(5, "two")]
+    await room.runner.recall([(each.data, each.ts) for each in past if isinstance(each.data, TradeEvent)])
+
+    assert (calls, room.two.events) == (["o1"], ["o2", "o5"])
+
+
 # --- a live market --------------------------------------------------------------------------------------------
 
 

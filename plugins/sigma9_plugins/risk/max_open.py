@@ -22,7 +22,7 @@ class MaxOpenConfig(Frozen):
     max_orders: Count = 50
     """Working orders, protective ones included."""
     max_entries_per_day: Count = 50
-    """Entries that passed the gate in a session."""
+    """Entries that passed the gate in a session, whether or not they were filled: a loop must end, too."""
     count_foreign: bool = True
     """Whether positions and orders that are not ours use up the limits."""
 

@@ -33,6 +33,7 @@ from sigma9_core.money import journal as journal_module
 from sigma9_core.money import tables
 from sigma9_core.money.history import PAGE, History
 from sigma9_core.money.journal import Journal, journal_url
+from sigma9_core.money.orders import Order
 from sigma9_core.money.records import CommandRecord, EventRecord, FillRecord, IntentRecord, NoteRecord, Record
 
 TS = datetime(2026, 11, 20, 14, 45, 0, 123456, tzinfo=UTC)
@@ -901,11 +902,13 @@ def test_events_are_read_in_pages(journal: Journal) -> None:
 
 
 def test_trades_are_fills_newest_first(journal: Journal) -> None:
-    """A trade is a fill's event with its number and time; a busted one, and every other event, is none."""
+    """A trade is a fill's event with its number and time; every other event is none."""
     later = TS + timedelta(hours=1)
-    done(journal.write([trade("O1"), trade("O1", OrderStatus.PARTIALLY_FILLED, trade_id="E1")]))
-    done(journal.write([trade("O1", OrderStatus.BUSTED, trade_id="E1"), update()]))
-    done(journal.write([trade("O2", OrderStatus.FILLED, trade_id="E2", symbol="MSFT", ts=later)]))
+    done(journal.write([trade("O1"), fill("E1", "O1"), trade("O1", OrderStatus.PARTIALLY_FILLED, trade_id="E1")]))
+    done(journal.write([trade("O1", OrderStatus.CANCELLED), update()]))
+    done(
+        journal.write([trade("O2", OrderStatus.FILLED, trade_id="E2", symbol="MSFT", ts=later), fill("E2", "O2")])
+    )
 
     answer = journal.trades()
     assert [(each["trade_id"], each["seq"], each["symbol"]) for each in answer["trades"]] == [
@@ -922,6 +925,39 @@ def test_trades_are_fills_newest_first(journal: Journal) -> None:
     second = journal.trades(limit=1, cursor=first["cursor"])
     assert [each["trade_id"] for each in second["trades"]] == ["E1"]
     assert second["cursor"] is None
+
+
+AMOUNT = st.decimals(0, 10_000, places=4)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=25)
+@given(parts=st.lists(st.tuples(st.integers(1, 500), st.decimals("0.01", 10_000, places=2), AMOUNT), min_size=1))
+def test_a_trade_has_what_its_own_fill_did_and_cost(
+    journal: Journal, parts: list[tuple[int, Decimal, Decimal]]
+) -> None:
+    """Quantities and commissions of an order's trades add up to the order's, however many fills it took."""
+    order_id = f"P{sum(1 for _ in journal.fills())}"
+    request = OrderRequest(symbol="AAPL", side="buy", quantity=Decimal(sum(quantity for quantity, *_ in parts)))
+    order = Order(order_id, request, (), TS)
+    for number, (quantity, price, commission) in enumerate(parts):
+        execution = Fill(f"X{number}", order_id, "AAPL", "buy", Decimal(quantity), price, commission, TS)
+        order.take("filled", fill=execution)
+        told = EventRecord("trade_event", TradeEvent.of(order.view(), trade_id=execution.exec_id), TS)
+        done(journal.write([FillRecord(execution, None, "api"), told]))
+
+    trades = journal.trades(limit=len(parts))["trades"]
+    own = [(trade["last_quantity"], trade["last_price"], trade["commission"]) for trade in reversed(trades)]
+    assert own == [(quantity, float(price), float(commission)) for quantity, price, commission in parts]
+    assert {trade["quantity"] for trade in trades} == {int(request.quantity)}
+
+
+def test_what_the_exchange_took_back_is_no_trade(journal: Journal) -> None:
+    """A busted execution is left out; one of another order that bears the same id stays."""
+    for order_id in ("O1", "O2"):
+        done(journal.write([fill("E1", order_id), trade(order_id, OrderStatus.FILLED, trade_id="E1")]))
+    done(journal.write([note("bust", exec_id="E1", order_id="O1"), trade("O1", OrderStatus.BUSTED)]))
+
+    assert [each["order_id"] for each in journal.trades()["trades"]] == ["O2"]
 
 
 @pytest.mark.parametrize("cursor", ["", "x", "-1", "1.5", "²", "9" * 30, "1 OR 1=1"])
@@ -1020,6 +1056,19 @@ def test_last_market_time(journal: Journal) -> None:
     done(journal.write([trade(ts=TS)]))
 
     assert journal.last_ts() == TS
+
+
+def test_trade_events_since_a_market_time(journal: Journal) -> None:
+    """The trade events of the last while are given oldest first, over many pages, and none that is older."""
+    old = [trade("old", ts=TS - timedelta(days=1))] * (PAGE + 10)
+    new = [trade(f"O{n}", ts=TS + timedelta(seconds=n)) for n in range(PAGE + 200)]
+    late = [trade("late", ts=TS - timedelta(seconds=1)), trade("last", ts=TS)]
+    done(journal.write([*old, *new, *late]))
+
+    found = journal.trade_events(TS)
+    assert [event.order_id for event, _ in found] == [*(f"O{n}" for n in range(PAGE + 200)), "last"]
+    assert [ts for _, ts in found[:2]] == [TS, TS + timedelta(seconds=1)]
+    assert journal.trade_events(TS + timedelta(days=1)) == []
 
 
 # --- nodes ----------------------------------------------------------------------------------------------------

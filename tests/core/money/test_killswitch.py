@@ -387,3 +387,20 @@ async def test_the_answer_names_what_is_pending(room: MoneyRoom) -> None:
     answer = await kill(room)
 
     assert "AAPL" in answer["pending"]
+
+
+async def test_every_phase_says_what_is_left(room: MoneyRoom) -> None:
+    """From the first body on, a kill that is not done names the orders and positions that it still has to end."""
+    held = await room.enter()
+    await room.fill(held, "10")
+    shown: list[dict[str, Any]] = []
+    room.path._show_outside = lambda bodies: shown.append(dict(bodies["kill_switch"] or {}))
+    await kill(room)
+    await room.closing()
+    await fill_closes(room)
+    await room.until(lambda: room.kill.body()["phase"] == "done")
+
+    phases = list(dict.fromkeys(body["phase"] for body in shown if body["state"] == "ON"))
+    assert phases == ["gated", "cancelling", "flattening", "done"]
+    left = {body["phase"]: "AAPL" in body["pending"] for body in shown if body["state"] == "ON"}
+    assert left == {"gated": True, "cancelling": True, "flattening": True, "done": False}

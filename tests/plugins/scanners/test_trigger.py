@@ -357,13 +357,79 @@ def test_a_symbol_that_left_the_list_is_remembered_where_it_must_be() -> None:
     assert desk.burst(200, 5.5, quote=(5.49, 5.5)) == []
 
 
-def test_an_exit_of_a_position_from_before_a_restart_ends_the_day_in_that_symbol() -> None:
-    """What was held before the trigger was built is left without a re-entry."""
+def test_an_exit_of_what_no_entry_bought_is_no_exit_of_ours() -> None:
+    """A position that was adopted has had no entry here: its sale says nothing of the double tap, part by part."""
     desk = Desk()
-    desk.fill(5, "old", "5.20", "sell")
+    for filled in (30, 100):
+        status = OrderStatus.FILLED if filled == 100 else OrderStatus.PARTIALLY_FILLED
+        amounts = {"filled_quantity": Decimal(filled), "average_price": Decimal("5.20")}
+        desk.event(status, 5, "old", "sell", **amounts)
 
-    assert desk.state() is Tap.CANCELLED
-    assert desk.burst(400) == []
+    assert desk.state() is Tap.IDLE
+    assert len(desk.burst(400)) == 1
+
+
+RESTART = [
+    (OrderStatus.SUBMITTED, "1", "buy", 0, "0"),
+    (OrderStatus.PARTIALLY_FILLED, "1", "buy", 40, "5.10"),
+    (OrderStatus.FILLED, "1", "buy", 100, "5.10"),
+    (OrderStatus.SUBMITTED, "2", "sell", 0, "0"),
+    (OrderStatus.PARTIALLY_FILLED, "2", "sell", 30, "5.20"),
+    (OrderStatus.PARTIALLY_FILLED, "2", "sell", 60, "5.20"),
+    (OrderStatus.FILLED, "2", "sell", 100, "5.20"),
+]
+
+
+@pytest.mark.parametrize("stop", range(len(RESTART) + 1))
+@pytest.mark.parametrize("sold", ["5.20", "5.00"])
+def test_a_restart_in_the_middle_of_a_position_changes_nothing(
+    stop: int, sold: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A trigger that is told its past goes on as the one that was there: one exit, its true profit, its tap."""
+
+    def tell(desk: Desk, steps: Sequence[tuple[OrderStatus, str, str, int, str]]) -> None:
+        for status, order, side, filled, price in steps:
+            average = Decimal(sold if side == "sell" else price) if filled else None
+            desk.event(status, 10, order, side, filled_quantity=Decimal(filled), average_price=average)
+
+    caplog.set_level("INFO")
+    first, second = Desk(), Desk()
+    first.slice(0)
+    tell(first, RESTART)
+    tell(second, RESTART[:stop])
+    second.slice(60)  # the first slice after the restart begins the day, and forgets nothing of it
+    tell(second, RESTART[stop:])
+
+    left = [record.message for record in caplog.records if " left ABCD" in record.message]
+    assert len(left) == 2
+    assert left[0] == left[1]
+    profit = (Decimal(sold) - Decimal("5.10")) * 100
+    assert left[0].startswith(f"seismograph left ABCD with {profit:+.2f} before fees")
+    assert second.state() is first.state()
+    assert second.tap.quantity == first.tap.quantity == 50
+
+
+def test_what_was_traded_yesterday_is_told_and_is_no_part_of_today() -> None:
+    """The past that a start tells reaches back a day: its exits use up no entry of today, its position stays."""
+    desk = Desk()
+    desk.fill(-86_400, "1", "5.10")
+    desk.fill(-86_300, "2", "5.20", "sell")
+    assert desk.state() is Tap.COOLDOWN
+    desk.slice(0)
+
+    assert desk.state() is Tap.IDLE
+    assert len(desk.burst()) == 1
+
+
+def test_an_exit_that_is_taken_back_is_held_again() -> None:
+    """A busted exit gives the position back, so that no second one is entered beside it."""
+    desk = Desk()
+    desk.fill(1, "1", "5.10")
+    desk.fill(2, "2", "5.20", "sell")
+    desk.event(OrderStatus.BUSTED, 3, "2", "sell")
+
+    assert desk.trigger._watches["ABCD"].holding.quantity == 100
+    assert desk.burst() == []
 
 
 # --- holdings -------------------------------------------------------------------------------------------------
@@ -483,9 +549,9 @@ def tick(seconds: float) -> DoTap:
     return lambda tap: tap.tick(at(seconds), 5.5)
 
 
-def arm(price: float, vwap: float | None) -> DoTap:
+def arm(price: float, vwap: float | None, ask: float | None = None) -> DoTap:
     """Offer a price."""
-    return lambda tap: tap.arm(price, vwap)
+    return lambda tap: tap.arm(price, vwap, ask)
 
 
 def filled(tap: DoubleTap) -> None:
@@ -526,8 +592,10 @@ TABLE: list[tuple[str, dict[str, Any], tuple[DoTap, ...], Tap]] = [
     ("at the VWAP", {}, (*TO_WATCHING, arm(5.1, 5.1)), Tap.WATCHING),
     ("no VWAP", {}, (*TO_WATCHING, arm(5.2, None)), Tap.WATCHING),
     ("above the VWAP", {}, TO_TRIGGERED, Tap.TRIGGERED),
-    ("at the order's limit", {}, (*TO_WATCHING, arm(5.54, 5.1)), Tap.TRIGGERED),
-    ("beyond the order's limit", {}, (*TO_WATCHING, arm(5.55, 5.1)), Tap.WATCHING),
+    ("a cent below its stop", {}, (*TO_WATCHING, arm(5.5, 5.1)), Tap.TRIGGERED),
+    ("at its stop", {}, (*TO_WATCHING, arm(5.51, 5.1)), Tap.WATCHING),
+    ("the ask at its stop", {}, (*TO_WATCHING, arm(5.2, 5.1, 5.51)), Tap.WATCHING),
+    ("beyond its limit", {}, (*TO_WATCHING, arm(5.55, 5.1)), Tap.WATCHING),
     ("refused", {}, (*TO_TRIGGERED, refused), Tap.WATCHING),
     ("cancelled while it works", {}, (*TO_TRIGGERED, cancelled), Tap.CANCELLED),
     ("filled", {}, (*TO_TRIGGERED, filled), Tap.ENTERED),
@@ -610,12 +678,12 @@ def test_a_re_entry_that_was_refused_is_tried_again_and_one_that_was_cancelled_i
     """A risk rule may let it pass later; a person who cancelled it meant it."""
     desk = Desk()
     desk.trade(5)
-    assert len(desk.slice(246, 5.11)) == 1
+    assert len(desk.slice(246, 5.1)) == 1
     desk.event(OrderStatus.SUBMITTED, 247, "3")
     desk.event(end, 250, "3")
-    assert desk.slice(260, 5.11) == []
+    assert desk.slice(260, 5.1) == []
 
-    assert len(desk.slice(281, 5.11)) == int(again)
+    assert len(desk.slice(281, 5.1)) == int(again)
 
 
 # --- bars alone -----------------------------------------------------------------------------------------------

@@ -95,13 +95,16 @@ class DoubleTap:
             self.state = Tap.WATCHING
             self.high = high_of_day
 
-    def arm(self, price: float, vwap: float | None) -> Order | None:
-        """Give the order once the price is above the VWAP, and not beyond the order's limit already."""
+    def arm(self, price: float, vwap: float | None, ask: float | None = None) -> Order | None:
+        """Give the order once the price is above the VWAP, while price and ask are still below its stop.
+
+        A stop at or below the market is no stop: brokers refuse it, or fill it as a market order.
+        """
         if self.state is not Tap.WATCHING or self.high is None or vwap is None or price <= vwap:
             return None
         stop = _up(Decimal(str(self.high))) + self._config.offset
         limit = _up(stop * (1 + Decimal(str(self._config.limit_percent)) / 100))
-        if Decimal(str(price)) > limit:
+        if Decimal(str(max(price, ask or price))) >= stop:
             return None
         self.state = Tap.TRIGGERED
         return Order(stop, limit, self.quantity)

@@ -80,10 +80,11 @@ class Holding:
                 self._bought += change
                 self._profit -= worth - known.worth
                 step.bought = change > 0
-            else:
-                self.quantity -= change
+            elif self.quantity > 0 or change < 0:  # what else is sold was bought by nobody that we heard of
+                self.quantity = max(self.quantity - change, ZERO)
                 self._profit += worth - known.worth
                 self._killed = self._killed or event.source == "kill_switch"
+                step.left = self._leave(ts)
             known.filled, known.worth = event.filled_quantity, worth
         known.ended = known.ended or event.event in ENDED  # a fill may follow the end, which stays the end
         if entry and not known.ended:
@@ -91,11 +92,16 @@ class Holding:
         elif entry and self.entry_id in (event.order_id, None):
             self.entry_id = None
             step.ended = event.event if known.filled == 0 else None
-        if change and not entry and self.quantity <= 0:
-            step.left = Exit(ts, self._bought, self._profit, self._killed)
-            self.quantity = self._bought = self._profit = ZERO
-            self._killed = False
         return step
+
+    def _leave(self, ts: datetime) -> Exit | None:
+        """Give the end of the position once nothing of it is left."""
+        if self.quantity:
+            return None
+        leave = Exit(ts, self._bought, self._profit, self._killed)
+        self._bought = self._profit = ZERO
+        self._killed = False
+        return leave
 
     def _known(self, order_id: str) -> _Known:
         known = self._orders.get(order_id)

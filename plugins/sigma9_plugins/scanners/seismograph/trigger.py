@@ -36,7 +36,7 @@ TRIED_AGAIN: Final = frozenset((OrderStatus.REJECTED, OrderStatus.RISK_REJECTED)
 class _Watch:
     """One symbol: whether it is on the list, what the market does, what we hold, and its re-entry of the day."""
 
-    __slots__ = ("holding", "item", "quote", "said", "tap", "tape")
+    __slots__ = ("heard", "holding", "item", "quote", "said", "tap", "tape")
 
     def __init__(self, tap: DoubleTap) -> None:
         self.item: WatchlistItem | None = None
@@ -46,6 +46,8 @@ class _Watch:
         self.quote: Quote | None = None
         self.holding = Holding()
         self.tap = tap
+        self.heard: datetime | None = None
+        """When an order of ours last moved: what happened before a session's open is another day's."""
         self.said: datetime | None = None
 
     @property
@@ -115,6 +117,7 @@ class SeismographTrigger:
         """Take one step of an order of this strategy."""
         watch = self._watch(event.symbol)
         step = watch.holding.take(event, ts)
+        watch.heard = ts
         if step.bought:
             watch.tap.filled()
         if step.ended is not None:
@@ -126,7 +129,7 @@ class SeismographTrigger:
         if step.left is not None:
             watch.tap.exited(step.left)
             why = f" ({watch.tap.reason})" if watch.tap.reason else ""
-            text = f"{self._name} left {event.symbol} with {step.left.profit:+.2f}"
+            text = f"{self._name} left {event.symbol} with {step.left.profit:+.2f} before fees"
             logger.info("%s; its double tap: %s%s", text, watch.tap.state, why)
         if watch.tap.state is Tap.COOLDOWN:
             self._cooling[event.symbol] = watch
@@ -143,10 +146,10 @@ class SeismographTrigger:
     def _begin(self, now: datetime, session: Session) -> None:
         """Begin a new day, and the tapes of what is new."""
         if session.day != self._day:
-            first, self._day = self._day is None, session.day
+            self._day = session.day
             for symbol, watch in tuple(self._watches.items()):
                 watch.tape = None
-                if not first:  # what was heard of orders before the first slice belongs to this day
+                if watch.heard is None or watch.heard < session.open:  # else it was heard after a restart
                     watch.tap = DoubleTap(self._config.double_tap)
                     self._cooling.pop(symbol, None)
                 if watch.item is None and not watch.engaged and watch.tap.state is Tap.IDLE:
@@ -177,7 +180,8 @@ class SeismographTrigger:
         if item is None or item.no_trade is not None or item.stage < config.min_stage or watch.holding.busy(ts):
             return []
         if watch.tap.state is not Tap.IDLE:
-            order = watch.tap.arm(tape.price, tape.vwap)
+            ask = None if watch.quote is None else watch.quote.ask
+            order = watch.tap.arm(tape.price, tape.vwap, ask)
             return [] if order is None else [self._again(watch, tape, item.symbol, order, ts)]
         if ignition is None:
             ignition = tape.judge(ts.timestamp(), config.ignition)
