@@ -17,9 +17,11 @@ from sigma9_core.models import (
     Account,
     ApprovedOrder,
     Bar,
+    ClosedTrade,
     ExitPlan,
     Fill,
     Frozen,
+    Intent,
     OrderRequest,
     OrderType,
     OrderView,
@@ -170,6 +172,8 @@ class Mark:
     bid: Decimal | None = None
     ask: Decimal | None = None
     halted: bool = False
+    bar_seconds: int = 0
+    """The length of the bar that it is the close of; 0 for a trade or a quote."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +184,61 @@ class Submission:
     """Market time."""
     request: OrderRequest
     order_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """A fill beside the price that was expected when its order was decided."""
+
+    fill: Fill
+    intent: Intent
+    strategy: str | None
+    expected: Decimal | None
+    """A stop's own price; none for a trail; else what the market showed: the ask, the bid, or the last price."""
+
+
+@dataclass(frozen=True, slots=True)
+class Instrument:
+    """What the broker knows of a symbol's contract; None where it does not say."""
+
+    symbol: str
+    fault: str | None = None
+    """Why it can't be traded, in one sentence: no such contract, several of them, or no answer about it."""
+    asset_class: str = "stock"
+    tick: Decimal | None = None
+    """The smallest step of a price; None: SEC Rule 612, a cent, a hundredth of one below a dollar."""
+    lot: Decimal = Decimal(1)
+    """The smallest step of a quantity."""
+    shortable: bool | None = None
+    """Whether there are shares to borrow."""
+    short_restricted: bool | None = None
+    """Whether Rule 201 allows short sales above the bid alone, today."""
+
+
+@dataclass(frozen=True, slots=True)
+class Margin:
+    """The broker's answer to what an order would do to the account, in the account's currency."""
+
+    initial_change: Decimal
+    """What it adds to the initial margin; negative where it frees some."""
+    available_after: Decimal
+    """The funds that would be left for other orders; below zero: it is not covered."""
+    commission: Decimal | None = None
+    fault: str | None = None
+    """Why the order is not covered, in one sentence: the broker would not take it, or gave no answer."""
+
+
+FeedState = Literal["connected", "disconnected", "ended"]
+
+
+@dataclass(frozen=True, slots=True)
+class FeedHealth:
+    """How the feed stands."""
+
+    state: FeedState
+    failures: int = 0
+    """Attempts to connect that have failed since its last data."""
+    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +255,7 @@ class RiskView:
     positions: Mapping[str, Position]
     working: Sequence[OrderView]
     """Orders that may still fill, those decided a moment ago and `unknown` ones included."""
-    intents: Mapping[str, Literal["entry", "reduce", "kill"]]
+    intents: Mapping[str, Intent]
     """The intent of each working order, by order id."""
     marks: Mapping[str, Mark]
     recent: Sequence[Submission]
@@ -204,17 +263,33 @@ class RiskView:
     entries_today: int
     marks_fresh: bool
     """Whether every held symbol has a mark of the last minute: losses are judged on fresh marks only."""
+    changes: Sequence[datetime] = ()
+    """When changes of working orders passed the gate in the last minutes, oldest first."""
+    closed: Sequence[ClosedTrade] = ()
+    """The round trips of our books, oldest first."""
+    executions: Sequence[Execution] = ()
+    """The newest fills since the start, oldest first."""
+    instruments: Mapping[str, Instrument] = field(default_factory=dict)
+    """By symbol, where the broker tells; a symbol that was not asked about yet is not in it."""
+    margin: Margin | None = None
+    """What the order would do, where the broker tells and a rule that is enabled wants it."""
+    feed: FeedHealth | None = None
+    """None before the feed's first word."""
+    clock_offset: float | None = None
+    """Seconds that this machine's clock is ahead of the broker's; None where nobody told."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trip:
-    """A limit was reached: entries stop, and perhaps the kill switch fires."""
+    """A limit was reached: entries stop, and perhaps the kill switch fires, or a strategy is switched off."""
 
     rule: str
     reason: str
     kill: bool
     used: Decimal
     limit: Decimal
+    strategy: str | None = None
+    """The strategy to switch off until a person enables it again."""
 
 
 class RiskRule(ABC):
@@ -222,6 +297,8 @@ class RiskRule(ABC):
 
     code: ClassVar[str]
     """The reason code, such as `R2`."""
+    wants_margin: ClassVar[bool] = False
+    """Whether the broker is asked what an entry would do to the margin before the rule judges it."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -381,6 +458,30 @@ class Broker(Protocol):
 
     async def account(self) -> BrokerAccount:
         """Read back the account."""
+
+
+@runtime_checkable
+class MarginBroker(Protocol):
+    """A broker that can say what an order would do to the account, without sending it."""
+
+    async def what_if(self, order: OrderRequest) -> Margin:
+        """Tell; raise BrokerRefused, with its reason, for an order that the broker would not take at all."""
+
+
+@runtime_checkable
+class ReferenceBroker(Protocol):
+    """A broker that knows the contracts behind symbols."""
+
+    async def instrument(self, symbol: str) -> Instrument:
+        """Give what is known of a symbol; one that can't be traded has a `fault`."""
+
+
+@runtime_checkable
+class TimedBroker(Protocol):
+    """A broker that tells its time."""
+
+    async def time(self) -> datetime:
+        """Give the broker's time now."""
 
 
 @runtime_checkable

@@ -23,7 +23,17 @@ from sigma9_core.calendar import Calendar, start_loading
 from sigma9_core.clock import Clock, LiveClock, SteppedClock, monotonic, rfc3339, wall_now
 from sigma9_core.commands import BUILT_IN, Command, CommandSpec, Response, Right, Scope
 from sigma9_core.config import Settings
-from sigma9_core.contracts import EventPage, Feed, PluginContext, RiskRule, Service, Signal, Sizer
+from sigma9_core.contracts import (
+    EventPage,
+    Feed,
+    FeedState,
+    PluginContext,
+    RiskRule,
+    Service,
+    Signal,
+    Sizer,
+    Trip,
+)
 from sigma9_core.datadir import DataDir
 from sigma9_core.deadman import DeadMan
 from sigma9_core.dispatcher import Dispatcher
@@ -41,7 +51,7 @@ from sigma9_core.events import (
 )
 from sigma9_core.handlers import Handlers
 from sigma9_core.lanes import Lane
-from sigma9_core.market import FeedState, Market
+from sigma9_core.market import Market
 from sigma9_core.models import Bar, OrderRequest, Slice, WatchlistItem
 from sigma9_core.money.door import KillDoor
 from sigma9_core.money.gate import GuardedRule
@@ -162,6 +172,7 @@ class Engine:
             show=self._on_state,
             on_change=self._on_money,
             on_kill=self._on_kill,
+            on_trip=self._on_trip,
         )
         self.runner = self._runner()
         self.scans = Scans(
@@ -687,6 +698,15 @@ class Engine:
         elif key[0] == "strategy":
             self.runner.stopped.add(key[1])
         self.status.changed("kill_switch", "kill switch")
+
+    def _on_trip(self, trip: Trip) -> None:
+        self._outside(self._tripped, trip)
+
+    def _tripped(self, trip: Trip) -> None:
+        """Say that a limit was reached, and switch the strategy off that went too far."""
+        self._part_changed("plugins", f"{trip.rule}: {trip.reason}")
+        if trip.strategy in self.runner.strategies:
+            self._loop_task(self.set_plugin(trip.strategy, enabled=False), f"switch-off[{trip.strategy}]")
 
     def _outside(self, function: Callable[..., None], *args: Any) -> None:
         if self._loop is not None and not self._loop.is_closed():

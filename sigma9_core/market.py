@@ -12,12 +12,12 @@ import logging
 import random
 from concurrent.futures import Future
 from datetime import datetime
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Protocol
 
 from sigma9_core.bus import EventBus
 from sigma9_core.calendar import Calendar
 from sigma9_core.clock import Clock, SteppedClock
-from sigma9_core.contracts import Feed
+from sigma9_core.contracts import Feed, FeedHealth, FeedState
 from sigma9_core.errors import DataError
 from sigma9_core.events import Event, MarketData, encode
 from sigma9_core.lanes import Lane
@@ -25,7 +25,6 @@ from sigma9_core.models import Bar, Quote, Slice, Trade
 
 log = logging.getLogger("sigma9.feed")
 
-FeedState = Literal["connected", "disconnected", "ended"]
 STRATEGY_WAIT: Final = 5.0
 """Seconds that a simulated market waits for strategies before it goes on without them."""
 TICK: Final = 1.0
@@ -42,6 +41,9 @@ class MoneySide(Protocol):
 
     async def on_market(self, data: Slice) -> None:
         """Take a slice on the money lane and return when it has settled."""
+
+    def on_feed(self, health: FeedHealth) -> None:
+        """Learn on the money lane how the feed stands."""
 
 
 class OuterSide(Protocol):
@@ -72,6 +74,8 @@ class Market:
         self.feed = feed
         self.state: FeedState = "disconnected"
         self.last_at: datetime | None = None
+        self.failures = 0
+        """Attempts to connect that have failed since the last data."""
         self._clock = clock
         self._calendar = calendar
         self._lane = Lane("market")
@@ -133,6 +137,7 @@ class Market:
             except Exception as error:
                 # A feed plugin may raise anything; it is told, and connected anew with back-off.
                 log.exception("the feed failed")
+                self.failures += 1
                 self._tell("disconnected", f"{type(error).__name__}: {error}")
                 if self._clock.kind == "replay":
                     raise  # files do not mend themselves
@@ -165,6 +170,9 @@ class Market:
         async for data in self.feed.slices():
             self._wait = FIRST_WAIT
             self.last_at = data.ts
+            if self.failures:
+                self.failures = 0
+                self._tell_money(None)
             if stepped is not None:
                 stepped.advance(data.ts)
                 await self._settle(data)
@@ -217,8 +225,12 @@ class Market:
 
     def _tell(self, state: FeedState, error: str | None) -> None:
         self.state = state
+        self._tell_money(error)
         if self._outer_loop is not None:
             self._outer_loop.call_soon_threadsafe(self._outer.on_feed, state, error)
+
+    def _tell_money(self, error: str | None) -> None:
+        self._money_lane.post(self._money.on_feed, FeedHealth(self.state, self.failures, error))
 
     def _events(self, data: Slice) -> list[Event]:
         newest: dict[tuple[str, str], Quote | Trade | Bar] = {}

@@ -250,6 +250,25 @@ class Fill:
     broker_order_id: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class ClosedTrade:
+    """A round trip: from flat to flat, or to the other side of zero."""
+
+    symbol: str
+    strategy: str | None
+    quantity: Decimal
+    """Everything that was entered; negative for a short trade."""
+    entry_cost: Decimal
+    """What was paid for it, or received for it when short, without fees: above zero."""
+    result: Decimal
+    """After fees."""
+    percent: Decimal
+    """The result in percent of the entry's cost."""
+    fees: Decimal
+    opened_at: datetime
+    closed_at: datetime
+
+
 # --- positions, account, risk, watchlist ----------------------------------------------------------------------
 
 

@@ -20,18 +20,20 @@ from typing import Any, Final
 
 from sigma9_core.calendar import Calendar
 from sigma9_core.clock import Clock
-from sigma9_core.contracts import BrokerReport, RiskView, Submission
+from sigma9_core.contracts import BrokerReport, Execution, Margin, RiskView, Submission
 from sigma9_core.errors import BrokerRefused, CommandError, ErrorCode, JournalError
 from sigma9_core.events import TradeEvent
-from sigma9_core.models import ApprovedOrder, Fill, Intent, OrderRequest, OrderStatus, OrderView, Verdict
+from sigma9_core.models import ApprovedOrder, Fill, Intent, OrderRequest, OrderStatus, OrderView, Side, Verdict
 from sigma9_core.money.gate import CORE, Decision, RiskGate
-from sigma9_core.money.ids import OrderIds
+from sigma9_core.money.ids import OrderIds, is_kill_id, kill_id
 from sigma9_core.money.journal import Journal
 from sigma9_core.money.link import BrokerLink
 from sigma9_core.money.orders import TRANSITIONS, IllegalMessage, Message, Order
 from sigma9_core.money.portfolio import Applied, Portfolio
+from sigma9_core.money.pricing import expected_price, met_price
 from sigma9_core.money.recall import recalled
 from sigma9_core.money.records import EventRecord, FillRecord, IntentRecord, NoteRecord, Record
+from sigma9_core.money.surroundings import Surroundings
 
 log = logging.getLogger("sigma9.orders")
 
@@ -43,6 +45,8 @@ REMEMBERED: Final = timedelta(minutes=10)
 """How long the duplicate and rate rules see an order."""
 REFUSED_AS: Final[Mapping[str, ErrorCode]] = {"kill_switch": "killed", "engine": "not_running"}
 """The answer's code where the gate's own check refused an order; any other refusal is `risk_rejected`."""
+KEPT_EXECUTIONS: Final = 100
+"""Fills that the risk rules see."""
 KEPT_ORDERS: Final = 2000
 """Ended orders that are kept in memory; the journal has them all."""
 
@@ -85,6 +89,7 @@ class OrderDesk:
         self.changing: set[str] = set()
         """Orders whose change is being judged, written or sent at this moment."""
         self.followers: list[Follower] = []
+        self.surroundings = Surroundings(self._broker)
         self._clock = clock
         self._calendar = calendar
         self._snapshot = snapshot
@@ -92,6 +97,8 @@ class OrderDesk:
         self._ids = OrderIds()
         self._decisions = asyncio.Lock()
         self._recent: deque[Submission] = deque()
+        self._changes: deque[datetime] = deque()
+        self._filled: deque[Execution] = deque(maxlen=KEPT_EXECUTIONS)
         self._entries: dict[str, int] = {}
         self._executions: set[str] = set()
         self._ended: deque[str] = deque()
@@ -127,8 +134,9 @@ class OrderDesk:
         """
         orders: list[Order] = []
         try:
+            margins = await self._ask_about(requests)
             async with self._decisions:
-                approved = await self._decide(requests, orders)
+                approved = await self._decide(requests, orders, margins)
             sending = len(approved) == len(requests)
             if not sending:
                 for order in orders:
@@ -200,6 +208,7 @@ class OrderDesk:
                 decision = await self.gate.decide(order_id, request, self.view())
                 if decision.approved is not None:
                     order.replacement = request
+                    self._changes.append(self._clock.now())
             intent = IntentRecord(
                 order_id=order_id,
                 ts=self._clock.now(),
@@ -258,10 +267,11 @@ class OrderDesk:
             order.cancel_asked = False
             log.warning("the cancel of order %s failed: %s", order.order_id, error)
 
-    async def preview(self, request: OrderRequest) -> Decision:
-        """Ask every rule about an order that is not sent."""
+    async def preview(self, request: OrderRequest) -> tuple[Decision, Margin | None]:
+        """Ask every rule about an order that is not sent, and the broker what it would do to the account."""
+        (asked,) = await self._ask_about([request])
         async with self._decisions:
-            return await self.gate.decide(self._ids.new(), request, self.view())
+            return await self.gate.decide(self._ids.new(), request, self.view(asked)), asked
 
     def working(self, order_id: str) -> Order:
         """Give a working order of ours, or raise the CommandError that says why not."""
@@ -298,6 +308,31 @@ class OrderDesk:
                 return None
             self.orders.setdefault(order_id, order)
         return self.orders[order_id]
+
+    async def recall_kill(self, order_id: str, symbol: str, side: Side, quantity: Decimal) -> Order | None:
+        """Take back a kill's order that the broker has and the journal may not: its id says that it is ours.
+
+        The crash came before its intent was on disk; it is written now. None where it is none of ours.
+        """
+        if not is_kill_id(order_id, self.journal.journal_id):
+            return None
+        known = await self.recall(order_id)
+        if known is not None:
+            return known
+        request = OrderRequest(
+            symbol=symbol,
+            side=side,
+            quantity=quantity,
+            strategy=self.portfolio.position(symbol).strategy,
+            source="kill_switch",
+            intent="kill",
+            reason="kill switch: sent while its intent could not be written, and found again at the broker",
+        )
+        order = Order(order_id, request, (), self._clock.now(), recovered=True)
+        self.orders[order_id] = order
+        self.note(self._intents([order], "kill_switch"))
+        log.critical("order %s in %s was sent by a kill and is not in the journal: taken back", order_id, symbol)
+        return order
 
     def _take(self, report: BrokerReport, *, recovered: bool) -> None:
         if report.kind == "filled" and report.fill is not None and report.fill.exec_id in self._executions:
@@ -362,6 +397,7 @@ class OrderDesk:
             records.append(NoteRecord("bust", ts, {"exec_id": fill.exec_id, "order_id": order.order_id}))
         elif fill is not None:
             self._executions.add(fill.exec_id)
+            self._filled.append(_execution(order, fill))
             records.append(FillRecord(fill, order.request.strategy, order.request.source, recovered))
         data = TradeEvent.of(
             order.view().model_copy(update={"status": event}), trade_id=fill.exec_id if fill and applied else None
@@ -376,12 +412,14 @@ class OrderDesk:
 
     # --- what the gate sees ---------------------------------------------------------------------------------
 
-    def view(self) -> RiskView:
+    def view(self, margin: Margin | None = None) -> RiskView:
         """Show the gate one moment: positions, working orders (reservations included), marks, recent orders."""
         now = self._clock.now()
         session = self._calendar.at(now)
         while self._recent and now - self._recent[0].at > REMEMBERED:
             self._recent.popleft()
+        while self._changes and now - self._changes[0] > REMEMBERED:
+            self._changes.popleft()
         working: list[OrderView] = list(self.foreign.values())
         intents: dict[str, Intent] = {}
         for order in self.orders.values():
@@ -398,6 +436,12 @@ class OrderDesk:
             intents=intents,
             recent=tuple(self._recent),
             entries_today=self._entries.get(day, 0),
+            changes=tuple(self._changes),
+            executions=tuple(self._filled),
+            instruments=self.surroundings.instruments,
+            margin=margin,
+            feed=self.surroundings.feed,
+            clock_offset=self.surroundings.clock_offset,
         )
 
     # --- housekeeping ---------------------------------------------------------------------------------------
@@ -441,7 +485,21 @@ class OrderDesk:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("%s failed: %s", task.get_name(), error, exc_info=error)
 
-    async def _decide(self, requests: Sequence[OrderRequest], orders: list[Order]) -> list[ApprovedOrder]:
+    async def _ask_about(self, requests: Sequence[OrderRequest]) -> list[Margin | None]:
+        """Ask the broker about the contracts and margins of entries, before anybody waits for their decision."""
+        margins: list[Margin | None] = []
+        for request in requests:
+            margin = None
+            if request.intent == "entry" and self.gate.closed_for(request) is None:
+                await self.surroundings.learn(request.symbol)
+                if self.gate.wants_margin:
+                    margin = await self.surroundings.margin(request)
+            margins.append(margin)
+        return margins
+
+    async def _decide(
+        self, requests: Sequence[OrderRequest], orders: list[Order], margins: Sequence[Margin | None]
+    ) -> list[ApprovedOrder]:
         """Decide order by order, and put each into `orders` as it is decided."""
         now = self._clock.now()
         approved: list[ApprovedOrder] = []
@@ -449,9 +507,10 @@ class OrderDesk:
             request = wanted
             if index and request.parent_id is None and request.intent == "reduce":
                 request = request.model_copy(update={"parent_id": orders[0].order_id})
-            order_id = self._ids.new()
-            decision = await self.gate.decide(order_id, request, self.view())
+            order_id = self._new_id(request.intent)
+            decision = await self.gate.decide(order_id, request, self.view(margins[index]))
             order = Order(order_id, request, decision.verdicts, now)
+            order.met = met_price(request, self.portfolio.mark_of(request.symbol))
             if decision.approved is None:
                 order.status = OrderStatus.RISK_REJECTED
                 if decision.refused is not None:
@@ -466,6 +525,10 @@ class OrderDesk:
             self._count(requests, 1)
             self._recent.extend(Submission(now, order.request, order.order_id) for order in orders)
         return approved
+
+    def _new_id(self, intent: Intent) -> str:
+        made = self._ids.new()
+        return kill_id(made, self.journal.journal_id) if intent == "kill" else made
 
     async def _write_down(self, records: Sequence[Record]) -> None:
         """Hand a kill's intents over as facts, and wait a moment for them; a failing disk does not stop a kill."""
@@ -554,6 +617,11 @@ def refusal(verdicts: Sequence[Verdict]) -> CommandError:
         str(refused.reason) if code is not None else f"{refused.rule}: {refused.reason}",
         {"rule": refused.rule, "verdicts": [verdict.model_dump(mode="json") for verdict in verdicts]},
     )
+
+
+def _execution(order: Order, fill: Fill) -> Execution:
+    request = order.request
+    return Execution(fill, request.intent, request.strategy, expected_price(request, order.met))
 
 
 def stand_in(order: Order) -> str:

@@ -196,6 +196,17 @@ class ExitManager:
             for order in self._desk.open_orders()
         )
 
+    def stop_price_of(self, symbol: str) -> Decimal | None:
+        """Give the price at which a position of ours is to be stopped out, None where nobody guards it."""
+        guard = self.guards.get(symbol)
+        if guard is None:
+            return None
+        entry = self._desk.orders.get(guard.entry_id)
+        price = None if entry is None else entry.average_price
+        if price is None:
+            price = self._desk.portfolio.position(symbol).average_cost
+        return self._stop(guard, abs(self._held(symbol)), price).stop_price
+
     def resume(self, notes: Mapping[str, Mapping[str, Any]]) -> None:
         """Take up the guards of positions that are still open after a restart (the newest note by symbol)."""
         for body in notes.values():

@@ -208,6 +208,11 @@ class RiskGate:
         """Give the rules in the order of the configuration; `error` says what is wrong with one."""
         return tuple(self._rules)
 
+    @property
+    def wants_margin(self) -> bool:
+        """Tell whether an enabled rule wants to know what an entry would do to the margin."""
+        return any(guard.enabled and guard.rule.wants_margin for guard in self._rules)
+
     def enable(self, name: str, enabled: bool) -> None:
         """Switch a rule on or off."""
         self._find(name).enabled = enabled

@@ -7,30 +7,11 @@ from datetime import datetime
 from decimal import Context, Decimal, localcontext
 from typing import Final
 
-from sigma9_core.models import ZERO, Fill
+from sigma9_core.models import ZERO, ClosedTrade, Fill
 
 EXACT: Final = Context(prec=60)
 """Sums of money are exact in it; what is divided is rounded to `GRAIN`, and the rest stays in the position."""
 GRAIN: Final = Decimal("1e-8")
-
-
-@dataclass(frozen=True, slots=True)
-class ClosedTrade:
-    """A round trip: from flat to flat, or to the other side of zero."""
-
-    symbol: str
-    strategy: str | None
-    quantity: Decimal
-    """Everything that was entered; negative for a short trade."""
-    entry_cost: Decimal
-    """What was paid for it, or received for it when short, without fees: above zero."""
-    result: Decimal
-    """After fees."""
-    percent: Decimal
-    """The result in percent of the entry's cost."""
-    fees: Decimal
-    opened_at: datetime
-    closed_at: datetime
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,21 @@
-"""Order ids of our own: unique for ever, and in the order of their making when sorted as text."""
+"""Order ids of our own: unique for ever, and in the order of their making when sorted as text.
+
+A kill's close goes out even where its intent can't be written; so its id says by itself that it is ours, and a
+read-back finds it again: `26 characters-K6 characters of the journal`.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import threading
 import time
 from typing import Final
 
 _ALPHABET: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _RANDOM_BITS: Final = 80
+_KILL: Final = re.compile(f"[{_ALPHABET}]{{26}}-K([0-9a-f]{{6}})")
 
 
 class OrderIds:
@@ -30,3 +37,18 @@ class OrderIds:
             self._last = fresh if fresh > self._last else self._last + 1
             value = self._last
         return "".join(_ALPHABET[(value >> shift) & 31] for shift in range(125, -1, -5))
+
+
+def kill_id(order_id: str, journal_id: str) -> str:
+    """Mark an id as that of a kill's order, of the server that writes this journal."""
+    return f"{order_id}-K{_mark(journal_id)}"
+
+
+def is_kill_id(order_id: str, journal_id: str) -> bool:
+    """Tell whether an id is that of an order of a kill of ours, written down or not."""
+    found = _KILL.fullmatch(order_id)
+    return found is not None and found[1] == _mark(journal_id)
+
+
+def _mark(journal_id: str) -> str:
+    return hashlib.sha256(journal_id.encode()).hexdigest()[:6]

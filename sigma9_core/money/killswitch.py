@@ -101,6 +101,8 @@ class Kill:
     """A reset asks the work to end; it is never cut off in the middle of an order."""
     tries: dict[str, int] = field(default_factory=dict)
     """Closes that came to nothing, by symbol."""
+    guarded: dict[str, int] = field(default_factory=dict)
+    """At which of these tries a stop was put back."""
     not_before: dict[str, float] = field(default_factory=dict)
     """When the next close of a symbol may be sent (monotonic): the wait grows with the tries."""
 
@@ -208,7 +210,11 @@ class KillSwitch:
         }
 
     async def reset(self, reason: str, scope: Scope | None, source: str) -> Mapping[str, Any]:
-        """Unlatch; the engine stays stopped. Raise CommandError where the latch can't be written."""
+        """Unlatch; the engine stays stopped. What the kill has sent and has not filled is cancelled first.
+
+        Raise CommandError: `conflict` where it is not on, `busy` while a close of its own can't be taken back,
+        `internal` where the latch can't be written.
+        """
         key = key_of(scope)
         kill = self._kills.get(key)
         if kill is None:
@@ -217,6 +223,13 @@ class KillSwitch:
             )
         joins = kill.joins
         await self._end_work(kill)
+        if left := await self._take_back_closes(kill):
+            self._work(kill)
+            raise CommandError(
+                "busy",
+                f"the kill's closing orders {', '.join(left)} still work and can't be cancelled now: "
+                "the kill stays on; reset it again once they have filled",
+            )
         loop = asyncio.get_running_loop()
         try:
             await loop.run_in_executor(self._disk, self._latch.write, self._latch_state(without=key))
@@ -234,6 +247,26 @@ class KillSwitch:
         log.warning("kill switch reset by %s: %s", source, reason)
         self._tell()
         return self.body()
+
+    async def _take_back_closes(self, kill: Kill) -> list[str]:
+        """Cancel the kill's own orders that still work, and wait a moment; give those that still do.
+
+        A close that outlived its kill would sell what a person has decided to keep.
+        """
+        mine = [o for o in self._desk.open_orders() if o.request.intent == "kill" and kill.covers(o.request)]
+        for order in mine:
+            try:
+                await self._desk.ask_cancel(order)
+            except CommandError as error:
+                log.warning("the close %s can't be cancelled: %s", order.order_id, error)
+        try:
+            async with asyncio.timeout(ANSWER_WITHIN):
+                while any(order.working for order in mine):
+                    kill.wake.clear()
+                    await kill.wake.wait()
+        except TimeoutError:
+            pass
+        return [order.order_id for order in mine if order.working]
 
     async def drill(self, source: str) -> Mapping[str, Any]:
         """Try the whole path on a paper or simulated account, and reset it afterwards."""
@@ -411,10 +444,15 @@ class KillSwitch:
             order
             for order in self._desk.open_orders()
             if kill.covers(order.request)
-            and order.request.intent != "kill"
-            and not order.request.protective
+            and self._to_go(order)
             and (kill.flatten or order.request.intent == "entry")
         ]
+
+    def _to_go(self, order: Order) -> bool:
+        """Tell whether an order can go now; a stop goes with its close, or once there is nothing left to guard."""
+        if order.request.protective:
+            return order.request.intent == "kill" and not self._desk.portfolio.quantity(order.request.symbol)
+        return order.request.intent != "kill"
 
     async def _cancel(self, kill: Kill, orders: list[Order]) -> None:
         now = wall_now()
@@ -455,6 +493,8 @@ class KillSwitch:
                 waiting.append(symbol)
             elif monotonic() >= kill.not_before.get(symbol, 0.0):
                 await self._close(kill, symbol, quantity)
+            else:
+                await self._protect(kill, symbol, quantity)
         for symbol, order_id in kill.closing.items():
             if symbol not in kill.closed and self._desk.portfolio.quantity(symbol) == ZERO:
                 order = self._desk.orders.get(order_id)
@@ -464,7 +504,7 @@ class KillSwitch:
 
     async def _close(self, kill: Kill, symbol: str, quantity: Decimal) -> None:
         """Close one position: nothing that protects it goes before its close is known to pass."""
-        legs = [o for o in self._desk.open_orders() if o.request.symbol == symbol and o.request.intent != "kill"]
+        legs = [o for o in self._desk.open_orders() if o.request.symbol == symbol and not _closes(o)]
         others = [order for order in legs if not order.request.protective]
         await self._cancel(kill, others)
         if any(order.working for order in others):
@@ -506,6 +546,27 @@ class KillSwitch:
             reason=f"kill switch: {kill.reason}"[:200],
         )
 
+    async def _protect(self, kill: Kill, symbol: str, quantity: Decimal) -> None:
+        """Put a stop back while the next close of a position waits: the last one came to nothing.
+
+        Its stops had to go before the close could work; without one, a broker that refuses every close would
+        leave the position to the market.
+        """
+        legs = [o for o in self._desk.open_orders() if o.request.symbol == symbol]
+        tried = kill.guarded.get(symbol) == kill.tries.get(symbol)
+        if symbol not in kill.closing or tried or any(order.request.protective for order in legs):
+            return
+        kill.guarded[symbol] = kill.tries.get(symbol, 0)
+        side: Literal["buy", "sell"] = "sell" if quantity > 0 else "buy"
+        price = self._exits.stop_price_of(symbol)
+        if price is None:
+            return
+        stop = self._request(kill, symbol, abs(quantity), side).model_copy(
+            update={"order_type": "stop", "stop_price": price, "time_in_force": "gtc", "protective": True}
+        )
+        order = (await self._desk.submit([stop], cause="kill_switch", urgent=True))[0]
+        log.error("the close of %s came to nothing; its stop at %s is put back (%s)", symbol, price, order.status)
+
     def _later(self, kill: Kill, symbol: str, error: str | None) -> None:
         """Let the next close of a symbol wait, each time longer: a broker that refuses is not flooded."""
         tries = kill.tries[symbol] = kill.tries.get(symbol, 0) + 1
@@ -522,7 +583,7 @@ class KillSwitch:
     def _working_close(self, symbol: str) -> Order | None:
         """Find a close of this or an earlier kill that still works, such as one sent before a restart."""
         for order in self._desk.open_orders():
-            if order.request.symbol == symbol and order.request.intent == "kill":
+            if order.request.symbol == symbol and _closes(order):
                 return order
         return None
 
@@ -655,3 +716,8 @@ class KillSwitch:
             for order in self._desk.open_orders()
         )
         return orders or (kill.flatten and bool(self._positions(kill)))
+
+
+def _closes(order: Order) -> bool:
+    """Tell whether an order is a kill's close; a stop that a kill has put back is none."""
+    return order.request.intent == "kill" and not order.request.protective

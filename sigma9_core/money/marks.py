@@ -32,6 +32,7 @@ class _Raw:
     ask: float | None = None
     quoted: datetime | None = None
     halted: bool = False
+    bar_seconds: int = 0
     made: Mark | None = field(default=None, init=False, compare=False)
 
 
@@ -95,6 +96,10 @@ class MarkBook:
             end = min(bar.ts + timedelta(seconds=bar.seconds), data.ts)
             if bar.symbol not in told and self._price(bar.symbol, bar.close, end):
                 changed.add(bar.symbol)
+            raw = self._raw.get(bar.symbol)
+            if raw is not None and raw.ts == end and raw.bar_seconds != bar.seconds:
+                self._raw[bar.symbol] = replace(raw, bar_seconds=bar.seconds)  # the next price is due a bar later
+                self._snapshot = None
         if changed:
             self._snapshot = None
         return changed
@@ -199,6 +204,7 @@ def _mark(symbol: str, raw: _Raw) -> Mark:
             bid=_decimal(raw.bid) if quoted and raw.bid is not None else None,
             ask=_decimal(raw.ask) if quoted and raw.ask is not None else None,
             halted=raw.halted,
+            bar_seconds=raw.bar_seconds,
         )
     return raw.made
 

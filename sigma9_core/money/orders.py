@@ -88,6 +88,8 @@ class Order:
     cancel_asked: bool = False
     replacement: OrderRequest | None = None
     """What a modify has asked for, until the broker has confirmed it."""
+    met: Decimal | None = None
+    """What the market showed on the other side when it was decided; None after a restart."""
     _view: OrderView | None = field(default=None, repr=False)
 
     @property

@@ -29,7 +29,7 @@ from sigma9_core.commands import (
     decimal,
 )
 from sigma9_core.config import Settings
-from sigma9_core.contracts import Broker, MarketDriven, RiskRule, Signal
+from sigma9_core.contracts import Broker, FeedHealth, Margin, MarketDriven, RiskRule, Signal, Trip
 from sigma9_core.errors import CommandError, JournalError
 from sigma9_core.models import (
     ZERO,
@@ -63,6 +63,7 @@ SHOW_EVERY: Final = 0.1
 """Seconds between two publications of positions, orders and account while they move."""
 ONE: Final = Decimal(1)
 READ_BACK_EVERY: Final = 5.0
+"""Seconds between two read-backs of what is in doubt, and looks at what others do with the account."""
 CANCELLED_WITHIN: Final = 2.0
 CASH_LOOKS: Final = 3
 SOURCES: Final[Mapping[CommandSource, OrderSource]] = {"mqtt": "mqtt", "cli": "cli", "schedule": "schedule"}
@@ -97,6 +98,7 @@ class MoneyPath:
         show: Callable[[Mapping[str, Body | None]], None],
         on_change: Callable[[Literal["broker", "kill_switch"]], None],
         on_kill: Callable[[Key], None],
+        on_trip: Callable[[Trip], None] = lambda _trip: None,
     ) -> None:
         self.gate = RiskGate(rules, clock)
         self.portfolio = Portfolio(clock)
@@ -141,10 +143,12 @@ class MoneyPath:
         self._show_outside = show
         self._changed = on_change
         self._tell_killed = on_kill
+        self._tell_tripped = on_trip
         self._session: Session | None = None
         self._show_timer: asyncio.TimerHandle | None = None
         self._shown_positions: set[str] = set()
         self._reader: asyncio.Task[None] | None = None
+        self._timer: asyncio.Task[None] | None = None
         self._opened_with: Decimal | None = None
         self._adopting = asyncio.Lock()
         self._ending = False
@@ -159,14 +163,18 @@ class MoneyPath:
         if known.opening is not None:
             self._opened_with = known.opening
         restore(known, self.portfolio, self.desk, self.gate, self.exits)
-        self._reader = asyncio.get_running_loop().create_task(self._read_back(), name="read-back")
+        loop = asyncio.get_running_loop()
+        self._reader = loop.create_task(self._read_back(), name="read-back")
+        if self._clock.kind == "live":
+            self._timer = loop.create_task(self.desk.surroundings.keep_looking(), name="broker-clock")
         self._show()
 
     async def stop(self) -> None:
         """Stop in reverse: the kill's work, the broker's link, what is still to be shown, the rules' thread."""
-        if self._reader is not None:
-            self._reader.cancel()
-            await asyncio.gather(self._reader, return_exceptions=True)
+        for task in (self._reader, self._timer):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
         await self.killswitch.close()
         await self.desk.settle()
         await self.link.disconnect()
@@ -179,6 +187,7 @@ class MoneyPath:
         session = self._calendar.at(data.ts)
         if session is not None and session != self._session:
             self._session = session
+            self.desk.surroundings.forget()
             self.portfolio.roll(session)
             self._remember_days()
         if self._driven is not None and self.link.state == "connected":
@@ -188,6 +197,12 @@ class MoneyPath:
         await self._judge()
         await self.desk.settle()
         self.tally.look()
+        self._touch()
+
+    def on_feed(self, health: FeedHealth) -> None:
+        """Learn how the feed stands; a rule may trip, though no market data come any more."""
+        self.desk.surroundings.feed = health
+        self.desk.spawn(self._judge(), "judge-feed")
         self._touch()
 
     # --- orders -----------------------------------------------------------------------------------------------
@@ -221,12 +236,12 @@ class MoneyPath:
     async def preview(self, args: OrderArgs) -> Mapping[str, Any]:
         """Say what the rules would say of an order; nothing is sent."""
         request = self._request(args, "api")
-        decision = await self.desk.preview(request)
+        decision, margin = await self.desk.preview(request)
         return {
             "approved": decision.approved is not None,
             "intent": request.intent,
             "verdicts": [verdict.model_dump(mode="json") for verdict in decision.verdicts],
-            "margin": None,
+            "margin": None if margin is None else _margin_body(margin),
         }
 
     async def modify(
@@ -478,7 +493,9 @@ class MoneyPath:
         await self.gate.settle()
         for trip in trips:
             self._remember_days()
-            log.error("%s", trip.reason)
+            self.desk.note([NoteRecord("trip", self._clock.now(), _trip_body(trip))])
+            log.error("%s: %s", trip.rule, trip.reason)
+            self._tell_tripped(trip)
             if trip.kill:  # also while killed: a halt becomes a flatten, and a drill a real kill
                 await self.killswitch.fire(reason=trip.reason, source="risk")
 
@@ -489,6 +506,8 @@ class MoneyPath:
             self.portfolio.set_cash(account.cash)
             self.desk.note([NoteRecord("opening", self._clock.now(), {"cash": str(account.cash)})])
         self.portfolio.set_account(account)
+        if self._clock.kind == "live":
+            self.desk.spawn(self.desk.surroundings.look_at_clock(), "broker-clock")
         await self.reconciler.run(self.link)
         await self._settle_cash()
         if self._ending:
@@ -539,6 +558,8 @@ class MoneyPath:
                 continue
             try:
                 await self.reconciler.resolve_unknown(self.link)
+                if await self.reconciler.look_around(self.link):
+                    self._touch()
             except Exception:
                 # A broker plugin may raise anything; what is unknown stays so until the next look.
                 log.exception("reading back what is unknown failed")
@@ -587,3 +608,25 @@ class MoneyPath:
         bodies |= {f"position/{symbol}": None for symbol in self._shown_positions - set(positions)}
         self._shown_positions = set(positions)
         self._show_outside(bodies)
+
+
+def _trip_body(trip: Trip) -> dict[str, Any]:
+    return {
+        "rule": trip.rule,
+        "reason": trip.reason,
+        "kill": trip.kill,
+        "strategy": trip.strategy,
+        "used": str(trip.used),
+        "limit": str(trip.limit),
+    }
+
+
+def _margin_body(margin: Margin) -> dict[str, Any]:
+    """Write the broker's answer for `preview_order`; the amounts mean nothing beside a fault."""
+    told = margin.fault is None
+    return {
+        "initial_change": float(margin.initial_change) if told else None,
+        "available_after": float(margin.available_after) if told else None,
+        "commission": None if margin.commission is None else float(margin.commission),
+        "fault": margin.fault,
+    }

@@ -18,9 +18,9 @@ from typing import Any
 from sigma9_core.clock import Clock, rfc3339
 from sigma9_core.contracts import BrokerAccount, BrokerPosition, Mark, RiskView, Submission
 from sigma9_core.errors import StateError
-from sigma9_core.models import ZERO, Account, Fill, Intent, OrderView, Position, Session, Slice
+from sigma9_core.models import ZERO, Account, ClosedTrade, Fill, Intent, OrderView, Position, Session, Slice
 from sigma9_core.money.days import Days
-from sigma9_core.money.holding import EXACT, Applied, ClosedTrade, Holding
+from sigma9_core.money.holding import EXACT, Applied, Holding
 from sigma9_core.money.marks import MarkBook
 
 
@@ -75,6 +75,7 @@ class Portfolio:
         """The symbol of each execution that was counted."""
         self._realized = ZERO
         self._trades: list[ClosedTrade] = []
+        self._trades_shown: tuple[ClosedTrade, ...] | None = ()
         self._foreign: dict[str, BrokerPosition] = {}
         self._protected: set[str] = set()
         self._funded = False
@@ -104,6 +105,7 @@ class Portfolio:
         self._history.setdefault(fill.symbol, []).append(_Booked(fill, strategy))
         if applied.closed is not None:
             self._trades.append(applied.closed)
+            self._trades_shown = None
         self._changed(fill.symbol)
         self._reach()
         return applied
@@ -129,6 +131,7 @@ class Portfolio:
             elif (closed := holding.take(entry.fill, entry.strategy).closed) is not None:
                 trades.append(closed)
         self._trades = sorted(trades, key=lambda trade: trade.closed_at)
+        self._trades_shown = None
         with localcontext(EXACT):
             self.cash -= _paid(busted.fill)
             self.fees -= busted.fill.commission
@@ -253,7 +256,9 @@ class Portfolio:
     @property
     def trades(self) -> tuple[ClosedTrade, ...]:
         """Give every closed round trip, oldest first."""
-        return tuple(self._trades)
+        if self._trades_shown is None:
+            self._trades_shown = tuple(self._trades)
+        return self._trades_shown
 
     def closed_trades(self, strategy: str | None) -> list[Decimal]:
         """Give the results of a strategy's round trips in percent of their cost, oldest first."""
@@ -297,8 +302,9 @@ class Portfolio:
         intents: Mapping[str, Intent],
         recent: Sequence[Submission],
         entries_today: int,
+        **more: Any,
     ) -> RiskView:
-        """Show the risk rules this moment; nothing in it changes any more."""
+        """Show the risk rules this moment; nothing in it changes any more. `more` are other fields of the view."""
         account = self.account()
         result, days = self._result(), self._days
 
@@ -321,6 +327,8 @@ class Portfolio:
             recent=recent,
             entries_today=entries_today,
             marks_fresh=self.marks_fresh,
+            closed=self.trades,
+            **more,
         )
 
     # --- inside -----------------------------------------------------------------------------------------------
@@ -441,4 +449,4 @@ def _check(fill: Fill) -> None:
         )
 
 
-__all__ = ["Applied", "ClosedTrade", "Portfolio"]
+__all__ = ["Applied", "Portfolio"]

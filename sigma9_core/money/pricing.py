@@ -17,6 +17,21 @@ def usable(price: Decimal | None) -> TypeGuard[Decimal]:
     return price is not None and price.is_finite() and price > 0
 
 
+def met_price(order: OrderRequest, mark: Mark | None) -> Decimal | None:
+    """Give the price that an order meets in the market now: the other side's quote, else the last price."""
+    if mark is None:
+        return None
+    quote = mark.ask if order.side == "buy" else mark.bid
+    return next((price for price in (quote, mark.price) if usable(price)), None)
+
+
+def expected_price(order: OrderRequest, met: Decimal | None) -> Decimal | None:
+    """Give the price that slippage is measured from: a stop's own, none for a trail, else what the order `met`."""
+    if order.order_type in ("stop", "stop_limit"):
+        return order.stop_price
+    return None if order.order_type == "trailing_stop" else met
+
+
 def reference_price(order: OrderRequest | OrderView, mark: Mark | None) -> Decimal | None:
     """Give the price that bounds an order's value; None where neither order nor market has one.
 

@@ -82,6 +82,8 @@ class Reconciler:
         self._strangers: set[str] = set()
         """Order ids of executions that are not ours."""
         self._round = 0
+        self._seen: Mapping[str, tuple[Decimal, Decimal]] = {}
+        """Positions that differed at the last look around: ours and the broker's."""
 
     async def run(self, link: BrokerLink) -> Differences:
         """Read everything back, settle what can be settled, and journal what was found."""
@@ -109,6 +111,55 @@ class Reconciler:
         if self.unexplained:
             await self._look_again(link)
 
+    async def look_around(self, link: BrokerLink) -> bool:
+        """Look what others have done with the account meanwhile; tell whether anything has changed.
+
+        A person who trades by hand beside us makes positions foreign, or takes ours away. A difference counts
+        once two looks in a row have shown the same, since a fill's report may be on its way.
+        """
+        desk, this = self._desk, self._round
+        if link.health.link == "down" or desk.in_flight or self._in_doubt():
+            return False
+        working, theirs = await link.broker.open_orders(), await self._held(link)
+        if this != self._round or link.state != "connected" or desk.in_flight:
+            return False
+        found, orders = (
+            Differences(),
+            {order_id: order.filled_quantity for order_id, order in desk.foreign.items()},
+        )
+        self._foreign(working, found)
+        changed = orders != {order_id: order.filled_quantity for order_id, order in desk.foreign.items()}
+        differing = {symbol: pair for symbol, pair in self._compared(theirs).items() if pair[0] != pair[1]}
+        seen, self._seen = self._seen, differing
+        known = {position.symbol for position in desk.portfolio.positions() if position.foreign}
+        foreign = [
+            theirs[symbol]
+            for symbol, pair in differing.items()
+            if pair[0] == ZERO and (symbol in known or seen.get(symbol) == pair)
+        ]
+        unexplained = {
+            symbol: _sentence(symbol, *pair)
+            for symbol, pair in differing.items()
+            if pair[0] != ZERO and (symbol in self.unexplained or seen.get(symbol) == pair)
+        }
+        before = {
+            position.symbol: position.quantity for position in desk.portfolio.positions() if position.foreign
+        }
+        if before != {position.symbol: position.quantity for position in foreign}:
+            desk.portfolio.set_foreign(foreign)
+            found.foreign_positions += [each.symbol for each in foreign if each.symbol not in known]
+            changed = True
+        if unexplained != self.unexplained:
+            found.unexplained.update(unexplained)
+            self._hold(unexplained)
+            changed = True
+            for sentence in unexplained.values():
+                log.error("%s", sentence)
+        if changed:
+            log.warning("the account has changed beside us: %s", found.body())
+            desk.note([NoteRecord("reconciliation", self._clock.now(), found.body())])
+        return changed
+
     def _in_doubt(self) -> bool:
         desk = self._desk
         return bool(self._doubts) or any(
@@ -130,6 +181,7 @@ class Reconciler:
         working = {order.broker_order_id: order for order in await broker.open_orders()}
         completed = {order.broker_order_id: order for order in await broker.completed_orders(since)}
         executions = await broker.executions(since)  # last: what has ended has told all its fills
+        await self._recall_kills([*working.values(), *completed.values()])
         await self._recall(executions)
         if link.state != "connected" or (not first and link.health.link == "down"):
             raise BrokerError("the connection went down during a read-back: it proves nothing")
@@ -163,8 +215,18 @@ class Reconciler:
             order_id = fill.order_id
             if not order_id or order_id in self._strangers or self._desk.knows_execution(fill.exec_id):
                 continue
-            if await self._desk.recall(order_id) is None:
+            known = await self._desk.recall(order_id)
+            if known is None:  # what has filled of it is the least that it was for
+                sold = sum((each.quantity for each in executions if each.order_id == order_id), ZERO)
+                known = await self._desk.recall_kill(order_id, fill.symbol, fill.side, sold)
+            if known is None:
                 self._strangers.add(order_id)
+
+    async def _recall_kills(self, orders: Iterable[BrokerOrder]) -> None:
+        """Take back the orders of a kill that never reached the journal, such as on a full disk."""
+        for each in orders:
+            if each.order_id and each.order_id not in self._desk.orders:
+                await self._desk.recall_kill(each.order_id, each.symbol, each.side, each.quantity)
 
     def _count(self, executions: Sequence[Fill], found: Differences) -> None:
         for fill in executions:

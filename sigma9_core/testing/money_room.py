@@ -132,7 +132,8 @@ class MoneyRoom:
 
     async def buy(self, symbol: str = "AAPL", quantity: int = 100, **more: Any) -> Order:
         """Send one market buy through the desk."""
-        request = OrderRequest(symbol=symbol, side="buy", quantity=Decimal(quantity), **more)
+        more.setdefault("side", "buy")
+        request = OrderRequest(symbol=symbol, quantity=Decimal(quantity), **more)
         return (await self.desk.submit([request]))[0]
 
     async def enter(
@@ -171,9 +172,13 @@ class MoneyRoom:
 
     async def closing(self) -> list[Order]:
         """Wait for the kill's closing orders to be at the exchange, and list them."""
-        await self.until(lambda: self.working(intent="kill") and not self.desk.in_flight)
-        await self.until(lambda: all(o.order_id in self.exchange.orders for o in self.working(intent="kill")))
-        return self.working(intent="kill")
+
+        def closes() -> list[Order]:
+            return self.working(intent="kill", protective=False)
+
+        await self.until(lambda: closes() and not self.desk.in_flight)
+        await self.until(lambda: all(order.order_id in self.exchange.orders for order in closes()))
+        return closes()
 
     async def until(self, what: Callable[[], object], within: float = 3) -> None:
         """Wait until something is true."""

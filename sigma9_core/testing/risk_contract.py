@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from datetime import timedelta
@@ -27,11 +28,32 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sigma9_core.clock import SteppedClock
-from sigma9_core.contracts import Mark, RiskRule, RiskView, Submission, Trip
-from sigma9_core.models import Intent, OrderRequest, OrderView, RuleUsage, Verdict
+from sigma9_core.contracts import (
+    FeedHealth,
+    FeedState,
+    Instrument,
+    Margin,
+    Mark,
+    RiskRule,
+    RiskView,
+    Submission,
+    Trip,
+)
+from sigma9_core.models import Intent, OrderRequest, OrderView, RuleUsage, Side, Verdict
 from sigma9_core.money.gate import OTHERS, TABLE, Decision, GuardedRule, RiskGate
 from sigma9_core.money.pricing import usable
-from sigma9_core.testing.risk_views import NOW, SESSION, SYMBOLS, holding, mark, order, shown, view
+from sigma9_core.testing.risk_views import (
+    NOW,
+    SESSION,
+    SYMBOLS,
+    closed,
+    execution,
+    holding,
+    mark,
+    order,
+    shown,
+    view,
+)
 from sigma9_core.testing.small_desk import SmallDesk
 
 EXAMPLES: Final = settings(
@@ -41,10 +63,13 @@ EXAMPLES: Final = settings(
 )
 """Few examples each, since every rule runs every test; the executors differ because the suite is inherited."""
 
-_sides = st.sampled_from(("buy", "sell"))
+_sides: st.SearchStrategy[Side] = st.sampled_from(("buy", "sell"))
 _symbols = st.sampled_from(SYMBOLS)
 _quantities = st.integers(1, 20_000).map(Decimal)
 _prices = st.decimals("0.01", "500", places=2)
+_amounts = st.decimals("-100000", "100000", places=2)
+_faults = st.none() | st.just("nobody knows it")
+_FEEDS: Final[tuple[FeedState, ...]] = ("connected", "disconnected", "ended")
 
 
 @st.composite
@@ -70,6 +95,20 @@ def marks(draw: st.DrawFn, symbol: str) -> Mark:
     spread = draw(st.one_of(st.none(), st.decimals("0", "5", places=2)))
     quote = {} if spread is None or not usable(price) else {"bid": price, "ask": price + spread}
     return mark(symbol, price, age=draw(st.sampled_from((0.0, 30.0, 3600.0))), halted=draw(st.booleans()), **quote)
+
+
+@st.composite
+def instruments(draw: st.DrawFn, symbol: str) -> Instrument:
+    """Draw contracts, the unknown and the strange ones included."""
+    return Instrument(
+        symbol,
+        fault=draw(_faults),
+        asset_class=draw(st.sampled_from(("stock", "etf", "option"))),
+        tick=draw(st.none() | st.sampled_from((Decimal("0.01"), Decimal("0.05"), Decimal("0.0001")))),
+        lot=draw(st.sampled_from((Decimal(1), Decimal(100)))),
+        shortable=draw(st.none() | st.booleans()),
+        short_restricted=draw(st.none() | st.booleans()),
+    )
 
 
 @st.composite
@@ -105,6 +144,19 @@ def views(draw: st.DrawFn) -> RiskView:
         ),
         entries_today=draw(st.integers(0, 100)),
         marks_fresh=draw(st.booleans()),
+        changes=tuple(NOW - timedelta(seconds=ago) for ago in draw(st.lists(st.integers(0, 60), max_size=4))),
+        closed=tuple(
+            closed(draw(_symbols), result, ago=ago)
+            for ago, result in draw(st.lists(st.tuples(st.integers(0, 600_000), st.integers(-99, 99)), max_size=4))
+        ),
+        executions=tuple(
+            execution(draw(_symbols), draw(_sides), price, draw(st.none() | _prices), exec_id=f"x{n}")
+            for n, price in enumerate(draw(st.lists(_prices, max_size=4)))
+        ),
+        instruments={symbol: draw(instruments(symbol)) for symbol in draw(st.lists(_symbols, unique=True))},
+        margin=draw(st.none() | st.builds(Margin, _amounts, _amounts, fault=_faults)),
+        feed=draw(st.none() | st.builds(FeedHealth, st.sampled_from(_FEEDS), st.integers(0, 5), _faults)),
+        clock_offset=draw(st.none() | st.floats(-10, 10) | st.just(math.nan)),
     )
 
 

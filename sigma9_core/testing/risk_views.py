@@ -7,15 +7,18 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final
 
-from sigma9_core.contracts import Mark, RiskView, Submission
+from sigma9_core.contracts import Execution, Mark, RiskView, Submission
 from sigma9_core.models import (
     Account,
+    ClosedTrade,
+    Fill,
     Intent,
     OrderRequest,
     OrderStatus,
     OrderView,
     Position,
     Session,
+    Side,
 )
 
 NOW: Final = datetime(2026, 11, 20, 16, 0, tzinfo=UTC)
@@ -66,6 +69,39 @@ def holding(symbol: str = "AAPL", quantity: Number = 100, **more: Any) -> Positi
 def sent(request: OrderRequest, ago: float = 1.0, order_id: str = "s1") -> Submission:
     """Make an order that passed the gate some seconds ago."""
     return Submission(NOW - timedelta(seconds=ago), request, order_id)
+
+
+def closed(symbol: str = "AAPL", result: Number = 10, *, ago: float = 60.0, **more: Any) -> ClosedTrade:
+    """Make a round trip of 100 shares at 100 that ended some seconds ago, after two minutes."""
+    fields: dict[str, Any] = {
+        "strategy": "test",
+        "quantity": Decimal(100),
+        "entry_cost": PRICE * 100,
+        "percent": money(result) / 100,
+        "fees": Decimal("0.70"),
+        "opened_at": NOW - timedelta(seconds=ago + 120),
+        "closed_at": NOW - timedelta(seconds=ago),
+        **more,
+    }
+    return ClosedTrade(symbol=symbol, result=money(result), **fields)
+
+
+def execution(
+    symbol: str = "AAPL",
+    side: Side = "buy",
+    price: Number = PRICE,
+    expected: Number | None = PRICE,
+    *,
+    quantity: Number = 100,
+    ago: float = 1.0,
+    exec_id: str = "x1",
+    intent: Intent = "entry",
+    strategy: str | None = "test",
+) -> Execution:
+    """Make a fill of some seconds ago, beside the price that was expected."""
+    at = NOW - timedelta(seconds=ago)
+    fill = Fill(exec_id, "o1", symbol, side, money(quantity), money(price), Decimal("0.35"), at)
+    return Execution(fill, intent, strategy, None if expected is None else money(expected))
 
 
 def view(

@@ -22,10 +22,10 @@ from sigma9_core.contracts import (
 from sigma9_core.errors import BrokerError, BrokerRefused
 from sigma9_core.models import ZERO, ApprovedOrder, Fill, OrderRequest
 
-Fault = Literal["refuse", "raise", "hang", "lost_ack", "doubled", "no_cancel", "reject_stops"]
+Fault = Literal["refuse", "raise", "hang", "lost_ack", "doubled", "no_cancel", "reject_stops", "reject_markets"]
 """refuse: BrokerRefused on submit. raise: submit raises, nothing arrives. hang: submit never returns, but arrives.
 lost_ack: submit raises, but it arrived. doubled: every report comes twice. no_cancel: cancels are swallowed.
-reject_stops: stop orders are rejected by a report."""
+reject_stops, reject_markets: stop (market) orders are rejected by a report."""
 
 
 @dataclass(slots=True)
@@ -101,6 +101,9 @@ class SmallExchange:
             if "reject_stops" in self.faults and order.request.order_type == "stop":
                 resting.state = "rejected"
                 self.report("rejected", order.order_id, reason="no stops here")
+            elif "reject_markets" in self.faults and order.request.order_type == "market":
+                resting.state = "rejected"
+                self.report("rejected", order.order_id, reason="no market orders here")
             elif not self.faults & {"hang", "lost_ack"}:
                 self.report("accepted", order.order_id)
         if "hang" in self.faults:

@@ -14,9 +14,10 @@ from sigma9_core import market as module
 from sigma9_core.bus import EventBus
 from sigma9_core.calendar import Calendar
 from sigma9_core.clock import Clock, ClockKind, LiveClock, SteppedClock
+from sigma9_core.contracts import FeedHealth, FeedState
 from sigma9_core.events import MarketData
 from sigma9_core.lanes import Lane
-from sigma9_core.market import FeedState, Market, market_data
+from sigma9_core.market import Market, market_data
 from sigma9_core.models import Bar, Quote, Session, Slice, Trade
 
 OPEN = datetime(2026, 3, 2, 14, 30, tzinfo=UTC)
@@ -80,6 +81,7 @@ class Room:
         self.money_lane = Lane("money")
         self.steps: list[tuple[str, datetime]] = []
         self.states: list[tuple[FeedState, str | None]] = []
+        self.health: list[tuple[FeedState, int, str | None]] = []
         self.money_held = threading.Event()
         self.money_held.set()
         self.outer_held = asyncio.Event()
@@ -135,6 +137,9 @@ class _Money:
 
     def __init__(self, room: Room) -> None:
         self.room = room
+
+    def on_feed(self, health: FeedHealth) -> None:
+        self.room.health.append((health.state, health.failures, health.error))
 
     async def on_market(self, data: Slice) -> None:
         room = self.room
@@ -332,6 +337,24 @@ async def test_the_back_off_grows_until_a_slice_has_come(room: Room, monkeypatch
     await room.until(lambda: "outer done 2" in room.names())
 
     assert waits == [0.01, 0.02, 0.04, 0.05, 0.01]
+
+
+@kinds("simulated", "live")
+async def test_the_risk_rules_hear_how_often_a_feed_has_failed(room: Room) -> None:
+    """Attempts that fail are counted until data come again; the money lane hears of each and of the recovery."""
+    room.feed.refuse = [OSError("no route"), OSError("no route")]
+    room.start()
+    await room.until(lambda: room.health and room.health[-1] == ("connected", 2, None))
+    room.feed.put(at(1))
+    await room.until(lambda: room.health[-1] == ("connected", 0, None))
+
+    told = "OSError: no route"
+    assert room.health == [
+        ("disconnected", 1, told),
+        ("disconnected", 2, told),
+        ("connected", 2, None),
+        ("connected", 0, None),
+    ]
 
 
 @kinds("replay")

@@ -19,6 +19,9 @@ from sigma9_core.config import KillSwitchSettings, Settings
 from sigma9_core.contracts import BrokerPosition
 from sigma9_core.errors import CommandError, JournalError
 from sigma9_core.models import OrderStatus
+from sigma9_core.money import killswitch as killswitch_module
+from sigma9_core.money.ids import is_kill_id, kill_id
+from sigma9_core.money.orders import Order
 from sigma9_core.testing.money_room import MoneyRoom
 
 
@@ -404,3 +407,128 @@ async def test_every_phase_says_what_is_left(room: MoneyRoom) -> None:
     assert phases == ["gated", "cancelling", "flattening", "done"]
     left = {body["phase"]: "AAPL" in body["pending"] for body in shown if body["state"] == "ON"}
     assert left == {"gated": True, "cancelling": True, "flattening": True, "done": False}
+
+
+async def stop_back(room: MoneyRoom) -> Order:
+    """Wait until the kill has put a stop back, and it works at the exchange."""
+    await room.until(
+        lambda: any(o.order_id in room.exchange.orders for o in room.working(protective=True, intent="kill"))
+    )
+    return room.working(protective=True, intent="kill")[0]
+
+
+async def test_a_position_whose_close_is_rejected_gets_its_stop_back(room: MoneyRoom) -> None:
+    """While a broker rejects every close, the position has its stop; it goes when a close can work."""
+    held = await room.enter()
+    await room.fill(held, "10")
+    before = room.working(protective=True)[0].request.stop_price
+    room.exchange.faults.add("reject_markets")
+    await kill(room)
+    stop = await stop_back(room)
+    assert (stop.request.stop_price, stop.request.quantity) == (before, Decimal(100))
+    await room.until(lambda: room.path.portfolio.position("AAPL").protected)
+
+    room.exchange.faults.clear()
+    (close,) = await room.closing()
+    assert stop.status is OrderStatus.CANCELLED
+    await room.fill(close, "9.9")
+    await room.until(lambda: room.kill.body()["phase"] == "done")
+    assert room.desk.open_orders() == []
+    assert sum(each.request.order_type == "stop" for each in room.exchange.orders.values()) == 2
+
+
+async def test_a_stop_that_fills_while_its_close_waits_ends_it(room: MoneyRoom) -> None:
+    """The stop that a kill has put back may be what closes the position; nothing is sent after it."""
+    held = await room.enter()
+    await room.fill(held, "10")
+    room.exchange.faults.add("reject_markets")
+    await kill(room)
+    await room.fill(await stop_back(room), "9.8")
+    await room.until(lambda: room.kill.body()["phase"] == "done")
+    sent = len(room.exchange.submitted)
+    await asyncio.sleep(0.6)
+
+    assert room.path.portfolio.quantity("AAPL") == 0
+    assert len(room.exchange.submitted) == sent
+
+
+async def test_a_broker_that_rejects_stops_as_well_is_not_flooded(room: MoneyRoom) -> None:
+    """One stop is tried for each close that came to nothing."""
+    held = await room.enter()
+    await room.fill(held, "10")
+    room.exchange.faults |= {"reject_markets", "reject_stops"}
+    before = len(room.exchange.submitted)
+    await kill(room)
+    await asyncio.sleep(1.2)
+
+    assert len(room.exchange.submitted) <= before + 6
+
+
+async def test_a_reset_takes_back_what_the_kill_has_sent(room: MoneyRoom) -> None:
+    """A close that still works would sell what a person has decided to keep: it goes, and the stop comes back."""
+    held = await room.enter()
+    await room.fill(held, "10")
+    await kill(room)
+    (close,) = await room.closing()
+    await room.kill.reset("keep it", None, "api")
+    await room.desk.settle()
+
+    assert close.status is OrderStatus.CANCELLED
+    assert room.path.portfolio.quantity("AAPL") == 100
+    await room.until(lambda: room.working(protective=True, intent="reduce"))
+
+
+async def test_a_close_that_can_t_be_taken_back_keeps_the_kill_on(
+    room: MoneyRoom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reset that can't end the kill's own orders is refused, names them, and the kill goes on."""
+    monkeypatch.setattr(killswitch_module, "ANSWER_WITHIN", 0.1)
+    held = await room.enter()
+    await room.fill(held, "10")
+    await kill(room)
+    (close,) = await room.closing()
+    room.exchange.faults.add("no_cancel")
+    with pytest.raises(CommandError, match=f"closing orders {close.order_id} still work") as refused:
+        await room.kill.reset("keep it", None, "api")
+    assert refused.value.code == "busy"
+    assert room.kill.latched
+
+    await room.fill(close, "10")
+    await room.until(lambda: room.kill.body()["phase"] == "done")
+    await room.kill.reset("seen", None, "api")
+
+
+@pytest.mark.parametrize("filled", [False, True])
+async def test_a_close_whose_intent_was_lost_is_found_again(
+    tmp_path: Path, mocker: MockerFixture, filled: bool
+) -> None:
+    """After a full disk and a crash a kill's close is known by its id at the broker; none is sent beside it."""
+    room = await MoneyRoom(tmp_path).__aenter__()
+    held = await room.enter()
+    await room.fill(held, "10")
+    mocker.patch.object(room.journal, "write", return_value=Future())  # it waits for the disk for ever
+    await kill(room)
+    (close,) = await room.closing()
+    if filled:
+        room.exchange.fill(close.order_id, Decimal("9.9"))
+    sent = list(room.exchange.submitted)
+    mocker.stopall()
+
+    async with await room.crash() as after:
+        await after.until(lambda: close.order_id in after.desk.orders)
+        if not filled:
+            assert [order.order_id for order in await after.closing()] == [close.order_id]
+            await after.fill(after.desk.orders[close.order_id], "9.9")
+        await after.until(lambda: after.kill.body()["phase"] == "done")
+        assert after.exchange.submitted == sent
+        assert after.path.portfolio.quantity("AAPL") == 0
+        assert (after.desk.foreign, after.path.reconciler.unexplained) == ({}, {})
+        await after.desk.settle()
+        assert after.journal.intent(close.order_id) is not None
+
+
+async def test_another_servers_kill_is_not_taken_for_ours(room: MoneyRoom) -> None:
+    """Two servers may trade one account: the mark in the id is that of one journal."""
+    assert is_kill_id(kill_id("0" * 26, room.journal.journal_id), room.journal.journal_id)
+    assert not is_kill_id(kill_id("0" * 26, "another journal"), room.journal.journal_id)
+    assert not is_kill_id("0" * 26, room.journal.journal_id)

@@ -317,3 +317,67 @@ async def test_an_order_that_ended_while_we_were_away_is_told(tmp_path: Path) ->
         assert sorted(note["orders"].values()) == sorted(ends)
     async with after.again() as later:
         assert later.events == []
+
+
+# --- what others do meanwhile ---------------------------------------------------------------------------------
+
+
+async def around(room: MoneyRoom) -> bool:
+    """Look around, as the path does every few seconds."""
+    return await room.path.reconciler.look_around(room.path.link)
+
+
+async def test_what_a_person_trades_by_hand_is_seen_without_a_reconnect(room: MoneyRoom) -> None:
+    """A position that comes, grows and goes beside us is shown as foreign; one look alone proves nothing."""
+    room.exchange.holdings["TSLA"] = Decimal(10)
+    assert not await around(room)
+    assert await around(room)
+    assert room.path.portfolio.position("TSLA").foreign
+    assert not await around(room)
+
+    room.exchange.holdings["TSLA"] = Decimal(25)
+    assert await around(room)
+    assert room.path.portfolio.position("TSLA").quantity == 25
+    room.exchange.holdings["TSLA"] = Decimal(0)
+    assert await around(room)
+    assert room.path.portfolio.position("TSLA").quantity == 0
+    await room.desk.settle()
+    assert room.journal.notes("reconciliation", 9)[-2].body["foreign_positions"] == ["TSLA"]
+
+
+async def test_a_position_that_somebody_takes_away_closes_its_symbol(room: MoneyRoom) -> None:
+    """Ours that is not there any more is no position to trade on; it is free again once the two agree."""
+    await room.fill(await room.buy(), "10")
+    room.exchange.holdings["AAPL"] = Decimal(40)
+    assert not await around(room)
+    assert await around(room)
+    assert "the broker has 40" in room.path.reconciler.unexplained["AAPL"]
+    assert (await room.buy(quantity=1)).rule == "reconciliation"
+
+    room.exchange.holdings["AAPL"] = Decimal(100)
+    assert await around(room)
+    assert (await room.buy(quantity=1)).status is OrderStatus.ACCEPTED
+
+
+async def test_a_fill_whose_report_is_late_is_no_difference(room: MoneyRoom) -> None:
+    """A position that is ahead of its report for one look is believed to be ours."""
+    order = await room.buy()
+    room.exchange.holdings["AAPL"] = Decimal(100)
+    assert not await around(room)
+    room.exchange.holdings["AAPL"] = Decimal(0)
+    await room.fill(order, "10")
+
+    assert not await around(room)
+    assert not await around(room)
+    assert (room.path.reconciler.unexplained, room.path.portfolio.position("AAPL").foreign) == ({}, False)
+
+
+async def test_foreign_orders_come_and_go(room: MoneyRoom) -> None:
+    """The order that a person enters beside us is shown and counted, until it has ended."""
+    request = OrderRequest(symbol="TSLA", side="buy", quantity=Decimal(5))
+    room.exchange.orders["manual"] = Resting("manual", "77", request)
+    assert await around(room)
+    assert [order.symbol for order in room.desk.view().working] == ["TSLA"]
+    room.exchange.orders["manual"].state = "cancelled"
+    assert await around(room)
+    assert room.desk.foreign == {}
