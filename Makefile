@@ -2,21 +2,27 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+ONCE   := making the environment ($(VENV)) and installing: about half a minute, once
 
 .PHONY: run test test-all check clean
 
 $(VENV)/.run: pyproject.toml
+	@echo "$(ONCE)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check -e .
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml
+	@echo "$(ONCE)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@ $(VENV)/.run
 
+# Make dies of a Ctrl-C that it hears, however orderly the server ends. So on a terminal the server is the foreground
+# job of its own (set -m), which alone hears Ctrl-C, and make passes its exit code on. Nothing could bring such a job
+# back from Ctrl-Z, which is therefore ignored. Elsewhere (no terminal, or in the background) it is plainly run.
 run: $(VENV)/.run
-	@exec $(BIN)/sigma9 run
+	@case "$$(ps -o stat= -p $$$$ 2>/dev/null)" in *+*) trap '' TSTP; set -m; $(BIN)/sigma9 run ;; *) exec $(BIN)/sigma9 run ;; esac
 
 test: $(VENV)/.dev
 	@sh tests/programs.sh

@@ -42,6 +42,9 @@ RETRY_SECONDS: Final = (5.0, 300.0)
 """The first pause after a failure, doubled each time, and the longest one."""
 CHECK_SECONDS: Final = 60.0
 """How often a loaded calendar is compared with the clock."""
+RUNS_OUT: Final = timedelta(days=30)
+"""A calendar whose last session comes sooner than this is complained about: its package knows no more."""
+WITHOUT: Final = "without it nothing is scanned or traded"
 
 log = logging.getLogger("sigma9.calendar")
 
@@ -205,50 +208,111 @@ def start_loading(
     *,
     first: date = FIRST,
     now: Callable[[], datetime] = wall_now,
+    told: Callable[[str | None], None] | None = None,
 ) -> asyncio.Task[None]:
     """Load the sessions in the background, on the running loop, and keep them two years ahead; return at once.
 
     A cache that covers `now()` is taken before this returns. The task is the caller's: cancel and await it.
-    What goes wrong stands in `calendar.error` and is tried again.
+    What goes wrong stands in `calendar.error`, is logged each time, and is tried again; `told` is called with it
+    whenever it changes, and with None once it is over.
     """
     kept = _read_cache(calendar.name, cache_dir)
     if kept is not None and kept.covers(first, now().date()):
         calendar.fill(kept.sessions)
     else:
         kept = None
-    work = _keep_loaded(calendar, cache_dir, first, now, kept)
-    return asyncio.get_running_loop().create_task(work, name=f"calendar-{calendar.name}")
+    keeper = _Keeper(calendar, cache_dir, first, now, told)
+    task = asyncio.get_running_loop().create_task(keeper.run(kept), name=f"calendar-{calendar.name}")
+    task.add_done_callback(keeper.ended)
+    return task
 
 
-async def _keep_loaded(
-    calendar: Calendar,
-    cache_dir: Path | None,
-    first: date,
-    now: Callable[[], datetime],
-    kept: _Kept | None,
-) -> None:
-    pause, longest = RETRY_SECONDS
-    while True:
-        if kept is not None and kept.fresh(first, now().date()):
-            await asyncio.sleep(CHECK_SECONDS)
-            continue
+class _Keeper:
+    """Keeps one calendar loaded and two years ahead, and says so whenever it can't."""
+
+    def __init__(
+        self,
+        calendar: Calendar,
+        cache_dir: Path | None,
+        first: date,
+        now: Callable[[], datetime],
+        told: Callable[[str | None], None] | None,
+    ) -> None:
+        self._calendar = calendar
+        self._cache_dir = cache_dir
+        self._first = first
+        self._now = now
+        self._told = told
+        self._said: date | None = None
+        """The day on which it was last said that the calendar runs out."""
+
+    async def run(self, kept: _Kept | None) -> None:
+        """Build what is missing, again and again, until it is cancelled."""
+        pause, longest = RETRY_SECONDS
+        while True:
+            if kept is not None and kept.fresh(self._first, self._now().date()):
+                self._look_ahead(kept)
+                await asyncio.sleep(CHECK_SECONDS)
+                continue
+            try:
+                kept = await self._build()
+            except DataError as error:
+                # Also where no exchange has this name: the package may be updated while the server runs.
+                pause = longest if isinstance(error, CalendarMissing) else pause
+                self._complain(f"{error}; trying again in {pause:g} seconds")
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, longest)
+                continue
+            pause = RETRY_SECONDS[0]
+            self._set_error(None)
+            _write_cache(kept, self._cache_dir)
+
+    def ended(self, task: asyncio.Task[None]) -> None:
+        """Say that nothing keeps the calendar any more: its owner cancels it, and nothing else may end it."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._complain(f"the exchange calendar {self._calendar.name} is no longer kept up: {error!r}")
+
+    async def _build(self) -> _Kept:
+        name = self._calendar.name
+        kept = await _build_async(name, min(self._first, FIRST), max(self._now(), wall_now()).date())
         try:
-            need = max(now(), wall_now()).date()
-            kept = await _build_async(calendar.name, min(first, FIRST), need)
-            calendar.fill(kept.sessions)
-        except CalendarMissing as error:
-            calendar.error = str(error)
-            log.error("%s", error)
+            self._calendar.fill(kept.sessions)
+        except ValueError as error:
+            raise DataError(f"the exchange calendar {name} can't be built: {error}") from error
+        return kept
+
+    def _look_ahead(self, kept: _Kept) -> None:
+        """Complain once a day about a calendar that ends soon, although its package was asked for more."""
+        now = self._now()
+        if kept.until - now.date() > RUNS_OUT:
+            self._set_error(None)
             return
-        except DataError as error:
-            calendar.error = f"{error}; trying again in {pause:g} seconds"
-            log.warning("%s", calendar.error)
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, longest)
-            continue
-        calendar.error = None
-        pause = RETRY_SECONDS[0]
-        _write_cache(kept, cache_dir)
+        if self._said == now.date():
+            return
+        self._said = now.date()
+        verb = "ends" if self._sees_more() else "ended"
+        self._complain(
+            f"the exchange calendar {kept.name} {verb} on {kept.until}, and exchange_calendars {kept.package} "
+            "knows no more of it: update that package"
+        )
+
+    def _complain(self, error: str) -> None:
+        """Log it as an error where there is no session at all to look forward to, else as a warning."""
+        if self._sees_more():
+            log.warning("%s", error)
+        else:
+            log.error("%s; %s", error, WITHOUT)
+        self._set_error(error)
+
+    def _sees_more(self) -> bool:
+        now = self._now()
+        return (self._calendar.at(now) or self._calendar.after(now)) is not None
+
+    def _set_error(self, error: str | None) -> None:
+        changed = error != self._calendar.error
+        self._calendar.error = error
+        if changed and self._told is not None:
+            self._told(error)
 
 
 def user_cache() -> Path | None:
@@ -292,6 +356,11 @@ class _Kept:
             raise ValueError("its sessions are out of order")
         first, last = date.fromisoformat(body["first"]), date.fromisoformat(body["last"])
         return cls(str(body["name"]), str(body["package"]), first, last, sessions, text)
+
+    @property
+    def until(self) -> date:
+        """Give the date of the last session; the package may know fewer than it was asked for."""
+        return date.fromisoformat(self.sessions[-1].day)
 
     def covers(self, first: date, need: date) -> bool:
         """Tell whether it reaches from `first` to `need`."""
@@ -354,7 +423,7 @@ def _command(name: str, first: date, need: date) -> list[str]:
     return [*build, name, first.isoformat(), last.isoformat()]
 
 
-def _environment() -> dict[str, str]:
+def child_environment() -> dict[str, str]:
     """Let the child find this very package: `-P` keeps the current folder out of its path."""
     root = str(Path(__file__).resolve().parent.parent)
     path = os.environ.get("PYTHONPATH")
@@ -365,7 +434,7 @@ def _build(name: str, first: date, need: date) -> _Kept:
     try:
         done = subprocess.run(  # noqa: S603 - our own module, its arguments are a name and two dates
             _command(name, first, need),
-            env=_environment(),
+            env=child_environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=BUILD_SECONDS,
@@ -380,7 +449,7 @@ async def _build_async(name: str, first: date, need: date) -> _Kept:
     try:
         child = await asyncio.create_subprocess_exec(
             *_command(name, first, need),
-            env=_environment(),
+            env=child_environment(),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

@@ -23,7 +23,7 @@ def monotonic() -> float:
 
 def rfc3339(moment: datetime) -> str:
     """Write an aware time as RFC 3339 in UTC with microseconds (contract, head)."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return f"{moment.astimezone(UTC).isoformat(timespec='microseconds')[:26]}Z"
 
 
 class Clock(Protocol):

@@ -12,6 +12,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from sigma9_core.clock import rfc3339
 from sigma9_core.errors import CommandError
+from sigma9_core.explain import WrongFields
 from sigma9_core.models import Frozen, Money, OrderType, Side, Symbol, TimeInForce
 
 Right = Literal["read", "trade", "admin"]
@@ -20,6 +21,10 @@ CommandSource = Literal["api", "mqtt", "cli", "schedule", "signal", "socket", "r
 """Where a command came from; `socket` is the kill's own door on this machine."""
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=500)]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+"""What something is called: a strategy, a rule, a plugin, an order's id."""
+LARGEST_SEQ: Final = 2**53
+"""The largest whole number that every JSON reader takes exactly."""
 
 
 def allows(have: Right, need: Right) -> bool:
@@ -39,13 +44,13 @@ class NoArgs(Frozen):
 class Scope(Frozen):
     """A part of the trading: one strategy or one symbol."""
 
-    strategy: str | None = None
+    strategy: Name | None = None
     symbol: Symbol | None = None
 
     @model_validator(mode="after")
     def _one(self) -> Scope:
         if (self.strategy is None) == (self.symbol is None):
-            raise ValueError("name exactly one of strategy and symbol")
+            raise ValueError("must name exactly one of strategy and symbol")
         return self
 
 
@@ -72,7 +77,7 @@ class ResetKillArgs(Frozen):
 class ScanArgs(NoArgs):
     """`scan`; absent strategies mean all that are enabled."""
 
-    strategies: tuple[str, ...] | None = None
+    strategies: tuple[Name, ...] | None = None
 
 
 class BracketArgs(Frozen):
@@ -83,6 +88,20 @@ class BracketArgs(Frozen):
 
 
 Positive = Annotated[Money, Field(gt=0, allow_inf_nan=False)]
+
+
+PRICES: Final[Mapping[OrderType, tuple[str, ...]]] = {
+    "market": (),
+    "limit": ("limit_price",),
+    "stop": ("stop_price",),
+    "stop_limit": ("limit_price", "stop_price"),
+    "trailing_stop": (),
+    "market_on_close": (),
+    "limit_on_close": ("limit_price",),
+}
+"""The prices that each type of order needs."""
+TRAILS: Final = ("trail_amount", "trail_percent")
+"""A trailing stop needs one of them."""
 
 
 class OrderArgs(NoArgs):
@@ -102,28 +121,30 @@ class OrderArgs(NoArgs):
 
     @model_validator(mode="after")
     def _prices(self) -> OrderArgs:
-        needs: Mapping[str, tuple[str, ...]] = {
-            "limit": ("limit_price",),
-            "limit_on_close": ("limit_price",),
-            "stop": ("stop_price",),
-            "stop_limit": ("limit_price", "stop_price"),
-        }
-        wanted = needs.get(self.order_type, ())
+        """Want the prices that the type of order needs, and no others; every field that is wrong is named."""
+        wanted = PRICES[self.order_type]
+        wrong: dict[str, str] = {}
         for name in ("limit_price", "stop_price"):
             if name in wanted and getattr(self, name) is None:
-                raise ValueError(f"{name} is required for a {self.order_type} order")
+                wrong[name] = f"is required for a {self.order_type} order"
             if name not in wanted and getattr(self, name) is not None:
-                raise ValueError(f"{name} does not go with a {self.order_type} order")
-        trails = (self.trail_amount is not None) + (self.trail_percent is not None)
-        if trails != (1 if self.order_type == "trailing_stop" else 0):
-            raise ValueError("a trailing_stop takes exactly one of trail_amount and trail_percent, others none")
+                wrong[name] = f"does not go with a {self.order_type} order"
+        trails = [name for name in TRAILS if getattr(self, name) is not None]
+        if self.order_type != "trailing_stop":
+            wrong |= dict.fromkeys(trails, f"does not go with a {self.order_type} order")
+        elif not trails:
+            wrong["trail_amount"] = "is required for a trailing_stop order, or trail_percent in its place"
+        elif len(trails) == len(TRAILS):
+            wrong["trail_percent"] = "does not go with trail_amount: give one of the two"
+        if wrong:
+            raise WrongFields(wrong)
         return self
 
 
 class ModifyOrderArgs(NoArgs):
     """`modify_order`: the fields that change."""
 
-    order_id: str
+    order_id: Name
     quantity: Positive | None = None
     limit_price: Positive | None = None
     stop_price: Positive | None = None
@@ -134,7 +155,7 @@ class ModifyOrderArgs(NoArgs):
 class OrderIdArgs(NoArgs):
     """`cancel_order`."""
 
-    order_id: str
+    order_id: Name
 
 
 class CancelAllArgs(NoArgs):
@@ -159,19 +180,19 @@ class AdoptArgs(NoArgs):
     """`adopt_position`: a foreign position becomes ours."""
 
     symbol: Symbol
-    strategy: str
+    strategy: Name
 
 
 class PluginArgs(NoArgs):
     """`plugin_enable`, `plugin_disable`."""
 
-    name: str
+    name: Name
 
 
 class RiskSetArgs(NoArgs):
     """`risk_set`: the rule, and the settings that change."""
 
-    rule: str
+    rule: Name
     settings: dict[str, Any]
 
     @model_validator(mode="before")
@@ -186,17 +207,23 @@ class RiskSetArgs(NoArgs):
             }
         return value
 
+    @model_validator(mode="after")
+    def _some(self) -> RiskSetArgs:
+        if not self.settings:
+            raise WrongFields({"settings": "is required: name at least one setting of the rule, and its value"})
+        return self
+
 
 class RiskClearArgs(NoArgs):
     """`risk_clear`."""
 
-    rule: str
+    rule: Name
 
 
 class EventsArgs(NoArgs):
     """`events`: durable events after a number, for clients that have only MQTT."""
 
-    after: Annotated[int, Field(ge=0)]
+    after: Annotated[int, Field(ge=0, le=LARGEST_SEQ)]
     limit: Annotated[int, Field(ge=1, le=1000)] = 100
 
 

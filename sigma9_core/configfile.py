@@ -12,7 +12,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
@@ -20,9 +20,10 @@ from pydantic import BaseModel, ValidationError
 
 from sigma9_core.config import ClientSettings, Settings
 from sigma9_core.configschema import WANTED, Shape, find, root
+from sigma9_core.configsecret import MASK, Secrets
 from sigma9_core.configsense import Sense, senseless, senseless_client
 from sigma9_core.errors import ConfigError, Fault
-from sigma9_core.explain import hint, problems
+from sigma9_core.explain import hint, listed, problems, quoted
 from sigma9_core.log import redact
 from sigma9_core.yamltext import Location, Scalar, Tree, read_yaml
 
@@ -31,10 +32,10 @@ CLIENT_FILE: Final = "client_config.yaml"
 PREFIX: Final = "SIGMA9_"
 COMMAND_LINE_OWN: Final = frozenset(("SIGMA9_URL", "SIGMA9_TOKEN", "SIGMA9_CONFIG"))
 """Variables that are no settings; SIGMA9_DATA_DIR is the setting `data_dir`."""
-MASK: Final = "********"
 
 _VARIABLE: Final = re.compile(r"\$(\$?)\{([^}]*)\}")
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_USUAL_NAME: Final = re.compile(r"[A-Z_][A-Z0-9_]*")
 _UNWRITABLE: Final = re.compile("[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")
 _ORIGIN_SECTIONS: Final = frozenset(("massive", "market_data", "strategy", "logging", "llm", "chart"))
 _PATTERNS: Final[Mapping[str, str]] = {
@@ -43,11 +44,37 @@ _PATTERNS: Final[Mapping[str, str]] = {
     "home_assistant.prefix": "must be topic levels parted by single /, without + and #",
     "scheduler.data_update_time": 'must be a time of day from "00:00" to "23:59"',
 }
-_LONGEST_SHOWN: Final = 40
 
 _log = logging.getLogger("sigma9.config")
 
 Model = TypeVar("Model", bound=BaseModel)
+
+
+class Places:
+    """Tells the file and line, the variable or the option of a dotted path, for further messages about it."""
+
+    def __init__(self, reading: _Configuration[Settings]) -> None:
+        self._reading = reading
+
+    def __call__(self, path: str) -> str:
+        """Tell where a setting was given, or the nearest section around it."""
+        return self._reading.locate(path)
+
+    def conceal(self, fault: Fault) -> Fault:
+        """Take out of a fault what must not be shown: secrets, and what ${NAME} brought in."""
+        return self._reading.conceal(fault)
+
+    def is_faulty(self, path: str) -> bool:
+        """Tell whether a setting, or a section around it, could not be read."""
+        return self._reading.is_faulty(path)
+
+    def is_partial(self, path: str) -> bool:
+        """Tell whether something below a path could not be read."""
+        return self._reading.is_partial(path)
+
+    def refused(self, path: str) -> object:
+        """Give a value that was read and makes no sense together with others; None where there is none."""
+        return self._reading.refused.get(path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +82,17 @@ class Loaded:
     """The server's settings, and where they come from."""
 
     settings: Settings
-    locate: Callable[[str], str]
-    """Tells the file and line, the variable or the option of a dotted path, for further messages about it."""
+    locate: Places
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What could be read of the server's settings, and every fault of theirs, in the order of the file."""
+
+    settings: Settings | None
+    """Where something was wrong it has its default; None where nothing could be made of it."""
+    faults: tuple[Fault, ...]
+    places: Places
 
 
 def load_settings(
@@ -74,9 +110,20 @@ def read_settings(
     path: Path | None = None, overrides: Sequence[str] = (), environ: Mapping[str, str] | None = None
 ) -> Loaded:
     """Read the server's settings like `load_settings`, and tell where each of them was given."""
+    survey = survey_settings(path, overrides, environ)
+    if survey.faults or survey.settings is None:
+        raise ConfigError(survey.faults)
+    return Loaded(survey.settings, survey.places)
+
+
+def survey_settings(
+    path: Path | None = None, overrides: Sequence[str] = (), environ: Mapping[str, str] | None = None
+) -> Survey:
+    """Read what can be read of the server's settings, so that the rest of it can be checked as well."""
     environ = os.environ if environ is None else environ
     reading = _Configuration(Settings, environ, senseless)
-    return Loaded(reading.load(find_config(path, environ), overrides), reading.locate)
+    settings = reading.survey(find_config(path, environ), overrides)
+    return Survey(settings, reading.faults(), Places(reading))
 
 
 def load_client_settings(
@@ -175,38 +222,69 @@ class _Configuration(Generic[Model]):
         self._faults: list[tuple[tuple[int, int], Fault]] = []
         self._faulty: set[Location] = set()
         self._filled_in: set[Location] = set()
+        self.refused: dict[str, object] = {}
+        """Values that were read, and make no sense together with others."""
+        self._secrets = Secrets()
         self._holds_secret = False
+        self._unreadable = False
+        """Nothing of the file is known: what its settings mean together can't be judged."""
         self._file_data_dir: Path | None = None
 
     def load(self, path: Path | None, overrides: Sequence[str]) -> Model:
         """Read everything; raise ConfigError where anything is wrong."""
+        settings = self.survey(path, overrides)
+        if self._faults or settings is None:
+            raise ConfigError(self.faults())
+        return settings
+
+    def survey(self, path: Path | None, overrides: Sequence[str]) -> Model | None:
+        """Read everything, with defaults where something is wrong; `faults` tells what."""
         if path is not None:
             self._read_file(path)
         self._file_data_dir = self._data_dir_of_file()
         self._read_environ()
         self._read_overrides(overrides)
+        self._secrets.note(self._tree, root(self._model))
         values = self._section(self._tree, root(self._model), ())
         if self._model is Settings:
             self._place(values)
         settings = self._validate(values)
-        if settings is not None:
-            for paths, message in self._sense(settings):
-                located = [_split(one) for one in paths]
-                if not any(self._is_faulty(at) for at in located):
-                    given = next((at for at in located if at in self._sources), located[0])
-                    self._fault(given, message)
-        if self._faults or settings is None:
-            self._faults.sort(key=lambda entry: entry[0])
-            raise ConfigError([fault for _, fault in self._faults])
+        if settings is None or self._unreadable:
+            return None
+        for paths, message in self._sense(settings):
+            located = [_split(one) for one in paths]
+            if not any(self._is_faulty(at) for at in located):
+                given = next((at for at in located if at in self._sources), located[0])
+                self._fault(given, message)
         for secret in secrets_of(settings):
             redact(secret)
-        if path is not None and self._holds_secret:
+        if path is not None and self._holds_secret and not self._faults:
             _warn_of_readers(path)
         return settings
+
+    def faults(self) -> tuple[Fault, ...]:
+        """Give every fault: the file's by line, then those of variables, then those of options."""
+        self._faults.sort(key=lambda entry: entry[0])
+        return tuple(dict.fromkeys(self.conceal(fault) for _, fault in self._faults))
 
     def locate(self, path: str) -> str:
         """Tell where a setting was given, or the nearest section around it."""
         return self._source(_split(path)).where
+
+    def is_faulty(self, path: str) -> bool:
+        """Tell whether a setting, or a section around it, could not be read."""
+        return self._is_faulty(_split(path))
+
+    def is_partial(self, path: str) -> bool:
+        """Tell whether something below a path could not be read."""
+        at = _split(path)
+        return any(known[: len(at)] == at for known in self._faulty)
+
+    def conceal(self, fault: Fault) -> Fault:
+        """Take out of a fault what must not be shown: secrets, and what ${NAME} brought in."""
+        if _split(fault.path) in self._filled_in:
+            fault = replace(fault, message=fault.message.partition(", not ")[0])
+        return self._secrets.conceal(fault)
 
     # reading ----------------------------------------------------------------
 
@@ -214,19 +292,23 @@ class _Configuration(Generic[Model]):
         name = str(path)
         self._folder = path.absolute().parent
         self._sources[()] = _Source((0, 0), name, self._folder)
+        whole = _Source((0, 1), f"{name}:1", self._folder)
         try:
             data = path.read_bytes()
         except OSError as error:
             reason = "there is no such file" if isinstance(error, FileNotFoundError) else error.strerror
             self._fault((), f"it can't be read: {reason}")
+            self._unreadable = True
             return
         except ValueError:
             self._fault((), "this is not the name of a file")
+            self._unreadable = True
             return
         document = read_yaml(data)
         for at, line in document.lines.items():
             if at:
                 self._sources[at] = _Source((0, line), f"{name}:{line}", self._folder)
+        self._faulty.update((key,) for key in document.lost)
         for fault in document.faults:
             if fault.at and fault.spoilt:
                 self._faulty.add(fault.at)
@@ -236,7 +318,10 @@ class _Configuration(Generic[Model]):
         if isinstance(tree, dict):
             self._tree = tree
         elif tree is not None and not (isinstance(tree, Scalar) and tree.plain and tree.value() is None):
-            self._fault((), f"the file must hold keys and values, not {_named(tree)}")
+            kind = "a list" if isinstance(tree, list) else "a single value"
+            self._fault((), f"the file must hold keys and values, not {kind}", source=whole)
+        self._unreadable = not isinstance(tree, dict) and bool(self._faults)
+        self._secrets.note(self._tree, root(self._model))
 
     def _read_environ(self) -> None:
         names = sorted(name for name in self._environ if name.startswith(PREFIX))
@@ -273,11 +358,10 @@ class _Configuration(Generic[Model]):
                 at = (*at, part)
             shape = shape.child(at[-1]) if shape is not None and part else None
             if shape is None:
-                keys = known.keys() if known is not None else ()
                 if known is not None and known.kind == "list":
                     self._report(source, _dotted(at), "an entry of a list is named by its number, from 0")
                 else:
-                    self._report(source, _dotted(at), f"there is no such setting{hint(part, keys)}")
+                    self._report(source, _dotted(at), _no_such(part, known))
                 return
         assert shape is not None  # noqa: S101 - a path has at least one part, and each of them was found
         tree = self._override_tree(shape, text, source, at)
@@ -394,7 +478,7 @@ class _Configuration(Generic[Model]):
             return f"belongs in {CLIENT_FILE}"
         if len(at) == 1 and key in _ORIGIN_SECTIONS:
             return "there is no such setting; `sigma9 config split` moves what it can of an old file"
-        return f"there is no such setting{hint(key, shape.keys())}"
+        return _no_such(key, shape)
 
     def _entries(self, tree: dict[str, Tree], shape: Shape, at: Location) -> dict[str, Any]:
         values: dict[str, Any] = {}
@@ -439,7 +523,7 @@ class _Configuration(Generic[Model]):
             return _OMIT
         if shape.secret and not substituted and self._source(at).order[0] == 0:
             self._holds_secret = True
-        shown = "" if shape.secret or substituted else _shown(scalar)
+        shown = "" if shape.secret or substituted else quoted(scalar.text)
         match shape.kind:
             case "free":
                 return value
@@ -489,7 +573,8 @@ class _Configuration(Generic[Model]):
             if not _NAME.fullmatch(name):
                 missing.append("${...} takes the name of one environment variable; $${ stands for ${ itself")
             elif name not in self._environ:
-                missing.append(f"the environment variable {name} is not set")
+                told = f" {name}" if _USUAL_NAME.fullmatch(name) or not shape.secret else " that it names"
+                missing.append(f"the environment variable{told} is not set: set it, or write the value here")
             return self._environ.get(name, "")
 
         text = _VARIABLE.sub(fill, scalar.text)
@@ -537,10 +622,14 @@ class _Configuration(Generic[Model]):
                         named, colon, rest = message.partition(": ")
                         if colon and find(self._model, _split(named)) is not None:
                             at, message = _split(named), rest
+                            self.refused[named] = values.get(named)
                     if at in self._filled_in:  # what came from the environment is not shown
                         message = message.partition(", not ")[0]
+                    if problem.path in _PATTERNS:
+                        given = message.partition(", not ")
+                        message = _PATTERNS[problem.path] + "".join(given[1:])
                     if not self._is_faulty(at):
-                        self._fault(at, _PATTERNS.get(problem.path, message))
+                        self._fault(at, message)
                     progress = _remove(values, at) or progress
                 if not progress:
                     return None
@@ -583,13 +672,17 @@ def _indexed(parts: Sequence[str]) -> Location:
 
 def _named(tree: Tree) -> str:
     if isinstance(tree, Scalar):
-        return _shown(tree) or "a single value"
+        return quoted(tree.text)
     return "a list" if isinstance(tree, list) else "keys and values"
 
 
-def _shown(scalar: Scalar) -> str:
-    text = scalar.text
-    return f"'{text}'" if len(text) <= _LONGEST_SHOWN and text.isprintable() else ""
+def _no_such(key: str, shape: Shape | None) -> str:
+    """Say that a key is not known, with the one that was meant, else with those that there are."""
+    keys = shape.keys() if shape is not None else ()
+    meant = hint(key, keys)
+    if meant or not keys:
+        return f"there is no such setting{meant or '; remove it'}"
+    return f"there is no such setting; known here: {listed(keys)}"
 
 
 def _absolute(text: str, folder: Path) -> Path | None:

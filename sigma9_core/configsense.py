@@ -7,14 +7,16 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 from pydantic import SecretStr
 
-from sigma9_core.config import ClientSettings, InstanceSettings, Settings
+from sigma9_core.calendar_names import NAMES, is_exchange
+from sigma9_core.config import ClientSettings, InstanceSettings, SchedulerSettings, Settings
+from sigma9_core.explain import hint, quoted
 
 Sense = tuple[tuple[str, ...], str]
-"""The settings that are concerned, the one to change first, and the sentence."""
+"""The settings that are concerned, the one to change first, and the sentence, with any value after ", not"."""
 
 _HEADER_SAFE: Final = re.compile(r"[\x21-\x7e]+")
 
@@ -28,8 +30,8 @@ def senseless(settings: Settings) -> Iterator[Sense]:
     yield from _instances("risk", settings.risk)
     yield from _instances("notifiers", settings.notifiers)
     for index, path in enumerate(settings.plugins.paths):
-        if not _exists(path):
-            yield (f"plugins.paths.{index}",), f"there is no folder or plugin at {path}"
+        if not is_plugin_path(path):
+            yield (f"plugins.paths.{index}",), f"must be a folder or a plugin's .py file that is there, not {path}"
     database = settings.database
     if database.type == "postgresql" and database.url is None:
         yield (
@@ -38,11 +40,7 @@ def senseless(settings: Settings) -> Iterator[Sense]:
         )
     if settings.polygon.enabled and settings.polygon.api_key is None:
         yield ("polygon.enabled", "polygon.api_key"), "polygon needs polygon.api_key"
-    try:
-        ZoneInfo(settings.scheduler.timezone)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        message = "there is no such time zone; names look like America/New_York"
-        yield ("scheduler.timezone",), message
+    yield from _scheduler(settings.scheduler)
 
 
 def senseless_client(settings: ClientSettings) -> Iterator[Sense]:
@@ -92,10 +90,25 @@ def _mqtt(settings: Settings) -> Iterator[Sense]:
     yield from _files("mqtt.tls", {"ca": mqtt.tls.ca, "cert": mqtt.tls.cert, "key": mqtt.tls.key})
 
 
+def _scheduler(scheduler: SchedulerSettings) -> Iterator[Sense]:
+    zone, exchange = scheduler.timezone, scheduler.calendar
+    try:
+        ZoneInfo(zone)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        meant = hint(zone, available_timezones())
+        yield ("scheduler.timezone",), f"must be a time zone, such as America/New_York, not {quoted(zone)}{meant}"
+    if not is_exchange(exchange):
+        meant = hint(exchange, NAMES)
+        yield (
+            ("scheduler.calendar",),
+            f"must be an exchange's calendar, such as XNYS, not {quoted(exchange)}{meant}",
+        )
+
+
 def _files(section: str, files: dict[str, Path | None]) -> Iterator[Sense]:
     for name, path in files.items():
         if path is not None and not _is_file(path):
-            yield (f"{section}.{name}",), f"there is no file {path}"
+            yield (f"{section}.{name}",), f"must be a file that is there, not {path}"
 
 
 def _instances(section: str, instances: Sequence[InstanceSettings]) -> Iterator[Sense]:
@@ -103,11 +116,8 @@ def _instances(section: str, instances: Sequence[InstanceSettings]) -> Iterator[
     for index, entry in enumerate(instances):
         if entry.instance in first:
             yield (
-                (f"{section}.{index}",),
-                (
-                    f"'{entry.instance}' is the name of entry {first[entry.instance]} already: "
-                    "give one of them a name of its own"
-                ),
+                (f"{section}.{index}.name", f"{section}.{index}"),
+                f"needs a name of its own, not {quoted(entry.instance)} like entry {first[entry.instance]}",
             )
         first.setdefault(entry.instance, index)
 
@@ -119,8 +129,9 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _exists(path: Path) -> bool:
+def is_plugin_path(path: Path) -> bool:
+    """Tell whether plugins can be looked for at a path: a folder, or a Python file."""
     try:
-        return path.exists()
+        return path.is_dir() or (path.suffix == ".py" and path.is_file())
     except OSError:
         return False

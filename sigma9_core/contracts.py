@@ -567,6 +567,9 @@ class Server(Protocol):
     ) -> Mapping[str, Any]:
         """Read fills from the journal, newest first: `{"trades": [...], "cursor"}` (contract 5)."""
 
+    def faults(self) -> Sequence[str]:
+        """Name the inner parts that keep it from trading, such as `journal`; the status has the others."""
+
     def right_of(self, token: str) -> tuple[str, Right] | None:
         """Tell a token's name and right; None where it is not valid."""
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final, Protocol
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from sigma9_core.clock import monotonic, rfc3339, wall_now
 from sigma9_core.commands import Command, CommandSpec, ControlArgs, Response, allows
@@ -33,7 +33,7 @@ from sigma9_core.errors import (
     PluginError,
     Sigma9Error,
 )
-from sigma9_core.explain import problems
+from sigma9_core.explain import Problem, Wrong, validated
 from sigma9_core.models import Frozen
 from sigma9_core.money.records import CommandRecord, Record
 from sigma9_core.payload import find_spec
@@ -310,9 +310,9 @@ class Dispatcher:
             refusal = CommandError("broker_unavailable", f"the outcome is not known: {error}")
             return self._failed(command, refusal, began), True
         except ConfigError as error:
-            sentence = "; ".join(f"{fault.path}: {fault.message}" for fault in error.faults)
-            details = {"errors": [{"field": fault.path, "message": fault.message} for fault in error.faults]}
-            return self._failed(command, CommandError("invalid", sentence, details), began), False
+            # A rule's setting is an argument of its own: that is how the contract has it sent.
+            found = [Problem(fault.path.removeprefix("settings."), fault.message) for fault in error.faults]
+            return self._failed(command, _invalid(command.name, found), began), False
         except Sigma9Error as error:
             return self._failed(command, CommandError("internal", str(error)), began), True
         except Exception as error:  # noqa: BLE001 - a handler may raise anything, and the surface gets an answer
@@ -438,15 +438,18 @@ def _validated(spec: CommandSpec, given: Mapping[str, Any]) -> Frozen:
             message = f"{spec.name}: reason must be a text of at most {LONGEST_REASON} characters"
             raise CommandError("invalid", message, {"field": "reason"})
     try:
-        return spec.args.model_validate(args)
-    except ValidationError as error:
-        found = problems(error, args)
-        details = {
-            "field": next((problem.path for problem in found if problem.path), None),
-            "errors": [{"field": problem.path or None, "message": problem.message} for problem in found],
-        }
-        sentence = "; ".join(str(problem) for problem in found)
-        raise CommandError("invalid", f"{spec.name}: {sentence}", details) from error
+        return validated(spec.args, args)
+    except Wrong as error:
+        raise _invalid(spec.name, error.problems) from error
+
+
+def _invalid(name: str, found: Sequence[Problem]) -> CommandError:
+    """Refuse arguments: the sentence and `errors` name every field that is wrong, `field` the first of them."""
+    details = {
+        "field": next((problem.path for problem in found if problem.path), None),
+        "errors": [{"field": problem.path or None, "message": problem.message} for problem in found],
+    }
+    return CommandError("invalid", f"{name}: {'; '.join(map(str, found))}", details)
 
 
 def _body_of(args: Frozen, command: Command) -> dict[str, Any]:

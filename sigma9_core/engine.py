@@ -80,13 +80,15 @@ MqttState = Literal["connected", "disconnected", "disabled"]
 State = Literal["stopped", "starting", "running", "paused", "stopping", "killed"]
 REFRESH: Final = 1.0
 """Seconds between two looks at numbers that merely move."""
-SWITCH_INTERVAL: Final = 0.0005
+SWITCH_INTERVAL: Final = 0.0001
 """Seconds a thread may keep the interpreter while another waits: the money lane must not wait 5 ms for it."""
 NOT_RUNNING: Final = "the engine is not running"
 CONNECT_WAIT: Final = 2.0
 """Seconds that the answer to `broker_connect` waits for the broker."""
 RECALLED: Final = timedelta(days=1)
 """Market time that a trigger hears of at a start, before now and before its oldest position was opened."""
+SAVE_AGAIN: Final = 1.0
+"""Seconds between two tries of a document that could not be saved."""
 SERVICE_WAIT: Final = 5.0
 """Seconds that the start waits for services that are not our own."""
 SERVICE_AGAIN: Final = 1.0
@@ -141,6 +143,9 @@ class Engine:
         """What is telling the triggers a new watchlist."""
         self._traded: set[str] = set()
         """Symbols of orders that are newer than the board."""
+        self._to_keep: dict[str, dict[str, Any]] = {}
+        """Documents that are still to be saved, by name."""
+        self._keeper: asyncio.Task[None] | None = None
         self._rule_errors: dict[str, str | None] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._build()
@@ -315,6 +320,7 @@ class Engine:
         self._undo.append(("status", self.status.stop))
         self.documents.open()
         self._undo.append(("documents", self.documents.close))
+        self._undo.append(("what is to be saved", lambda: _end(self._keeper)))
         self._undo.append(("latch", self._latch.close))
         self.bus.last_seq = self.journal.last_seq
         self._set_clock()
@@ -357,8 +363,13 @@ class Engine:
         self._undo.append(("dead man", self.dead_man.stop))
 
     def _load_calendar(self) -> None:
-        loading = start_loading(self.calendar, self._data_dir.path, now=self.clock.now)
+        loading = start_loading(
+            self.calendar, self._data_dir.path, now=self.clock.now, told=self._calendar_told
+        )
         self._undo.append(("calendar", lambda: _end(loading)))
+
+    def _calendar_told(self, error: str | None) -> None:
+        self._part_changed("market", error or f"the exchange calendar {self.calendar.name} works again")
 
     async def _start_services(self) -> None:
         """Start the services side by side: none waits for another.
@@ -400,9 +411,9 @@ class Engine:
         begins the same each time.
         """
         try:
-            await self.calendar.ready()
-            if self._connects_by_itself():
+            if self._connects_by_itself():  # before the calendar: a kill needs the broker, and no sessions
                 self.money.post(self.path.link.connect)
+            await self.calendar.ready()
             self._undo.append(("schedule", self.schedule.stop))
             await self.schedule.start()
             if self.clock.kind == "live":
@@ -615,6 +626,11 @@ class Engine:
         body = event.model_dump(mode="json", exclude={"trade_id"})
         return {"status": body.pop("event"), **body, "foreign": False}
 
+    def faults(self) -> Sequence[str]:
+        """Name the inner parts that keep it from trading; the status has the others."""
+        works = {"journal": self.journal.healthy, "calendar": self.calendar.loaded}
+        return [name for name, healthy in works.items() if not healthy]
+
     def right_of(self, token: str) -> tuple[str, Right] | None:
         """Tell a token's name and right."""
         return self._tokens.right_of(token)
@@ -694,7 +710,7 @@ class Engine:
             self.runner.entering = False
             self._set_state("killed", "kill switch")
             # A person starts it again, also where a restart comes between.
-            self._loop_task(self._save("commanded", {"state": "stop"}), "save-commanded")
+            self._keep("commanded", {"state": "stop"})
         elif key[0] == "strategy":
             self.runner.stopped.add(key[1])
         self.status.changed("kill_switch", "kill switch")
@@ -824,7 +840,7 @@ class Engine:
         self._emit("watchlist_update", update)
         self.board.set("watchlist", self.watchlist.body())
         self._subscribe()
-        self._loop_task(self._save("watchlist", self.watchlist.body()), "save-watchlist")
+        self._keep("watchlist", self.watchlist.body())
         if self.state in ("running", "paused"):
             task = self._loop_task(self._watch(), "watch")
             self._watching.add(task)
@@ -1027,7 +1043,29 @@ class Engine:
             self._show_schedule()
             self._look_at_session()
 
+    def _keep(self, name: str, document: Mapping[str, Any]) -> None:
+        """Save a document that nobody waits for, as soon as the disk takes it."""
+        self._to_keep[name] = dict(document)
+        if self._keeper is None or self._keeper.done():
+            self._keeper = self._loop_task(self._keep_all(), "save-documents")
+
+    async def _keep_all(self) -> None:
+        said = False
+        while self._to_keep:
+            name, document = next(iter(self._to_keep.items()))
+            try:
+                await self.documents.save(name, document)
+            except StateError as error:
+                if not said:
+                    log.error("%s; the document %s is saved as soon as it can be", error, name)
+                said = True
+                await asyncio.sleep(SAVE_AGAIN)
+            else:
+                if self._to_keep.get(name) is document:  # else a newer one came meanwhile
+                    del self._to_keep[name]
+
     async def _save(self, name: str, document: Mapping[str, Any]) -> None:
+        self._to_keep.pop(name, None)  # this one is newer
         await self.documents.save(name, dict(document))
 
     def _loop_task(self, work: Any, name: str) -> asyncio.Task[Any]:

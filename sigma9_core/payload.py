@@ -30,6 +30,8 @@ ENVELOPE: Final = frozenset(("id", "expires_at"))
 """Keys of a payload that are not arguments; `reason` is an argument of nearly every command."""
 
 _WORD: Final = re.compile(r"[A-Za-z0-9._:*-]{1,64}")
+_LITERALS: Final = frozenset(("null", "true", "false"))
+"""JSON without an object: what a template that failed sends, and no symbol or name."""
 _UNWRITABLE: Final = re.compile("[\ud800-\udfff\x00]")
 _STRING: Final = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 
@@ -45,7 +47,7 @@ class NotJson(CommandError):
     """The payload is not JSON at all: REST answers it with 400 instead of 422."""
 
     def __init__(self, message: str, details: Mapping[str, Any] | None = None) -> None:
-        super().__init__("invalid", message, details)
+        super().__init__("invalid", message, {"field": None, **(details or {})})
 
 
 def read_command(
@@ -147,7 +149,7 @@ def _decode(payload: bytes) -> str:
 def _read_word(text: str, spec: CommandSpec) -> dict[str, Any]:
     if text.upper() in {word.upper() for word in spec.fixed_words}:
         return {}
-    if spec.word is not None and _WORD.fullmatch(text):
+    if spec.word is not None and _WORD.fullmatch(text) and text not in _LITERALS:
         return {spec.word: text}
     words = [f"one of {listed(spec.fixed_words)}"] if spec.fixed_words else []
     words += [f"a plain {spec.word}"] if spec.word else []

@@ -18,13 +18,12 @@ from types import ModuleType
 from typing import Any, Final
 
 import pluggy
-from pydantic import ValidationError
 
 from sigma9_core import hookspecs
 from sigma9_core.config import PluginSettings
 from sigma9_core.contracts import API_VERSION, PluginContext, PluginKind
 from sigma9_core.errors import ConfigError, Fault, PluginError
-from sigma9_core.explain import hint, listed, problems
+from sigma9_core.explain import Wrong, hint, listed, validated
 from sigma9_core.models import Frozen
 from sigma9_core.registry import REGISTER_HOOKS, Plugin, PluginCommand, Registrar, Registration, Registry
 
@@ -248,10 +247,10 @@ class PluginHost:
         given = dict(config or {})
         merged = {**defaults, **given}
         try:
-            return entry.config.model_validate(merged)
-        except ValidationError as error:
+            return validated(entry.config, merged)
+        except Wrong as error:
             faults = []
-            for problem in problems(error, merged):
+            for problem in error.problems:
                 key = problem.path.partition(".")[0]
                 base = f"plugins.settings.{name}" if key in defaults and key not in given else path
                 where = ".".join(part for part in (base or f"plugins.settings.{name}", problem.path) if part)

@@ -5,24 +5,26 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shlex
 import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final
+from zoneinfo import ZoneInfo
 
 from sigma9_core import __version__
-from sigma9_core.clock import monotonic
+from sigma9_core.clock import monotonic, wall_now
 from sigma9_core.config import Settings
 from sigma9_core.configfile import Loaded, secrets_of
 from sigma9_core.contracts import Feed
 from sigma9_core.datadir import KILL_SOCKET, DataDir
 from sigma9_core.engine import Engine
-from sigma9_core.errors import ConfigError
-from sigma9_core.log import Logging, redact, watch_loop
+from sigma9_core.log import ROOT, Logging, redact, watch_loop
 from sigma9_core.money.door import KillDoor
-from sigma9_core.plugincheck import faults_of, missing_rules
+from sigma9_core.plugincheck import check_plugins, missing_rules
 from sigma9_core.plugins import PluginHost
 from sigma9_core.tokens import ADMIN_FILE, TokenBook
 
@@ -31,6 +33,8 @@ log = logging.getLogger("sigma9.server")
 HEARD: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 FORCED: Final = 130
 """Exit code of work that was cut off, and of a second Ctrl-C, which does not wait for the orderly end."""
+LABEL: Final = 20
+"""Characters that the labels of the banner have."""
 
 Work = Callable[[Engine], Awaitable[int]]
 
@@ -40,7 +44,12 @@ def run_server(loaded: Loaded, started: float, logs: Logging) -> int:
 
     Raise ConfigError or another Sigma9Error where the start is refused.
     """
-    return Process(loaded.settings, logs, started, locate=loaded.locate).run()
+    process = Process(loaded.settings, logs, started, locate=loaded.locate)
+    code = process.run()
+    logs.stop()  # what is still on its way to stderr comes before the last word
+    sys.stdout.write(f"{process.last_word}\n")
+    sys.stdout.flush()
+    return code
 
 
 class Process:
@@ -56,14 +65,19 @@ class Process:
         locate: Callable[[str], str] | None = None,
         services: bool = True,
         watch: Callable[[Feed], Sequence[str]] | None = None,
+        check: Callable[[Engine], None] | None = None,
     ) -> None:
+        """Store; `check` may look at the engine before anything is started, and raise what is wrong with it."""
         self.settings = settings
+        self.last_word = "Sigma9 has stopped"
+        """How it ended, in one sentence, once `run` is done."""
         self._logs = logs
         self._started = started
         self._work = work or self._serve
         self._code_when_asked = 0 if work is None else FORCED
         self._services = services
         self._watch = watch
+        self._check = check
         self._locate = locate
         self._data = DataDir(settings.data_dir)
         self._asked = 0
@@ -82,10 +96,7 @@ class Process:
             if admin := tokens.admin():
                 redact(admin)
             host = PluginHost(self.settings.plugins, locate=self._locate)
-            host.load()
-            faults = faults_of(host, self.settings, self._locate or (lambda _path: "configuration"))
-            if faults:
-                raise ConfigError(faults)
+            check_plugins(host, self.settings, self._locate or (lambda _path: "configuration"))
             left_out = missing_rules(self.settings)
             if left_out:
                 log.warning("risk: these built-in rules are not listed and do not run: %s", ", ".join(left_out))
@@ -97,6 +108,8 @@ class Process:
                 services=self._services,
                 watch=self._watch,
             )
+            if self._check is not None:
+                self._check(engine)
             return asyncio.run(self._main(engine, signals))
 
     async def _main(self, engine: Engine, signals: socket.socket) -> int:
@@ -107,10 +120,15 @@ class Process:
         try:
             return await self._until_asked(self._start_and_work(engine, door))
         finally:
-            await engine.stop()
+            with _errors() as errors:
+                await engine.stop()
+            self.last_word = last_word(engine, in_order=not errors.seen)
 
     async def _start_and_work(self, engine: Engine, door: KillDoor) -> int:
-        await engine.start(door)
+        try:
+            await engine.start(door)
+        except KeyboardInterrupt:  # polars makes it of a Ctrl-C that comes while it reads files for the start
+            return self._code_when_asked
         if engine.url is not None:
             self._data.announce(engine.url, self.settings.node, self.settings.server.tls.cert)
         return await self._work(engine)
@@ -151,12 +169,83 @@ def show_banner(engine: Engine, data: DataDir, seconds: float) -> None:
     what = f"{engine.clock.kind} market, {settings.broker} broker"
     lines = [
         f"Sigma9 {__version__}, node {settings.node}: {what}; up in {seconds:.1f} s",
-        *(f"  {line}" for line in engine.banner),
-        f"  Token               {data.file(ADMIN_FILE)}",
-        "  Stop everything     sigma9 kill      End the server: Ctrl-C",
+        *where_it_is(engine, data),
+        _aligned(f"Clocks  {clocks(engine)}"),
+        _aligned(f"Stop everything  {program()} kill --data-dir {shlex.quote(str(data.path.absolute()))}"),
+        _aligned("End the server  Ctrl-C: in order, without a kill"),
     ]
     sys.stdout.write("\n".join(lines) + "\n")
     sys.stdout.flush()
+
+
+def where_it_is(engine: Engine, data: DataDir) -> list[str]:
+    """List where it can be reached, and where the token is: what the services announced, aligned."""
+    return [_aligned(line) for line in (*engine.banner, f"Token  {data.file(ADMIN_FILE)}")]
+
+
+def clocks(engine: Engine) -> str:
+    """Tell which clock and which zone the log lines have, and what time it is on the market."""
+    offset = wall_now().astimezone().strftime("%z")
+    wall = "UTC" if offset == "+0000" else f"UTC{offset[:3]}:{offset[3:5]}"
+    if engine.clock.kind == "live":
+        return f"log lines and market: wall time, {wall}"
+    zone = engine.settings.scheduler.timezone
+    now = engine.clock.now().astimezone(ZoneInfo(zone))
+    return f"log lines: wall time, {wall}; market: {now:%Y-%m-%d %H:%M} {zone}, {engine.clock.kind}"
+
+
+def program() -> str:
+    """Give the `sigma9` program as it can be typed in any folder."""
+    started, beside = Path(sys.argv[0]), Path(sys.executable).with_name("sigma9")
+    for path in (started, beside):
+        if path.name == "sigma9" and path.is_file():
+            return shlex.quote(str(path.absolute()))
+    return f"{shlex.quote(sys.executable)} -m sigma9_core"
+
+
+def last_word(engine: Engine, *, in_order: bool) -> str:
+    """Say that the server has stopped, and what it has left standing at the broker."""
+    how = " in order" if in_order else ", but not everything ended in order (the log says what)"
+    parts = [f"Sigma9 has stopped{how}"]
+    positions, orders = engine.board.get("positions"), engine.board.get("orders")
+    if positions is not None and orders is not None:
+        left = [
+            f"{body['count'] or 'no'} {noun}{'' if body['count'] == 1 else 's'}"
+            for body, noun in ((positions, "position"), (orders, "open order"))
+        ]
+        parts.append(f"at the broker: {' and '.join(left)}")
+    if engine.path.killswitch.latched:
+        parts.append("the kill switch stays on")
+    return "; ".join(parts)
+
+
+def _aligned(line: str) -> str:
+    """Indent a line of the banner; where it has a label, parted by two spaces or more, let all begin alike."""
+    label, gap, rest = line.partition("  ")
+    return f"  {label:<{LABEL}}{rest.strip()}" if gap else f"  {line}"
+
+
+class _Errors(logging.Handler):
+    """Notices whether an error was logged."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.seen = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take note."""
+        self.seen = True
+
+
+@contextmanager
+def _errors() -> Iterator[_Errors]:
+    """Notice the errors that Sigma9's loggers tell."""
+    logger, handler = logging.getLogger(ROOT), _Errors()
+    logger.addHandler(handler)
+    try:
+        yield handler
+    finally:
+        logger.removeHandler(handler)
 
 
 @contextmanager

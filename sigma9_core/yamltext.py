@@ -13,12 +13,18 @@ from typing import Any, Final
 
 import yaml
 
+from sigma9_core.yamlmend import Mending
+
 Location = tuple[str | int, ...]
 """A place in the tree: keys and list indices."""
 
 MOST_NODES: Final = 20_000
 """The most values that a file may hold, aliases expanded."""
 MOST_BYTES: Final = 1_000_000
+MOST_MENDED: Final = 100_000
+"""The longest text, in characters, that is read on after a part that is no YAML."""
+MOST_MENDINGS: Final = 20
+"""How many such parts are told at once."""
 
 _NULL: Final = frozenset(("", "~", "null", "Null", "NULL"))
 _FLAGS: Final[Mapping[str, bool]] = {
@@ -38,6 +44,9 @@ _ENDLESS: Final = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 _TAG: Final = "tag:yaml.org,2002:"
 _SCALAR_TAGS: Final = frozenset(f"{_TAG}{name}" for name in ("str", "int", "float", "bool", "null", "timestamp"))
 _LONG_QUOTE: Final = re.compile(r"'[^']{2,}'|\"[^\"]{2,}\"")
+_ALIAS: Final = re.compile(r"undefined alias '(.*)'")
+_BEGINS_EARLIER: Final = re.compile(r"simple key|quoted scalar|flow (mapping|sequence|node)")
+_HAS_KEY: Final = re.compile(r":(\s|$)")
 
 Plain = str | int | float | bool | None
 
@@ -99,12 +108,17 @@ class TextFault:
 
 @dataclass(slots=True)
 class Document:
-    """One YAML text; `tree` is None where it is empty or could not be read at all."""
+    """One YAML text; `tree` is None where it is empty or could not be read at all.
+
+    Where a part is no YAML, the tree is that of the other top-level keys.
+    """
 
     tree: Tree | None = None
     lines: dict[Location, int] = field(default_factory=dict)
     """The line, counted from 1, of every key and list entry."""
     faults: list[TextFault] = field(default_factory=list)
+    lost: tuple[str, ...] = ()
+    """The top-level keys that could not be read."""
 
 
 def read_yaml(data: bytes | str) -> Document:
@@ -115,27 +129,47 @@ def read_yaml(data: bytes | str) -> Document:
         return document
     try:
         text = data if isinstance(data, str) else data.decode("utf-8-sig")
-        loader = yaml.SafeLoader(text)
-        try:
-            node = loader.get_single_node()
-        finally:
-            loader.dispose()
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
-        document.faults.append(TextFault(line, (), "this is not UTF-8 text"))
-    except yaml.reader.ReaderError as error:
-        line = text[: error.position].count("\n") + 1 if isinstance(error.position, int) else 1
-        document.faults.append(TextFault(line, (), "a control character can't stand in YAML"))
-    except yaml.MarkedYAMLError as error:
-        document.faults.append(_syntax(error, text))
-    except (yaml.YAMLError, ValueError, OverflowError) as error:
-        document.faults.append(TextFault(1, (), f"this is not YAML ({type(error).__name__})"))
-    except RecursionError:
-        document.faults.append(TextFault(1, (), "the values are nested too deep"))
-    else:
-        if node is not None:
-            _Reader(document).read_root(node)
+        document.faults.append(TextFault(line, (), "this is not UTF-8 text: save it as UTF-8"))
+        return document
+    node = _compose(text, document)
+    if node is not None:
+        _Reader(document).read_root(node)
     return document
+
+
+def _compose(text: str, document: Document) -> yaml.Node | None:
+    """Compose the text, or what is left of it without the parts that are no YAML; they stand in the faults."""
+    mending = Mending(text)
+    for _ in range(MOST_MENDINGS):
+        try:
+            loader = yaml.SafeLoader(text)
+            try:
+                node: yaml.Node | None = loader.get_single_node()
+            finally:
+                loader.dispose()
+        except yaml.reader.ReaderError as error:
+            line = text[: error.position].count("\n") + 1 if isinstance(error.position, int) else 1
+            document.faults.append(TextFault(line, (), "a control character can't stand in YAML: take it out"))
+            return None
+        except yaml.MarkedYAMLError as error:
+            alias = _ALIAS.search(error.problem or "")
+            if not (alias and mending.knew(alias[1])):
+                document.faults.append(_syntax(error, text))
+            if len(text) > MOST_MENDED or not mending.take_out(_culprit(error, text)):
+                return None
+            text = mending.text
+            document.lost = tuple(mending.lost)
+        except (yaml.YAMLError, ValueError, OverflowError) as error:
+            document.faults.append(TextFault(1, (), f"this is not YAML ({type(error).__name__})"))
+            return None
+        except RecursionError:
+            document.faults.append(TextFault(1, (), "the values are nested too deep"))
+            return None
+        else:
+            return node
+    return None
 
 
 class _TooMuch(Exception):
@@ -195,7 +229,7 @@ class _Reader:
             if key.tag == f"{_TAG}merge":
                 merged.append(value)
             elif name in first:
-                message = f"the key stands twice; the first one is in line {first[name]}"
+                message = f"the key stands twice; the first one is in line {first[name]}: remove one of them"
                 self._document.faults.append(TextFault(line, (*at, name), message, spoilt=False))
             else:
                 first[name] = line
@@ -241,11 +275,34 @@ class _Reader:
         self._document.faults.append(TextFault(node.start_mark.line + 1, at, message))
 
 
+def _culprit(error: yaml.MarkedYAMLError, text: str) -> int:
+    """Tell the line, counted from 1, of what PyYAML stumbled over: where it begins, if that is known."""
+    begins = _BEGINS_EARLIER.search(error.context or "")  # a mapping's context is its beginning, far above
+    mark = error.context_mark if begins else error.problem_mark
+    mark = mark or error.problem_mark or error.context_mark
+    if mark is None:
+        return 1
+    above = _words_above(error, text)
+    return mark.line + 1 if above is None else above
+
+
+def _words_above(error: yaml.MarkedYAMLError, text: str) -> int | None:
+    """Tell the line of words without a colon that run into the `key:` below them, where that is what is wrong."""
+    mark = error.problem_mark
+    if mark is None or "mapping values are not allowed" not in (error.problem or ""):
+        return None
+    lines = text.splitlines()
+    if _HAS_KEY.search(lines[mark.line][: mark.column]):
+        return None
+    above = next((index for index in range(mark.line - 1, -1, -1) if lines[index].strip()), None)
+    return None if above is None or _HAS_KEY.search(lines[above]) else above + 1
+
+
 def _syntax(error: yaml.MarkedYAMLError, text: str) -> TextFault:
     """Say what PyYAML stumbled over, without repeating words of the file: one of them may be a secret."""
-    mark = error.problem_mark or error.context_mark
-    line = mark.line + 1 if mark is not None else 1
+    line = _culprit(error, text)
     problem = error.problem or error.context or "this is not YAML"
+    around = text.splitlines()[max(0, line - 2) : line]
     if "undefined alias" in problem:
         problem = "an alias (*) that no anchor (&) defines; put a value that begins with * in quotes"
     elif "but found another document" in problem:
@@ -255,11 +312,30 @@ def _syntax(error: yaml.MarkedYAMLError, text: str) -> TextFault:
     elif "could not find expected ':'" in problem:
         problem = "this is no 'key: value'"
     elif "mapping values are not allowed" in problem:
-        problem = "a second ': ' in one line; put a value that holds ': ' in quotes"
+        if _words_above(error, text) is not None:
+            problem = "this is no 'key: value'"
+        elif _HAS_KEY.search(
+            text.splitlines()[line - 1][: error.problem_mark.column if error.problem_mark else 0]
+        ):
+            problem = "a second ': ' in one line; put a value that holds ': ' in quotes"
+        else:
+            problem = "this stands below a key that has a value already"
+    elif "end of stream" in problem and "quoted" in (error.context or ""):
+        problem = "a quote begins here and is not closed"
+    elif "flow" in (error.context or ""):
+        problem = "a [ or { begins here and is not closed, or a comma is missing in it"
+    elif "duplicate anchor" in (error.context or ""):
+        problem = "an anchor (&) of this name stands above already; give it another name"
+    elif "mapping keys are not allowed" in problem:
+        problem = "a '? ' can't stand here; put a value that begins with ? in quotes"
+    elif "expected <block end>" in problem:
+        problem = "this is indented unlike the lines above it, or goes on after a value that is complete"
+    elif "cannot start any token" in problem:
+        problem = f"{_LONG_QUOTE.sub('...', problem)}; put a value that begins with it in quotes"
+    elif "sequence entries are not allowed" in problem:
+        problem = "a list's entry (-) can't stand here; put it into a line of its own, or the value in quotes"
     else:
         problem = _LONG_QUOTE.sub("...", problem)
-    lines = text.splitlines()
-    around = lines[max(0, line - 2) : line]
     if any(re.search(r"\{[^}]*[^\"'$]\$\{", one) for one in around):
         problem += '; inside { } write "${NAME}" in quotes'
     return TextFault(line, (), f"this is not YAML: {problem}")

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, urlencode, urlsplit
 
 from sigma9_core import __version__
-from sigma9_core.cli.options import data_dir_of
+from sigma9_core.cli.options import data_dir_named, data_dir_of
 from sigma9_core.config import ClientSettings
 from sigma9_core.configfile import load_client_settings
-from sigma9_core.datadir import DataDir, local_url
+from sigma9_core.datadir import DataDir, ServerNote, local_url
 from sigma9_core.errors import Sigma9Error
 from sigma9_core.tokens import TokenBook
 
@@ -60,6 +60,7 @@ class Target:
     """The server that a command talks to."""
 
     url: str
+    """Empty where a server runs in `local` that has told no address: it can be asked through its door alone."""
     token: str | None
     api_path: str = _DEFAULT.server.api_path
     ws_path: str = _DEFAULT.server.ws_path
@@ -73,28 +74,35 @@ class Target:
     """The data folder, where it is this machine's own running server: the kill's own door is in it."""
 
 
-def find_target(args: argparse.Namespace, environ: Mapping[str, str] | None = None) -> Target:
-    """Find the server: --url, SIGMA9_URL, client_config.yaml, or the one that runs on this machine's data_dir.
+def find_target(
+    args: argparse.Namespace, environ: Mapping[str, str] | None = None, *, door: bool = False
+) -> Target:
+    """Find the server: --url, --data-dir, SIGMA9_URL, SIGMA9_DATA_DIR, client_config.yaml, or this folder's data.
 
-    A client_config.yaml that names this machine and the usual port says nothing new: then the running server says
-    itself where it listens. The admin token of the data_dir goes to that very server and to no other one.
+    A data folder that is named outright means the server that runs on it: where none does, this raises Unreachable
+    and never gives another one. So it does where that server has told no address, unless `door` says that its own
+    door is enough. A client_config.yaml that names this machine and the usual port says nothing new: then the
+    running server says itself where it listens. The admin token of the data_dir goes to that very server and to no
+    other one.
     """
     environ = os.environ if environ is None else environ
+    data_dir = DataDir(data_dir_of(args, environ))
+    named = None if args.url else data_dir_named(args, environ)
+    if named is not None:
+        return _on_data_dir(args, environ, data_dir, named, door=door)
     settings = load_client_settings(args.client_config, environ=environ)
-    data_dir = DataDir(data_dir_of(args))
     note = data_dir.server()
     given = args.url or environ.get("SIGMA9_URL") or None
     server = settings.server
     if given is not None:
-        url = _normal(given)
-    elif server.host not in THIS_MACHINE or note is None:
-        url = local_url(server.host, server.port, tls=server.tls)
-    elif server.port in (_DEFAULT.server.port, urlsplit(note.url).port):
+        url = url_of(given)
+    elif note is not None and _may_be(settings, note):
         url = note.url
+    elif note is None and _says_nothing(settings) and data_dir.holder() is not None:
+        return _of_this_machine(args, environ, data_dir, settings, door=door)
     else:
         url = local_url(server.host, server.port, tls=server.tls)
     told = note is not None and _same(url, note.url)
-    silent = note is None and given is None and _says_nothing(settings) and data_dir.holder() is not None
     token = args.token or environ.get("SIGMA9_TOKEN") or None
     if token is None and server.token is not None:
         token = server.token.get_secret_value()
@@ -108,13 +116,86 @@ def find_target(args: argparse.Namespace, environ: Mapping[str, str] | None = No
         settings.connection.timeout,
         settings.connection.reconnect_interval,
         Path(note.cert) if told and note is not None and note.cert else None,
-        data_dir if told or silent else None,
+        data_dir if told else None,
+    )
+
+
+def no_server_on(data_dir: DataDir, named: str) -> Unreachable:
+    """Say in one sentence that no server runs on a data folder that was named, and what to do."""
+    path = data_dir.path
+    if not path.is_dir():
+        why = f"there is no folder {path}"
+    elif not os.access(path, os.R_OK | os.X_OK):
+        why = f"the data folder {path} can't be read by this user"
+    else:
+        why = f"no server runs on the data folder {path}"
+    return Unreachable(
+        f"{why} (named by {named}), and no other server is asked: "
+        "start it with `sigma9 run`, or name the right one with --data-dir or --url"
+    )
+
+
+def _on_data_dir(
+    args: argparse.Namespace, environ: Mapping[str, str], data_dir: DataDir, named: str, *, door: bool
+) -> Target:
+    """Give the server that runs on the data folder that was named; there is no other way from here."""
+    url = environ.get("SIGMA9_URL") or None
+    note = data_dir.server()
+    if url is not None and named == "SIGMA9_DATA_DIR" and (note is None or not _same(url_of(url), note.url)):
+        raise WrongUsage(
+            f"SIGMA9_URL ({url}) and SIGMA9_DATA_DIR ({data_dir.path}) do not name the same running server: "
+            "say with --url or --data-dir which one is meant"
+        )
+    if data_dir.holder() is None:
+        raise no_server_on(data_dir, named)
+    # A token of the environment goes with the URL beside it.
+    environ = environ if url is None or named == "SIGMA9_DATA_DIR" else {**environ, "SIGMA9_TOKEN": ""}
+    return _of_this_machine(
+        args, environ, data_dir, load_client_settings(args.client_config, environ=environ), door=door
+    )
+
+
+def _of_this_machine(
+    args: argparse.Namespace,
+    environ: Mapping[str, str],
+    data_dir: DataDir,
+    settings: ClientSettings,
+    *,
+    door: bool,
+) -> Target:
+    """Give the server that runs on this data folder, at the address that it tells itself."""
+    note = data_dir.server()
+    if note is None and not door:
+        holder = data_dir.holder()
+        who = f"process {holder.pid}" if holder is not None and holder.pid else "another process"
+        raise Unreachable(
+            f"the server on the data folder {data_dir.path} ({who}) has told no address: "
+            "it is only starting, or it serves no REST"
+        )
+    token = args.token or environ.get("SIGMA9_TOKEN") or None
+    if token is None and settings.server.token is not None and (note is None or _may_be(settings, note)):
+        token = settings.server.token.get_secret_value()
+    return Target(
+        "" if note is None else note.url,
+        token or TokenBook(data_dir).admin(),
+        timeout=settings.connection.timeout,
+        reconnect=settings.connection.reconnect_interval,
+        cert=Path(note.cert) if note is not None and note.cert else None,
+        local=data_dir,
     )
 
 
 def _says_nothing(settings: ClientSettings) -> bool:
     """Tell whether the client's settings lead to this machine's usual address."""
     return settings.server.host in THIS_MACHINE and settings.server.port == _DEFAULT.server.port
+
+
+def _may_be(settings: ClientSettings, note: ServerNote) -> bool:
+    """Tell whether the client's settings mean the server of this machine, wherever it listens by now."""
+    return settings.server.host in THIS_MACHINE and settings.server.port in (
+        _DEFAULT.server.port,
+        urlsplit(note.url).port,
+    )
 
 
 class Client:
@@ -282,7 +363,7 @@ def _error_of(body: bytes | bytearray | None) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _normal(url: str) -> str:
+def url_of(url: str) -> str:
     """Complete a URL; raise WrongUsage where it is none."""
     text = url.strip()
     text = (text if "://" in text else f"http://{text}").rstrip("/")

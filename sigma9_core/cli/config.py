@@ -5,13 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sigma9_core.cli.options import add_server_file
-
-if TYPE_CHECKING:
-    from sigma9_core.configfile import Loaded
-    from sigma9_core.errors import Fault
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -50,16 +45,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from sigma9_core.configfile import CLIENT_FILE, find_config, load_client_settings, read_settings
+    from sigma9_core.configfile import CLIENT_FILE, find_config, load_client_settings, survey_settings
     from sigma9_core.errors import ConfigError
+    from sigma9_core.plugincheck import every_fault
 
-    faults: list[Fault] = []
     file = find_config(args.config)
     client = args.client_config or (Path(CLIENT_FILE) if Path(CLIENT_FILE).exists() else None)
-    try:
-        faults += _plugin_faults(read_settings(args.config, args.overrides))
-    except ConfigError as error:
-        faults += error.faults
+    faults = every_fault(survey_settings(args.config, args.overrides))
     try:
         load_client_settings(client)
     except ConfigError as error:
@@ -70,22 +62,6 @@ def _check(args: argparse.Namespace) -> int:
     if client is not None:
         print(f"{client}: no fault")
     return 0
-
-
-def _plugin_faults(loaded: Loaded) -> list[Fault]:
-    """Check that every plugin that is named is there, and that its settings fit."""
-    from sigma9_core.errors import ConfigError, Fault, PluginError
-    from sigma9_core.plugincheck import faults_of
-    from sigma9_core.plugins import PluginHost
-
-    host = PluginHost(loaded.settings.plugins, locate=loaded.locate)
-    try:
-        host.load()
-    except ConfigError as error:
-        return list(error.faults)
-    except PluginError as error:
-        return [Fault(loaded.locate("plugins"), "plugins", str(error))]
-    return faults_of(host, loaded.settings, loaded.locate)
 
 
 def _show(args: argparse.Namespace) -> int:

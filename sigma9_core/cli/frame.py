@@ -13,6 +13,14 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from sigma9_core import CONTRACT, __version__
+from sigma9_core.cli.placing import (
+    Actions,
+    CommandParser,
+    no_such_command,
+    not_understood,
+    options_of,
+    placed,
+)
 
 COMMANDS: Final[Mapping[str, str]] = {
     "run": "run",
@@ -93,9 +101,11 @@ def _carry_out(arguments: Sequence[str]) -> int:
     if not built_in and (name is not None or _may_have_more_commands()):
         _register_plugins(subparsers)
     try:
-        args = parser.parse_args(arguments)
+        args = _parse(parser, subparsers, arguments)
     except SystemExit as end:  # argparse has printed what there is to say
         return end.code if isinstance(end.code, int) else USAGE
+    if args is None:
+        return USAGE
     if args.sigma9_command is None:
         parser.print_help(sys.stderr)
         return USAGE
@@ -107,6 +117,32 @@ def _carry_out(arguments: Sequence[str]) -> int:
         )
         return FAILED
     return _guarded(run, args)
+
+
+def _parse(
+    parser: argparse.ArgumentParser,
+    subparsers: argparse._SubParsersAction[argparse.ArgumentParser],
+    arguments: Sequence[str],
+) -> argparse.Namespace | None:
+    """Read the arguments; None where they are not understood, which has been said then."""
+    words = list(arguments)
+    command = subparsers.choices.get(words[0]) if words else None
+    if command is None:
+        if not words or words[0] in options_of(parser):
+            return parser.parse_args(words)
+        _wrong(parser, no_such_command(subparsers.choices, words))
+        return None
+    rest = placed(command, words[1:])
+    args, unknown = parser.parse_known_args([words[0], *rest])
+    if unknown:
+        _wrong(command, not_understood(command, rest, unknown))
+        return None
+    return args
+
+
+def _wrong(parser: argparse.ArgumentParser, sentence: str) -> None:
+    parser.print_usage(sys.stderr)
+    print(f"sigma9: {sentence}", file=sys.stderr)
 
 
 def _guarded(run: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
@@ -130,12 +166,12 @@ def _guarded(run: Callable[[argparse.Namespace], int], args: argparse.Namespace)
         return int(getattr(error, "exit_code", FAILED))
 
 
-def _parser() -> tuple[argparse.ArgumentParser, argparse._SubParsersAction[argparse.ArgumentParser]]:
-    parser = argparse.ArgumentParser(
+def _parser() -> tuple[argparse.ArgumentParser, Actions]:
+    parser: argparse.ArgumentParser = CommandParser(
         prog="sigma9",
         description="A self-hosted trading server, and the commands that talk to it.",
-        epilog="Exit codes: 0 done, 1 failed or refused, 2 wrong usage or configuration, 3 no server reached.",
-        allow_abbrev=False,
+        epilog="`sigma9 COMMAND --help` lists a command's options, which go after it. "
+        "Exit codes: 0 done, 1 failed or refused, 2 wrong usage or configuration, 3 no server reached.",
     )
     parser.add_argument("--version", action="version", version=f"sigma9 {__version__} (contract {CONTRACT})")
     subparsers = parser.add_subparsers(dest="sigma9_command", metavar="COMMAND", title="commands")

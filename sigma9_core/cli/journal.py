@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _list(client: Client, args: argparse.Namespace) -> int:
-    from sigma9_core.cli.eventline import event_line
+    from sigma9_core.cli.eventline import HEADER, event_line
     from sigma9_core.cli.output import show_rows
 
     if args.after is not None:
@@ -55,19 +55,18 @@ def _list(client: Client, args: argparse.Namespace) -> int:
     if args.format != "table":
         show_rows(events, ("type", "v", "seq", "ts", "node", "data"), args.format)
         return 0
-    for event in events:
-        print(event_line(event))
-    if not events:
-        print("no events")
+    print("\n".join([HEADER, *map(event_line, events)]) if events else "no events")
     return 0
 
 
 def _follow(client: Client, args: argparse.Namespace) -> int:
     from sigma9_core.cli.client import Refused, Unreachable
-    from sigma9_core.cli.eventline import event_line
+    from sigma9_core.cli.eventline import HEADER, event_line
 
     after = _head(client) if args.after is None else args.after
     lost = False
+    if args.format != "json":
+        print(HEADER, flush=True)
     while True:
         try:
             body = client.get("events", after=after, limit=PAGE)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from sigma9_core.cli.options import add_format, add_server_address, data_dir_of
+from sigma9_core.cli.options import add_format, add_server_address, data_dir_named, data_dir_of
 
 if TYPE_CHECKING:
     from sigma9_core.cli.client import Target
@@ -55,7 +56,7 @@ def scope(text: str) -> dict[str, str]:
 def run(args: argparse.Namespace) -> int:
     """Kill, and say what was done."""
     from sigma9_core.cli.answers import tell
-    from sigma9_core.cli.client import Client, Unreachable, WrongUsage
+    from sigma9_core.cli.client import WrongUsage
 
     if args.flatten and args.no_flatten:
         raise WrongUsage("--flatten and --no-flatten exclude each other")
@@ -67,12 +68,7 @@ def run(args: argparse.Namespace) -> int:
     target = _target(args)
     answer = by_door(target.local.path, request) if target.local is not None else None
     if answer is None:
-        try:
-            answer = Client(target, min(target.timeout, REST_SECONDS)).command(
-                "kill_switch", request, repeat="kill again, a second kill joins the first"
-            )
-        except Unreachable as error:
-            raise _nothing_killed(error, target) from error
+        answer = _by_rest(target, request)
     what = "".join(f" {kind} {name}" for kind, name in (args.scope or {}).items())
     return tell(answer, args.format, lambda result: describe(result, what))
 
@@ -112,34 +108,47 @@ def by_door(data_dir: Path, request: Mapping[str, Any]) -> dict[str, Any] | None
 
 def _target(args: argparse.Namespace) -> Target:
     """Find the server; a fault in client_config.yaml must not stand before the kill of this machine's own one."""
-    from sigma9_core.cli.client import Target, find_target
+    from sigma9_core.cli.client import Target, Unreachable, find_target, url_of
     from sigma9_core.datadir import DataDir
     from sigma9_core.errors import ConfigError, StateError
     from sigma9_core.tokens import TokenBook
 
     try:
-        return find_target(args)
+        return find_target(args, door=True)
+    except Unreachable as error:
+        raise Unreachable(f"nothing was killed: {error}") from error
     except (ConfigError, StateError) as error:
+        url = args.url or (None if data_dir_named(args) else os.environ.get("SIGMA9_URL"))
+        if url:
+            print(f"sigma9: killing the server at {url}, although: {error}", file=sys.stderr)
+            return Target(url_of(url), args.token or os.environ.get("SIGMA9_TOKEN"))
         data_dir = DataDir(data_dir_of(args))
         note = data_dir.server()
-        if data_dir.holder() is None or args.url is not None:
+        if data_dir.holder() is None:
             raise
         print(f"sigma9: killing the server on this machine ({data_dir.path}), although: {error}", file=sys.stderr)
         try:
             token = TokenBook(data_dir).admin()
         except StateError:
             token = None
-        if note is None:
-            return Target("http://localhost:8000", args.token, local=data_dir)
-        return Target(note.url, args.token or token, cert=Path(note.cert) if note.cert else None, local=data_dir)
+        cert = Path(note.cert) if note is not None and note.cert else None
+        return Target("" if note is None else note.url, args.token or token, cert=cert, local=data_dir)
 
 
-def _nothing_killed(error: Exception, target: Target) -> Exception:
-    from sigma9_core.cli.client import Unreachable
+def _by_rest(target: Target, request: Mapping[str, Any]) -> dict[str, Any]:
+    """Kill by REST; raise Unreachable, which names the signal that still works on this machine."""
+    from sigma9_core.cli.client import Client, Unreachable
 
-    holder = target.local.holder() if target.local is not None else None
-    last = f"; the last resort is `kill -USR1 {holder.pid}`" if holder is not None and holder.pid else ""
-    return Unreachable(f"the kill was not confirmed: {error}{last}")
+    try:
+        if not target.url:
+            raise Unreachable("the server's own door gave no answer, and it has told no address for REST")
+        return Client(target, min(target.timeout, REST_SECONDS)).command(
+            "kill_switch", request, repeat="kill again, a second kill joins the first"
+        )
+    except Unreachable as error:
+        holder = target.local.holder() if target.local is not None else None
+        last = f"; the last resort is `kill -USR1 {holder.pid}`" if holder is not None and holder.pid else ""
+        raise Unreachable(f"the kill was not confirmed: {error}{last}") from error
 
 
 def _count(result: Mapping[str, Any], key: str, noun: str) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -27,6 +29,33 @@ def add_server_file(parser: argparse.ArgumentParser) -> None:
     )
 
 
+class _DataDir(argparse.Action):
+    """Keeps `--data-dir FOLDER` as the setting that it is short for; it starts at the current folder."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[object] | None,
+        option_string: str | None = None,
+    ) -> None:
+        import json
+
+        path = str(Path(str(values)).expanduser().absolute()).replace("${", "$${")
+        namespace.overrides = [*namespace.overrides, f"data_dir={json.dumps(path)}"]
+
+
+def add_own_data_dir(parser: argparse.ArgumentParser) -> None:
+    """Add `--data-dir` to what runs an engine: short for `--set data_dir=FOLDER`."""
+    parser.add_argument(
+        "--data-dir",
+        action=_DataDir,
+        default=argparse.SUPPRESS,
+        metavar="FOLDER",
+        help="where its data are (default: SIGMA9_DATA_DIR, else the configuration's data_dir, else ./data)",
+    )
+
+
 def add_server_address(parser: argparse.ArgumentParser) -> None:
     """Add what finds the running server."""
     group = parser.add_argument_group("the server")
@@ -44,7 +73,8 @@ def add_data_dir(parser: argparse._ActionsContainer) -> None:
         "--data-dir",
         type=Path,
         metavar="FOLDER",
-        help="the data folder of this machine's server (default: SIGMA9_DATA_DIR, else the configuration's)",
+        help="the data folder of this machine's server; where it is named, here or by SIGMA9_DATA_DIR, only the "
+        "server that runs on it is meant (default: the configuration's)",
     )
 
 
@@ -53,11 +83,23 @@ def add_format(parser: argparse.ArgumentParser, formats: tuple[str, ...] = FORMA
     parser.add_argument("--format", choices=formats, default=formats[0], help=f"default: {formats[0]}")
 
 
-def data_dir_of(args: argparse.Namespace) -> Path:
+def data_dir_of(args: argparse.Namespace, environ: Mapping[str, str] | None = None) -> Path:
     """Tell the data folder that the options, the environment or the configuration name."""
     from sigma9_core.configfile import find_data_dir
 
     given: Path | None = args.data_dir
     if given is not None:
         return given.expanduser().absolute()
-    return find_data_dir(getattr(args, "config", None))
+    return find_data_dir(getattr(args, "config", None), environ)
+
+
+def data_dir_named(args: argparse.Namespace, environ: Mapping[str, str] | None = None) -> str | None:
+    """Tell what names the data folder outright: `--data-dir` or `SIGMA9_DATA_DIR`.
+
+    None where nobody has: it is the configuration's, or the default. A folder that is named outright is meant: a
+    command goes to the server that runs on it, or nowhere.
+    """
+    if args.data_dir is not None:
+        return "--data-dir"
+    environ = os.environ if environ is None else environ
+    return "SIGMA9_DATA_DIR" if environ.get("SIGMA9_DATA_DIR", "").strip() else None

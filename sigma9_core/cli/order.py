@@ -23,6 +23,36 @@ COLUMNS: Final = (
     "strategy",
     "foreign",
 )
+FIELDS: Final = (
+    "status",
+    "order_id",
+    "broker_order_id",
+    "symbol",
+    "side",
+    "quantity",
+    "order_type",
+    "limit_price",
+    "stop_price",
+    "trail_amount",
+    "trail_percent",
+    "time_in_force",
+    "outside_rth",
+    "filled_quantity",
+    "average_price",
+    "last_quantity",
+    "last_price",
+    "commission",
+    "strategy",
+    "source",
+    "parent_id",
+    "oca_group",
+    "reason",
+    "rule",
+    "verdicts",
+    "recovered",
+    "foreign",
+)
+"""An order's fields (contract 1)."""
 _TYPES: Final = (
     "market",
     "limit",
@@ -45,9 +75,9 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         ("preview", "ask what the risk rules would say; nothing is sent"),
     ):
         order = actions.add_parser(name, help=summary)
-        order.add_argument("symbol")
+        order.add_argument("symbol", help="such as AAPL")
         order.add_argument("side", choices=("buy", "sell"))
-        order.add_argument("quantity", type=number)
+        order.add_argument("quantity", type=number, help="shares, above 0")
         order.add_argument("--type", choices=_TYPES, help="default: what the prices given imply, else market")
         _add_prices(order)
         order.add_argument("--time-in-force", choices=_TIMES, help="default: day")
@@ -70,7 +100,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     cancel.add_argument("order_id")
     cancel.add_argument("--reason", help="why, for the journal")
     _add_common(cancel, ("table", "json"))
-    everything = actions.add_parser("cancel-all", help="cancel our entries")
+    everything = actions.add_parser("cancel-all", help="cancel our working entries; protective orders stay")
     everything.add_argument("--protective", action="store_true", help="protective orders as well")
     everything.add_argument("--reason", help="why, for the journal")
     _add_common(everything, ("table", "json"))
@@ -79,14 +109,15 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(args: argparse.Namespace) -> int:
     """Do what was asked."""
-    from sigma9_core.cli.answers import listing, tell
+    from sigma9_core.cli.answers import tell
     from sigma9_core.cli.client import Client, find_target
     from sigma9_core.cli.output import show_rows
 
     client = Client(find_target(args))
     match args.action:
         case "list":
-            show_rows(client.get("orders")["orders"], COLUMNS, args.format, empty="no open orders")
+            orders = client.get("orders")["orders"]
+            show_rows(orders, COLUMNS, args.format, fields=FIELDS, empty="no open orders")
             return 0
         case "place":
             request = order_request(args)
@@ -110,7 +141,7 @@ def run(args: argparse.Namespace) -> int:
         case _:
             request = {"protective": args.protective or None, "reason": args.reason}
             answer = client.command("cancel_all", request, repeat="cancel again, that is harmless")
-            return tell(answer, args.format, listing)
+            return tell(answer, args.format, cancelled_line)
 
 
 def order_request(args: argparse.Namespace) -> dict[str, Any]:
@@ -168,12 +199,24 @@ def order_line(result: Mapping[str, Any]) -> str:
 
 
 def preview_lines(result: Mapping[str, Any]) -> str:
-    """Write what each rule says, and the rest of the result."""
+    """Write what each rule says, and whether the order would be sent."""
     from sigma9_core.cli.answers import listing, verdict_line
 
     lines = [verdict_line(verdict) for verdict in result.get("verdicts") or []]
-    rest = {name: value for name, value in result.items() if name != "verdicts"}
-    return "\n".join([*lines, listing(rest)]) if rest else "\n".join(lines)
+    rest = {name: value for name, value in result.items() if name not in ("verdicts", "approved") and value}
+    if "approved" in result:
+        lines.append("it would be sent" if result["approved"] else "it would be refused")
+    return "\n".join([*lines, listing(rest)] if rest else lines)
+
+
+def cancelled_line(result: Mapping[str, Any]) -> str:
+    """Write what cancel_all did."""
+    cancelled, pending = (list(map(str, result.get(name) or [])) for name in ("cancelled", "pending"))
+    if not cancelled and not pending:
+        return "there was nothing of ours to cancel"
+    parts = [f"cancelled: {', '.join(cancelled)}"] if cancelled else []
+    parts += [f"not confirmed yet: {', '.join(pending)}; see `sigma9 order list`"] if pending else []
+    return "\n".join(parts)
 
 
 def _implied(args: argparse.Namespace) -> str:

@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from sigma9_core.cli.frame import STARTED
-from sigma9_core.cli.options import add_format, add_server_file
+from sigma9_core.cli.options import add_format, add_own_data_dir, add_server_file
 
 if TYPE_CHECKING:
+    from sigma9_core.cli.replay_progress import LogStream
     from sigma9_core.config import Settings
     from sigma9_core.contracts import Feed
     from sigma9_core.engine import Engine
 
 MARK: Final = "this-is-a-replay"
 """The file that marks a data folder of replays: only such a folder is emptied."""
-PROGRESS_EVERY: Final = 0.1
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -57,36 +57,104 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument("--verbose", action="store_true", help="show the log lines as a server does")
     add_server_file(parser)
+    add_own_data_dir(parser)
     add_format(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Replay the files and print the summary on stdout; everything else goes to stderr."""
-    from sigma9_core.configfile import load_settings
+    from sigma9_core.cli.replay_progress import LogStream
     from sigma9_core.log import Logging
-    from sigma9_core.serve import Process
+    from sigma9_core.plugincheck import read_checked
+    from sigma9_core.serve import FORCED, Process
 
-    logs = Logging(background=True)
+    stream = LogStream(sys.stderr)
+    logs = Logging(background=True, stream=stream.as_text())
     logs.start()
     try:
-        settings = _settings(load_settings(args.config, args.overrides), args)
+        settings = _settings(read_checked(args.config, args.overrides).settings, args)
         if not args.verbose:
             import logging
 
             logging.getLogger("sigma9").setLevel(logging.WARNING)
         _fresh(settings.data_dir)
 
-        async def work(engine: Engine) -> int:
-            await _follow(engine)
-            from sigma9_core.cli.replay_summary import show, summary
+        began = False
 
-            show(await engine.money.call(summary(engine)), args.format)
-            return 0
+        async def work(engine: Engine) -> int:
+            nonlocal began
+            began = True
+            return await _replay(engine, args, stream)
+
+        def check(engine: Engine) -> None:
+            for warning in _warnings(engine, args) if args.daily else ():
+                _say(warning)
 
         watch: Callable[[Feed], Sequence[str]] | None = None if args.daily else _all_symbols
-        return Process(settings, logs, STARTED, work=work, services=not args.no_publish, watch=watch).run()
+        process = Process(
+            settings, logs, STARTED, work=work, services=not args.no_publish, watch=watch, check=check
+        )
+        code = process.run()
+        if code == FORCED and not began:
+            _say("interrupted before the first bar: nothing ran")
+        return code
     finally:
         logs.stop()
+
+
+async def _replay(engine: Engine, args: argparse.Namespace, stream: LogStream) -> int:
+    """Follow the replay to its end, or to Ctrl-C, and print the summary of what ran."""
+    import asyncio
+
+    from sigma9_core.cli.replay_progress import follow
+    from sigma9_core.cli.replay_summary import show, summary
+    from sigma9_core.datadir import DataDir
+    from sigma9_core.serve import FORCED, clocks, where_it_is
+
+    if not args.no_publish:
+        for line in (
+            "replay: published here while it runs",
+            *where_it_is(engine, DataDir(engine.settings.data_dir)),
+        ):
+            print(line, file=sys.stderr)
+    if args.verbose:
+        _say(clocks(engine))
+    interrupted = False
+    try:
+        await follow(engine, stream)
+    except asyncio.CancelledError:
+        interrupted = True
+        task = asyncio.current_task()
+        if task is not None:
+            task.uncancel()  # what follows has to be carried out all the same
+        await engine.market.stop()
+        done, total = (getattr(engine.feed, name, "?") for name in ("done_slices", "total_slices"))
+        _say(f"interrupted after {done} of {total} slices: this is the summary of what ran so far")
+    show(await engine.money.call(summary(engine, interrupted=interrupted)), args.format)
+    return FORCED if interrupted else 0
+
+
+def _warnings(engine: Engine, args: argparse.Namespace) -> list[str]:
+    """Look whether the daily bars are enough for the scans; raise DataError where they are not."""
+    from sigma9_core.calendar import load_calendar
+    from sigma9_core.cli.replay_check import DailyCheck, check_daily
+
+    lookbacks = {name: each.scanner.lookback for name, each in engine.runner.strategies.items()}
+    calendar = load_calendar(engine.calendar.name, engine.settings.data_dir)
+    return check_daily(
+        DailyCheck(calendar, engine.settings.scheduler, lookbacks),
+        daily=args.daily,
+        data=args.data,
+        stamp=args.stamp,
+        seconds=args.seconds,
+        first=getattr(engine.feed, "starts_at", engine.clock.now()),
+        to=args.last,
+        traded=frozenset(_all_symbols(engine.feed)),
+    )
+
+
+def _say(text: str) -> None:
+    print(f"sigma9: {text}", file=sys.stderr, flush=True)
 
 
 def _settings(base: Settings, args: argparse.Namespace) -> Settings:
@@ -164,30 +232,6 @@ def _fresh(folder: Path) -> None:
 def _all_symbols(feed: Feed) -> Sequence[str]:
     symbols: Sequence[str] = getattr(feed, "symbols", ())
     return symbols
-
-
-async def _follow(engine: Engine) -> None:
-    """Wait for the end of the data, with a progress bar on a terminal."""
-    import asyncio
-
-    finished = asyncio.ensure_future(engine.finished())
-    if not sys.stderr.isatty():
-        await finished
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("replay", total=getattr(engine.feed, "total_slices", None))
-        while not finished.done():
-            progress.update(
-                task,
-                completed=getattr(engine.feed, "done_slices", 0),
-                description=f"{engine.clock.now():%Y-%m-%d %H:%M}",
-            )
-            await asyncio.wait((finished,), timeout=PROGRESS_EVERY)
-    await finished
 
 
 def _speed(text: str) -> float | str:

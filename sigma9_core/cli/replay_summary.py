@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from sigma9_core.cli.output import show_rows
+from sigma9_core.cli.output import cell, show_rows, title
+from sigma9_core.cli.times import market
 from sigma9_core.clock import rfc3339
 from sigma9_core.models import ZERO
 
 if TYPE_CHECKING:
     from sigma9_core.engine import Engine
 
-TRADE_COLUMNS = ("symbol", "strategy", "quantity", "entry", "exit", "result", "percent", "opened_at", "closed_at")
+COLUMNS: Final = ("symbol", "strategy", "quantity", "entry", "exit", "result", "percent", "opened_at", "closed_at")
+FIELDS: Final = (*COLUMNS[:7], "fees", *COLUMNS[7:])
+"""What each trade has."""
 
 
-async def summary(engine: Engine) -> dict[str, Any]:
-    """Work out the summary on the money lane, once everything has settled; money in the account's currency."""
+async def summary(engine: Engine, *, interrupted: bool = False) -> dict[str, Any]:
+    """Work out the summary on the money lane, once everything has settled; money in the account's currency.
+
+    `interrupted` says that the data did not come to their end.
+    """
     path = engine.path
     await path.desk.settle()
     trades = [
@@ -61,6 +67,7 @@ async def summary(engine: Engine) -> dict[str, Any]:
             "rejected_rows": getattr(engine.feed, "rejected_count", 0),
             "slices": path.tally.slices,
             "last": rfc3339(engine.clock.now()),
+            "interrupted": interrupted,
         },
     }
 
@@ -72,15 +79,14 @@ def show(body: Mapping[str, Any], form: str) -> None:
     if form == "json":
         print(json.dumps(body, indent=2))
         return
-    show_rows(body["trades"], TRADE_COLUMNS, form, empty="no trades")
+    times = {"opened_at": "UTC", "closed_at": "UTC"}  # a replay's clock is the market's
+    show_rows(body["trades"], COLUMNS, form, fields=FIELDS, empty="no trades", times=times)
     if form == "csv":
         return
     totals = dict(body["summary"])
     refused = totals.pop("refused")
-    rows = [
-        {"what": name.replace("_", " "), "value": "-" if value is None else value}
-        for name, value in totals.items()
-    ]
+    totals["last"] = market(totals["last"])
+    rows = [{"what": title(name), "value": cell(value)} for name, value in totals.items()]
     rows += [{"what": f"refused by {rule}", "value": count} for rule, count in refused.items()]
     print()
     show_rows(rows, ("what", "value"), "table")

@@ -39,14 +39,15 @@ def run(args: argparse.Namespace) -> int:
     from sigma9_core.cli.answers import tell
     from sigma9_core.cli.client import Client, find_target
     from sigma9_core.cli.output import show_rows
+    from sigma9_core.cli.times import MARKET
 
     settings = read_pairs(args.settings) if args.action == "set" else {}
     client = Client(find_target(args))
     if args.action == "list":
         columns = ("rule", "enabled", "used", "limit", "tripped", "until")
-        show_rows(
-            client.get("risk")["rules"], columns, args.format, empty="no rule is enabled: entries are refused"
-        )
+        rules = client.get("risk")["rules"]
+        empty = "no rule is enabled: entries are refused"
+        show_rows(rules, columns, args.format, empty=empty, times={"until": MARKET})
         return 0
     if args.action == "explain":
         return _explain(client.get(f"orders/{quote(args.order_id, safe='')}"), args.format)

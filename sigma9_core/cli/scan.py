@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 NAMED: Final = 5
 """So many rejected rows are named; `sigma9 data check` names them all."""
 COLUMNS: Final = ("symbol", "priority", "score", "stage", "last", "as_of", "reasons")
+FIELDS: Final = ("symbol", "priority", "score", "stage", "signals", "intensities", "last", "as_of", "reasons")
+"""A row's fields (contract 9)."""
+MORE: Final = ("listed", "excluded")
+"""What a row has besides with --all."""
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -65,7 +69,8 @@ def run(args: argparse.Namespace) -> int:
         return 1
     _report_scan(result)
     rows = _all_rows(result) if args.all else [row.body() for row in result.rows]
-    show_rows(rows, COLUMNS + (("listed", "excluded") if args.all else ()), args.format, empty="no symbol to list")
+    more = MORE if args.all else ()
+    show_rows(rows, COLUMNS + more, args.format, fields=FIELDS + more, empty="no symbol to list")
     return 0
 
 

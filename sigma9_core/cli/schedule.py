@@ -20,9 +20,14 @@ def run(args: argparse.Namespace) -> int:
     """List the jobs."""
     from sigma9_core.cli.client import Client, find_target
     from sigma9_core.cli.output import show_rows
+    from sigma9_core.cli.times import MARKET
 
     body = Client(find_target(args)).get("schedule")
     show_rows(
-        body["jobs"], ("id", "next_run", "last_run", "last_result"), args.format, empty="no job is scheduled"
+        body["jobs"],
+        ("id", "next_run", "last_run", "last_result"),
+        args.format,
+        empty="no job is scheduled",
+        times={"next_run": MARKET, "last_run": MARKET},
     )
     return 0

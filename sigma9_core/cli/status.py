@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from sigma9_core.cli.options import add_format, add_server_address
+from sigma9_core.cli.times import market as market_time
+from sigma9_core.cli.times import wall as wall_time
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -29,13 +31,13 @@ def run(args: argparse.Namespace) -> int:
 def status_lines(status: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """Give the lines of the readable form."""
     broker, feed, market = (status.get(name) or {} for name in ("broker", "feed", "market"))
-    healths = " ".join(f"{name} {broker.get(name)}" for name in ("socket", "link", "data") if name in broker)
+    healths = ", ".join(f"{name} {broker.get(name)}" for name in ("socket", "link", "data") if name in broker)
     return [
         ("node", f"{status.get('node')} (sigma9 {status.get('version')}, up {duration(status.get('uptime'))})"),
         ("engine", status.get("engine")),
         ("kill switch", kill_line(status.get("kill_switch") or {})),
         ("broker", f"{broker.get('name')}: {broker.get('state')}" + (f" ({healths})" if healths else "")),
-        ("feed", f"{feed.get('name')}: {feed.get('state')}, last data {feed.get('last_at') or '-'}"),
+        ("feed", f"{feed.get('name')}: {feed.get('state')}, last data {market_time(feed.get('last_at'))}"),
         ("mqtt", status.get("mqtt")),
         ("market", market_line(market, status.get("clock"))),
         ("positions", status.get("active_positions")),
@@ -46,18 +48,24 @@ def status_lines(status: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 
 def kill_line(kill: Mapping[str, Any]) -> str:
-    """Write the kill switch's state in one line."""
-    parts = [str(kill.get("state", "?"))]
+    """Write the kill switch's state in one line: the global latch, then the narrower ones that stand."""
+    parts = [kill_state(kill)]
     if kill.get("phase") not in (None, "off"):
         parts.append(str(kill["phase"]))
     if kill.get("detail"):
         parts.append(str(kill["detail"]))
-    if kill.get("reason") and kill.get("state") == "ON":
-        parts.append(f"because: {kill['reason']} ({kill.get('source')}, {kill.get('at')})")
-    parts += [f"also {_scope(scope)}" for scope in kill.get("scopes") or []]
+    if kill.get("reason") and (kill.get("state") == "ON" or kill.get("scopes")):
+        parts.append(f"because: {kill['reason']} (by {kill.get('source')}, {wall_time(kill.get('at'))})")
     if kill.get("error"):
         parts.append(f"error: {kill['error']}")
-    return ", ".join(parts)
+    return "; ".join(parts)
+
+
+def kill_state(kill: Mapping[str, Any]) -> str:
+    """Write what is killed: everything, nothing, or the narrower scopes."""
+    state, scopes = str(kill.get("state", "?")), kill.get("scopes") or []
+    joined = "also" if state == "ON" else "but ON"
+    return f"{state}, {joined} for {', '.join(map(scope_words, scopes))}" if scopes else state
 
 
 def market_line(market: Mapping[str, Any], clock: object) -> str:
@@ -65,10 +73,17 @@ def market_line(market: Mapping[str, Any], clock: object) -> str:
     if market.get("open") is None:
         state = "not known yet"
     elif market["open"]:
-        state = f"open until {market.get('next_close') or '?'}"
+        state = f"open until {market_time(market.get('next_close'))}"
     else:
-        state = f"closed until {market.get('next_open') or '?'}"
-    return state if clock in (None, "live") else f"{state} ({clock} clock)"
+        state = f"closed until {market_time(market.get('next_open'))}"
+    return state if clock in (None, "live") else f"{state}; the clock is {clock}"
+
+
+def scope_words(scope: object) -> str:
+    """Write what a narrower kill stands for, such as `strategy seismograph`."""
+    if not isinstance(scope, dict):
+        return str(scope)
+    return " ".join(f"{name} {value}" for name, value in scope.items() if name in ("strategy", "symbol") and value)
 
 
 def duration(seconds: object) -> str:
@@ -82,9 +97,3 @@ def duration(seconds: object) -> str:
             parts.append(f"{left // size} {name}")
             left %= size
     return " ".join(parts[:2])
-
-
-def _scope(scope: object) -> str:
-    if not isinstance(scope, dict):
-        return str(scope)
-    return " ".join(f"{name} {value}" for name, value in scope.items() if name in ("strategy", "symbol") and value)

@@ -35,6 +35,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(args: argparse.Namespace) -> int:
     """Do what was asked, in the data folder itself."""
     from sigma9_core.cli.output import show_rows
+    from sigma9_core.cli.times import WALL
     from sigma9_core.datadir import DataDir
     from sigma9_core.tokens import TokenBook
 
@@ -49,7 +50,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.action == "list":
         rows = [{"name": one.name, "right": one.right, "created_at": one.created_at} for one in book.tokens()]
-        show_rows(rows, ("name", "right", "created_at"), args.format, empty="no token but the admin token")
+        columns, empty = ("name", "right", "created_at"), "no token but the admin token"
+        show_rows(rows, columns, args.format, empty=empty, times={"created_at": WALL})
         return 0
     return _admin(data_dir, book, show=args.show)
 

@@ -15,16 +15,34 @@ if TYPE_CHECKING:
     from sigma9_core.cli.client import Target
 
 DURABLE: Final = frozenset(("trade_event", "watchlist_update", "status_update"))
+CONSOLE: Final = "sigma9.console"
+"""The logger whose lines say once more what the events of the other types say."""
+SHOWN: Final = "trade_event,watchlist_update,status_update,log"
+"""What is shown by default: market data would drown it."""
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `watch`."""
     parser = subparsers.add_parser(
-        "watch", help="follow the events as they happen", description="Print events until Ctrl-C."
+        "watch",
+        help="follow orders, fills, the watchlist, states and the log as they happen",
+        description="Print events until Ctrl-C: all but market data, which come with --all or --types, and the "
+        "console notifier's log lines, which say the same again.",
     )
-    parser.add_argument("--types", help="only these, such as trade_event,log")
-    parser.add_argument("--symbols", help="market data and trades of these only, such as AAPL,MSFT")
-    parser.add_argument("--level", choices=("debug", "info", "warning", "error", "critical"), help="of log lines")
+    parser.add_argument(
+        "--types",
+        metavar="TYPE,...",
+        help=f"only these, such as market_data,trade_event (default: {SHOWN})",
+    )
+    parser.add_argument(
+        "--all", action="store_true", help="every type: market data (quotes, trades, bars) as well"
+    )
+    parser.add_argument("--symbols", metavar="SYMBOL,...", help="trade_event and market_data of these only")
+    parser.add_argument(
+        "--level",
+        choices=("debug", "info", "warning", "error", "critical"),
+        help="log lines from this level on (default: info)",
+    )
     parser.add_argument("--after", type=int, metavar="SEQ", help="begin with the durable events after this number")
     add_server_address(parser)
     add_format(parser, ("lines", "json"))
@@ -32,6 +50,10 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(args: argparse.Namespace) -> int:
     """Watch; json prints one envelope a line."""
+    from sigma9_core.cli.client import WrongUsage
+
+    if args.all and args.types is not None:
+        raise WrongUsage("--all and --types exclude each other")
     watcher = Watcher(args)
     while True:
         pause = watcher.follow()
@@ -46,11 +68,15 @@ class Watcher:
         self._after: int | None = args.after
         self._journal: str | None = None
         self._connected = False
+        self._reconnect = 0.0
+        self._headed = False
         self._repeating = False
         """Whether this connection's snapshots only repeat what was shown; a person need not see them again."""
         self._filter = {
             name: value for name in ("types", "symbols", "level") if (value := getattr(args, name)) is not None
         }
+        if not args.all:
+            self._filter.setdefault("types", SHOWN)
 
     def follow(self) -> float:
         """Follow one connection to its end and give the pause before the next one, in seconds.
@@ -61,17 +87,18 @@ class Watcher:
 
         from sigma9_core.cli.client import Unreachable, find_target, open_feed
 
-        target = find_target(self._args)  # a server that starts again may listen elsewhere
         query = dict(self._filter)
         if self._after is not None:
             query["after"] = str(self._after)
         try:
+            target = find_target(self._args)  # a server that starts again may listen elsewhere
+            self._reconnect = target.reconnect
             connection = open_feed(target, query)
         except Unreachable as error:
             if not self._connected:
                 raise
-            _say(f"{error}; trying again in {target.reconnect:g} s")
-            return target.reconnect
+            _say(f"{error}; trying again in {self._reconnect:g} s")
+            return self._reconnect
         except InvalidStatus as error:
             return self._refused(target, error.response.status_code, error.response.body)
         with connection:
@@ -119,7 +146,13 @@ class Watcher:
                 self._note_snapshot(event, data)
                 if self._repeating and self._args.format != "json":
                     continue
-            self._print(event)
+            if not self._says_it_again(event, data):
+                self._print(event)
+
+    def _says_it_again(self, event: Mapping[str, Any], data: Mapping[str, Any]) -> bool:
+        """Tell whether a person sees the same as an event beside it; who chooses the types gets all of them."""
+        chosen = self._args.all or self._args.types is not None or self._args.format == "json"
+        return not chosen and event.get("type") == "log" and data.get("logger") == CONSOLE
 
     def _note_snapshot(self, event: Mapping[str, Any], data: Mapping[str, Any]) -> None:
         """Remember where the live events begin, and notice a journal that is another one."""
@@ -137,8 +170,11 @@ class Watcher:
         if self._args.format == "json":
             print(json.dumps(event, ensure_ascii=False), flush=True)
         else:
-            from sigma9_core.cli.eventline import event_line
+            from sigma9_core.cli.eventline import HEADER, event_line
 
+            if not self._headed:
+                self._headed = True
+                print(HEADER, flush=True)
             print(event_line(event), flush=True)
 
 

@@ -40,6 +40,9 @@ Key = GateScope
 """What a kill covers: None is everything, else ("strategy", name) or ("symbol", symbol)."""
 
 LATCH_BUDGET: Final = 0.05
+LATCH_AGAIN: Final = 1.0
+"""Seconds between two tries of a latch that could not be written."""
+LATCH_FAULT: Final = "the latch can't be written"
 ANSWER_WITHIN: Final = 2.0
 ROUND: Final = 0.25
 """Seconds between two looks while a kill works; reports wake it earlier."""
@@ -51,9 +54,6 @@ LONGEST_WAIT: Final = 10.0
 GIVE_UP_ROUNDS: Final = 40
 """Rounds without any progress until the phase says `failed`; it goes on trying all the same."""
 ASK_AGAIN: Final = timedelta(seconds=5)
-
-
-_NOTHING: Final = object()
 
 
 def key_of(scope: Scope | None) -> Key:
@@ -83,6 +83,8 @@ class Kill:
     detail: str | None = None
     error: str | None = None
     latched: bool = False
+    latch_error: str | None = None
+    """Why a restart would not know of it."""
     cancelled: list[str] = field(default_factory=list)
     closed: list[str] = field(default_factory=list)
     pending: list[str] = field(default_factory=list)
@@ -144,6 +146,10 @@ class KillSwitch:
         self._kills: dict[Key, Kill] = {}
         self._tasks: dict[Key, asyncio.Task[None]] = {}
         self._disk = ThreadPoolExecutor(1, "sigma9-latch")
+        self._letting_go: set[Key] = set()
+        """Kills that are being reset: the latch is written without them."""
+        self._latching: asyncio.Task[None] | None = None
+        """Tries to write a latch that could not be written."""
         exits.stands_down = self.owns_exits
         desk.followers.append(lambda _step: self._wake())
 
@@ -194,6 +200,7 @@ class KillSwitch:
         await self._write_latch(kill)
         self._work(kill)
         self._say(lambda: self._fired(kill.key))
+        await asyncio.sleep(0)  # the cancels leave before anybody is told of the kill: telling takes its time
         self._trail("joined" if joined else "fired", kill, source=source, reason=reason)
         self._enter(kill, kill.phase)
         try:
@@ -231,11 +238,14 @@ class KillSwitch:
                 "the kill stays on; reset it again once they have filled",
             )
         loop = asyncio.get_running_loop()
+        self._letting_go.add(key)  # whoever else writes the latch meanwhile leaves it out as well
         try:
-            await loop.run_in_executor(self._disk, self._latch.write, self._latch_state(without=key))
+            await loop.run_in_executor(self._disk, self._latch.write, self._latch_state())
         except OSError as error:
             self._work(kill)
             raise CommandError("internal", f"the latch can't be written ({error}); the kill stays on") from error
+        finally:
+            self._letting_go.discard(key)
         if kill.joins != joins:  # another kill came while this one was being reset: it stands
             await self._write_latch(kill)
             self._work(kill)
@@ -319,9 +329,10 @@ class KillSwitch:
 
     async def close(self) -> None:
         """Stop working; the latch stays as it is."""
-        for task in self._tasks.values():
+        tasks = [*self._tasks.values(), *([self._latching] if self._latching is not None else [])]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._tasks.clear()
         self._disk.shutdown(wait=False)
 
@@ -340,7 +351,7 @@ class KillSwitch:
             "cancelled": list(kill.cancelled) if kill else [],
             "closed": list(kill.closed) if kill else [],
             "pending": list(kill.pending) if kill else [],
-            "error": kill.error if kill else None,
+            "error": (kill.error or kill.latch_error) if kill else None,
             "last_drill": rfc3339(self.last_drill) if self.last_drill else None,
         }
 
@@ -423,10 +434,13 @@ class KillSwitch:
         """Do what can be done now; tell whether nothing is left."""
         link = self._link_up()
         cancels = self._to_cancel(kill)
-        if kill.phase == "gated":
-            self._enter(kill, "cancelling")
+        first = kill.phase == "gated"
+        if first:
+            kill.phase = "cancelling"
         await self._cancel(kill, cancels)
         kill.cancels_sent.set()
+        if first:
+            self._enter(kill, "cancelling")
         foreign = (
             await self._foreign_orders(kill) if self._settings.foreign != "leave" and kill.key is None else []
         )
@@ -654,27 +668,50 @@ class KillSwitch:
         try:
             async with asyncio.timeout(LATCH_BUDGET):
                 await asyncio.shield(write)
-            kill.latched = True
+            kill.latched, kill.latch_error = True, None
         except TimeoutError:
             write.add_done_callback(lambda done: self._latched_late(kill, done))
             log.error("the latch file is slow; the kill goes on without waiting for it")
         except Exception as error:  # noqa: BLE001 - whatever the latch runs into, the kill goes on
-            kill.error = f"the latch can't be written: {error}"
-            log.critical("the latch can't be written (%s); the kill goes on, and says latched: false", error)
+            self._not_latched(kill, error)
 
     def _latched_late(self, kill: Kill, done: asyncio.Future[None]) -> None:
-        if done.cancelled() or done.exception() is not None:
-            kill.error = f"the latch can't be written: {None if done.cancelled() else done.exception()}"
-        else:
-            kill.latched = True
+        error = None if done.cancelled() else done.exception()
+        if error is not None:
+            self._not_latched(kill, error)
+        elif not done.cancelled():
+            kill.latched, kill.latch_error = True, None
         self._tell()
 
-    def _latch_state(self, *, without: object = _NOTHING) -> LatchState:
+    def _not_latched(self, kill: Kill, error: BaseException) -> None:
+        """Say that a restart would not know of the kill, and keep trying until it would."""
+        kill.latched = False
+        kill.latch_error = f"{LATCH_FAULT}: {error}"
+        log.critical("%s (%s); the kill goes on, says latched: false, and tries again", LATCH_FAULT, error)
+        if self._latching is None or self._latching.done():
+            self._latching = asyncio.get_running_loop().create_task(self._keep_latching(), name="kill-latch")
+
+    async def _keep_latching(self) -> None:
+        """Write the latch as soon as its disk takes it."""
+        loop = asyncio.get_running_loop()
+        while missing := [kill for kill in self._kills.values() if not kill.latched]:
+            await asyncio.sleep(LATCH_AGAIN)
+            try:
+                await loop.run_in_executor(self._disk, self._latch.write, self._latch_state())
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is tried again
+                log.debug("%s: %s", LATCH_FAULT, error)
+                continue
+            log.warning("the kill is latched now: its disk works again")
+            for kill in missing:
+                kill.latched, kill.latch_error = True, None
+            self._tell()
+
+    def _latch_state(self) -> LatchState:
         return LatchState(
             scopes=tuple(
                 LatchedScope(key=k.key, flatten=k.flatten, reason=k.reason, source=k.source, at=k.at)
                 for k in self._kills.values()
-                if k.key != without
+                if k.key not in self._letting_go
             )
         )
 

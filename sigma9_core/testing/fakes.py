@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal, Self
 
@@ -34,6 +34,7 @@ class FakeServer:
         self.banner: list[str] = []
         self.mqtt = "disconnected"
         self.url: str | None = None
+        self.broken: list[str] = []
         self.journal: list[Event] = []
         self.tokens: dict[str, tuple[str, Right]] = {"secret-admin": ("admin", "admin")}
         self.answers: dict[str, Mapping[str, Any]] = {}
@@ -67,6 +68,10 @@ class FakeServer:
         self.commands.append(command)
         result = self.answers.get(command.name, {})
         return Response(command.id, command.name, True, result, None, command.source, wall_now(), 0.1)
+
+    def faults(self) -> Sequence[str]:
+        """Name what the test says is broken."""
+        return self.broken
 
     async def kill(self, command: Command) -> Response:
         """Record a kill and answer it."""

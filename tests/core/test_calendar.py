@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -241,6 +243,28 @@ def test_an_unknown_exchange_is_said_in_one_sentence(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_calendar_that_the_package_fails_on_is_said_in_one_short_sentence(tmp_path: Path) -> None:
+    """Whatever the package raises (Athens fails with some versions of pandas) is one line, and exit code 1."""
+    broken = tmp_path / "exchange_calendars"
+    broken.mkdir()
+    (broken / "errors.py").write_text("class InvalidCalendarName(ValueError): pass\n")
+    (broken / "__init__.py").write_text(
+        "def get_calendar(name, **_):\n    raise NotImplementedError('several\\nlines ' + 'x' * 5000)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "sigma9_core.calendar_build", "ASEX", "2020-01-01", "2021-01-01"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert len(done.stderr.splitlines()) == 1
+    assert "failed with NotImplementedError: several lines xxx" in done.stderr
+    assert len(done.stderr) < 400
+
+
 def test_an_exchange_with_bounds_is_built_within_them() -> None:
     """Tokyo is known from 1997 on: asking for more is no error."""
     tokyo = load_calendar("XTKS", None, first=date(1990, 1, 1), today=date(2000, 1, 1))
@@ -306,16 +330,98 @@ async def test_a_failure_is_readable_and_tried_again(
     await _end(task)
 
 
-async def test_an_unknown_exchange_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trying again can't help there: the task ends, the error stays."""
+async def test_an_unknown_exchange_is_asked_again_seldom(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, xnys: Calendar, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The longest pause lies between two tries; an update of the package that brings it is taken while it runs."""
+    assert xnys.loaded
+    monkeypatch.setattr(module, "RETRY_SECONDS", (0.01, 0.3))
     monkeypatch.setattr(module, "_command", lambda *_: ["sh", "-c", "echo no exchange >&2; exit 2"])
-    calendar = Calendar("XNOPE")
-    task = start_loading(calendar, None)
-    async with asyncio.timeout(10):
-        await task
-
-    assert calendar.error == "the exchange calendar XNOPE can't be built: no exchange"
+    told: list[str | None] = []
+    calendar = Calendar("XNYS")
+    task = start_loading(calendar, None, now=lambda: datetime(2026, 11, 20, 15, tzinfo=UTC), told=told.append)
+    await _until(lambda: told)
+    monkeypatch.setattr(module, "_command", lambda *_: ["cat", str(folder / "calendar-XNYS.json")])
+    assert told == ["the exchange calendar XNYS can't be built: no exchange; trying again in 0.3 seconds"]
+    assert calendar.error == told[0]
     assert not calendar.loaded
+
+    await _until(lambda: len(told) == 2)
+    assert (told[1], calendar.error, calendar.loaded) == (None, None, True)
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    assert "without it nothing is scanned or traded" in caplog.text
+    await _end(task)
+
+
+@pytest.mark.parametrize(
+    ("moment", "level", "words"),
+    [
+        (datetime(2026, 11, 20, 15, tzinfo=UTC), None, ""),
+        (datetime(2028, 10, 20, 15, tzinfo=UTC), "WARNING", "ends on 2028-11-10"),
+        (datetime(2028, 11, 12, 15, tzinfo=UTC), "ERROR", "ended on 2028-11-10"),
+    ],
+)
+async def test_a_calendar_that_its_package_does_not_know_further_is_complained_about(
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    *,
+    moment: datetime,
+    level: str | None,
+    words: str,
+) -> None:
+    """Sessions that end too soon (as of Shanghai in 2026) are a warning, and an error once they are over."""
+    file = cache / "calendar-XNYS.json"
+    body = json.loads(file.read_bytes())
+    body["sessions"] = [row for row in body["sessions"] if row[0] <= "2028-11-10"]
+    file.write_text(json.dumps({**body, "last": "2030-12-31"}))
+    monkeypatch.setattr(module, "_command", _no_child)
+    monkeypatch.setattr(module, "CHECK_SECONDS", 0.001)
+    calendar = Calendar("XNYS")
+    task = start_loading(calendar, cache, now=lambda: moment)
+    await asyncio.sleep(0.05)
+
+    assert [record.levelname for record in caplog.records] == ([] if level is None else [level])  # once a day
+    assert words in (calendar.error or "")
+    assert bool(calendar.error) is (level is not None)
+    assert ("update that package" in caplog.text) is (level is not None)
+    assert ("nothing is scanned" in caplog.text) is (level == "ERROR")
+    await _end(task)
+
+
+async def test_a_keeper_that_ends_is_never_silent(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever ends the loading, the calendar says that it is no longer kept up."""
+
+    def command(*_: object) -> list[str]:
+        raise KeyError("nobody foresaw this")
+
+    monkeypatch.setattr(module, "_command", command)
+    calendar = Calendar("XNYS")
+    task = start_loading(calendar, None)
+    await asyncio.gather(task, return_exceptions=True)
+    await _until(lambda: calendar.error)
+
+    assert calendar.error == "the exchange calendar XNYS is no longer kept up: KeyError('nobody foresaw this')"
+    assert "nothing is scanned or traded" in caplog.text
+
+
+async def test_sessions_that_make_no_sense_are_a_failure_like_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A package that gives a session twice is tried again, and the error says why."""
+    row = ["2026-11-20", "2026-11-20T14:30Z", "2026-11-20T14:30Z"]
+    body = {"version": 1, "name": "XNYS", "package": "1", "first": "2010-01-01", "last": "2030-01-01"}
+    (tmp_path / "odd.json").write_text(json.dumps({**body, "sessions": [row, row]}))
+    monkeypatch.setattr(module, "_command", lambda *_: ["cat", str(tmp_path / "odd.json")])
+    calendar = Calendar("XNYS")
+    task = start_loading(calendar, None)
+    await _until(lambda: calendar.error)
+
+    assert "not sorted by time; trying again" in str(calendar.error)
+    assert not task.done()
+    await _end(task)
 
 
 async def test_a_market_clock_that_runs_ahead_gets_more_sessions(

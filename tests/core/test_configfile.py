@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from sigma9_core import log
+from sigma9_core import calendar_names, log
 from sigma9_core.config import DEFAULT_RISK, ClientSettings, Settings
 from sigma9_core.configfile import (
     find_config,
@@ -38,6 +38,9 @@ def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(log, "_secrets", set())
     monkeypatch.setattr(log, "_pattern", None)
+    monkeypatch.setattr(
+        calendar_names, "installed_names", lambda: frozenset(calendar_names.NAMES)
+    )  # saves a child
 
 
 def write(text: str, name: str = "server_config.yaml") -> Path:
@@ -184,20 +187,28 @@ scheduler: {timezone: Mars/Olympus}
         ('node: "a\\x07"', "node", "control"),
         ("kill_switch: {foreign: keep}", "kill_switch.foreign", "leave, cancel or flatten"),
         ("scheduler: {data_update_time: 25:00}", "scheduler.data_update_time", "time of day"),
+        ("scheduler: {calendar: XNYZ}", "scheduler.calendar", "not 'XNYZ'; did you mean 'XNYS'?"),
+        ("scheduler: {calendar: xnys}", "scheduler.calendar", "not 'xnys'; did you mean 'XNYS'?"),
+        ("scheduler: {timezone: America/Newyork}", "scheduler.timezone", "did you mean 'America/New_York'?"),
+        ("server: {zzz: 1}", "server.zzz", "known here: allowed_origins, debug, host,"),
         ("massive: {enabled: true}", "massive", "config split"),
         ("gui: {theme: dark}", "gui", "belongs in client_config.yaml"),
         ("server: {token: x}", "server.token", "belongs in client_config.yaml"),
         ("auth: {token: ''}", "auth.token", "not empty"),
         ("auth: {token: 'a b'}", "auth.token", "without blanks"),
         ("mqtt: {password: x}", "mqtt.password", "mqtt.username"),
-        ("mqtt: {tls: {ca: nowhere.pem}}", "mqtt.tls.ca", "no file"),
+        ("mqtt: {tls: {ca: nowhere.pem}}", "mqtt.tls.ca", "a file that is there, not /"),
         ("server: {tls: {key: /dev/null}}", "server.tls.key", "certificate"),
         ("server: {host: 0.0.0.0}", "server.host", "server.tls"),
         ("database: {type: postgresql}", "database.type", "database.url"),
         ("polygon: {enabled: true}", "polygon.enabled", "polygon.api_key"),
         ("feed: replay\nbroker: ibkr", "broker", "paper"),
-        ("plugins: {paths: [nowhere]}", "plugins.paths.0", "no folder"),
-        ("scanners: [{plugin: a}, {plugin: b, name: a}]", "scanners.1", "name of entry 0"),
+        ("plugins: {paths: [nowhere]}", "plugins.paths.0", "a folder or a plugin's .py file that is there, not /"),
+        (
+            "scanners: [{plugin: a}, {plugin: b, name: a}]",
+            "scanners.1.name",
+            "a name of its own, not 'a' like entry 0",
+        ),
         ("- a", "", "keys and values"),
         ("just words", "", "keys and values"),
     ],
@@ -207,6 +218,37 @@ def test_one_fault(text: str, path: str, words: str) -> None:
     fault = only(faults_of(text))
     assert fault.path == path
     assert words in fault.message
+
+
+@pytest.mark.parametrize("name", ["XNYS", "NYSE", "XTKS", "24/7"])
+def test_calendars_that_there_are(name: str) -> None:
+    """Every exchange that exchange_calendars knows may be named, by an alias as well."""
+    assert load(f"scheduler: {{calendar: '{name}'}}").scheduler.calendar == name
+
+
+def test_a_part_that_is_no_yaml_hides_nothing_else() -> None:
+    """Every broken part is told, and the faults of all others; what the broken ones mean is not guessed."""
+    text = """\
+node: all
+server:
+  host: 0.0.0.0
+  tls: {cert: null
+mqtt
+ibkr:
+\tport: 1
+database: {type: postgresql}
+feed: *live
+polygon: {enabled: true}
+"""
+    assert [(fault.where, fault.path) for fault in faults_of(text)] == [
+        ("server_config.yaml:1", "node"),
+        ("server_config.yaml:4", ""),
+        ("server_config.yaml:5", ""),
+        ("server_config.yaml:7", ""),
+        ("server_config.yaml:8", "database.type"),
+        ("server_config.yaml:9", ""),
+        ("server_config.yaml:10", "polygon.enabled"),
+    ]
 
 
 def test_bool_for_a_number_is_refused() -> None:
@@ -393,13 +435,12 @@ def test_the_database_follows_the_data(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["data_dir: d", "data_dir: d\nserver: {port: broken}", "data_dir: '${D}'", "x: 1\ndata_dir: d\ny: *nobody\n"],
+    ["data_dir: d", "data_dir: d\nserver: {port: broken}", "data_dir: '${D}'", "x: [\ndata_dir: d\ny: *nobody\n"],
 )
 def test_find_data_dir(tmp_path: Path, text: str) -> None:
-    """Clients find the data folder even where the rest of the file is broken, and fall back to its default."""
+    """Clients find the data folder even where the rest of the file is broken."""
     path = write(text, "conf/server_config.yaml")
-    expected = "data" if "nobody" in text else "d"
-    assert find_data_dir(path, {"D": "d"}) == tmp_path / "conf" / expected
+    assert find_data_dir(path, {"D": "d"}) == tmp_path / "conf" / "d"
     assert find_data_dir(path, {"SIGMA9_DATA_DIR": "other"}) == tmp_path / "other"
 
 
@@ -442,6 +483,19 @@ def test_no_secret_of_a_variable_in_a_message() -> None:
     faults = faults_of(None, [f"auth.token={SECRET} x"], {"SIGMA9_MQTT__PASSWORD": SECRET})
     assert {fault.path for fault in faults} == {"auth.token", "mqtt.password"}
     assert all(SECRET not in str(fault) for fault in faults)
+
+
+def test_a_secret_in_a_wrong_place_is_not_repeated() -> None:
+    """What stands where keys with a secret among them belong is masked; what surely is none is shown."""
+    assert "'********'" in only(faults_of(f"auth: {SECRET}")).message
+    assert only(faults_of(f"auth: {{{SECRET}}}")).path == "auth.********"
+    assert only(faults_of(f"auth: {{token={SECRET}: }}")).path == "auth.********"
+    assert only(faults_of(f"ibkr: {{token={SECRET}: 1}}")).path == "ibkr.token..."
+    assert SECRET not in only(faults_of(f"auth: {{token: '${{{SECRET.replace('-', '_')}}}'}}")).message
+    both = faults_of(f"auth: {{token: {SECRET}}}\nibkr: {{port: {SECRET}}}")
+    assert only(both).message == "must be a whole number, not '********'"
+    assert only(faults_of("ibkr: {port: x}")).message == "must be a whole number, not 'x'"
+    assert only(faults_of("ibkr: x")).message == "must be keys and values, not 'x'"
 
 
 def test_masked() -> None:

@@ -19,7 +19,7 @@ import pytest
 from sigma9_core import deadman as deadman_module
 from sigma9_core import engine as engine_module
 from sigma9_core import watchdog as watchdog_module
-from sigma9_core.errors import CommandError, JournalError, PluginError
+from sigma9_core.errors import CommandError, JournalError, PluginError, StateError
 from sigma9_core.events import StatusUpdate, TradeEvent, WatchlistUpdate
 from sigma9_core.models import Slice, Trade
 from sigma9_core.money import path as path_module
@@ -465,6 +465,36 @@ async def test_a_person_s_sale_of_a_strategy_s_position_is_told_to_the_strategy(
     told = [each for each in trading.told(TradeEvent) if each.order_id == sale["order_id"]]
     assert [str(each.event) for each in told] == ["submitted", "accepted", "filled"]
     assert {each.strategy for each in told} == {"breakout"}
+
+
+async def test_what_a_kill_means_for_the_next_start_is_saved_once_it_can_be(
+    room: EngineRoom, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With a full disk it waits, is said once, and is there as soon as the disk is; a later word beats it."""
+    monkeypatch.setattr(engine_module, "SAVE_AGAIN", 0.02)
+    save, full = room.engine.documents.save, True
+
+    async def sometimes(name: str, body: Any) -> None:
+        if full:
+            raise StateError("no space left")
+        await save(name, body)
+
+    monkeypatch.setattr(room.engine.documents, "save", sometimes)
+    await room.do("kill_switch", reason="test")
+    await room.until(lambda: "the document commanded is saved as soon as it can be" in caplog.text)
+    await asyncio.sleep(0.1)
+    assert caplog.text.count("as soon as it can be") == 1
+    full = False
+    await room.until(lambda: room.engine.documents.get("commanded") == {"state": "stop"})
+
+    await room.do("reset_kill_switch", reason="seen")
+    full = True
+    room.engine._keep("commanded", {"state": "stop"})
+    await asyncio.sleep(0.03)
+    full = False
+    await room.do("start")
+    await asyncio.sleep(0.1)
+    assert room.engine.documents.get("commanded") == {"state": "start"}
 
 
 async def test_a_trigger_hears_after_a_restart_what_became_of_its_orders(trading: EngineRoom) -> None:

@@ -279,9 +279,9 @@ def test_wrong_settings_are_faults_with_the_path_of_each(site: Site) -> None:
         host.build("sizer", "half", {"percent": "x", "precent": 1, "token": 7}, context("h"), path="risk.2.config")
 
     assert [str(fault) for fault in caught.value.faults] == [
-        "configuration: risk.2.config.percent: must be a valid integer, not 'x'",
-        "configuration: risk.2.config.token: must be a valid string",
-        "configuration: risk.2.config.precent: is not known here",
+        "configuration: risk.2.config.percent: must be a whole number, not 'x'",
+        "configuration: risk.2.config.token: must be text",
+        "configuration: risk.2.config.precent: is not known here; did you mean 'percent'?",
     ]
 
 

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import stat
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -16,9 +17,9 @@ import pytest
 
 from sigma9_core.datadir import KILL_SOCKET, DataDir, DataDirLocked
 from sigma9_core.engine import Engine
-from sigma9_core.errors import JournalError
+from sigma9_core.errors import DataError, JournalError
 from sigma9_core.log import Logging
-from sigma9_core.serve import FORCED, Process
+from sigma9_core.serve import FORCED, Process, program
 from sigma9_core.testing.engine_room import EngineRoom, threads
 from sigma9_core.testing.server_process import ServerProcess
 
@@ -110,8 +111,93 @@ def test_a_server_that_is_asked_to_end_has_done_its_work(
     assert "Sigma9 " in out
     assert "node main: simulated market, exchange broker; up in" in out
     assert str(room.data.file("admin.token")) in out
-    assert "sigma9 kill" in out
+    assert f"{program()} kill --data-dir {room.data.path}" in out
     assert room.data.file("admin.token").read_text().strip() not in out
+
+
+def test_the_banner_names_both_clocks(room: EngineRoom, capsys: pytest.CaptureFixture[str]) -> None:
+    """Which clock and zone the log lines have, and what time it is on a market that is not live, is told."""
+    timer = threading.Timer(0.3, send, (signal.SIGTERM,))
+    timer.start()
+    run(room, None)
+    timer.join()
+
+    line = next(line for line in capsys.readouterr().out.splitlines() if "Clocks" in line)
+    assert "log lines: wall time, UTC" in line
+    assert "market: 2026-03-02 10:00 America/New_York, simulated" in line
+
+
+@pytest.mark.parametrize("started", ["sigma9", "python", "missing"])
+def test_the_program_can_be_typed_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: str) -> None:
+    """The program is named by its whole path: that of this start, else the one beside the interpreter."""
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    (folder / "sigma9").touch()
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["sigma9" if started == "sigma9" else "__main__.py"])
+    monkeypatch.setattr(sys, "executable", str((folder if started == "python" else tmp_path) / "python"))
+    expected = f"{tmp_path}/python -m sigma9_core" if started == "missing" else f"'{folder}/sigma9'"
+    assert program() == expected
+
+
+def last_line(server: ServerProcess) -> str:
+    """End a server by Ctrl-C and give the last line that it printed on stdout."""
+    assert server.stop(signal.SIGINT) == 0
+    return next(line for line in reversed(server.lines) if line.startswith("Sigma9 has"))
+
+
+def test_the_last_word(tmp_path: Path) -> None:
+    """A server says at its very end that it has stopped, and what it leaves at the broker; its exit code is 0."""
+    server = ServerProcess(tmp_path, "mqtt.enabled=false", "scheduler.enabled=false")
+    with server.start():
+        assert last_line(server) == "Sigma9 has stopped in order; at the broker: no positions and no open orders"
+    with server.start():
+        assert server.request("POST", "/api/kill-switch")[0] == 200
+        assert last_line(server).endswith("; the kill switch stays on")
+
+
+CLUMSY = """
+from sigma9_core.hookspecs import hookimpl
+
+class Clumsy:
+    async def start(self, server):
+        pass
+
+    async def stop(self):
+        raise ValueError("it fell")
+
+@hookimpl
+def register_services(register):
+    register("clumsy", lambda config, context: Clumsy())
+"""
+
+
+def test_an_end_that_was_not_in_order(tmp_path: Path) -> None:
+    """Where something failed on the way out, the last word does not call it orderly."""
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins" / "clumsy.py").write_text(CLUMSY)
+    plugins = f"plugins.paths=[{tmp_path / 'plugins'}]"
+    server = ServerProcess(tmp_path, "mqtt.enabled=false", plugins, "scheduler.enabled=false")
+    with server.start():
+        server.until(lambda: server.get("/api/status")["engine"] == "running", "the engine")
+        assert last_line(server).startswith("Sigma9 has stopped, but not everything ended in order (the log says")
+
+
+def test_what_is_wrong_with_the_engine_is_raised_before_it_starts(room: EngineRoom) -> None:
+    """A check that refuses ends it with its error, before anything was started; the data are unlocked."""
+    room.write()
+    seen: list[str] = []
+
+    def check(engine: Engine) -> None:
+        seen.append(engine.state)
+        raise DataError("too few bars")
+
+    with pytest.raises(DataError, match="too few bars"):
+        Process(room.settings, Logging(), time.monotonic(), services=False, check=check).run()
+    assert seen == ["stopped"]
+    assert not room.data.file("sigma9.db").exists()
+    with DataDir(room.data.path) as data:
+        data.lock("next")
 
 
 def test_sigusr1_kills(room: EngineRoom) -> None:
@@ -150,6 +236,17 @@ def test_a_signal_in_the_middle_of_the_start_ends_it(room: EngineRoom, monkeypat
     timer.join()
 
     assert time.monotonic() - began < 4
+    assert threads() == set()
+
+
+def test_a_ctrl_c_that_polars_catches_ends_the_start(room: EngineRoom, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Ctrl-C that comes out of the start as KeyboardInterrupt, as polars does it, is an end in order."""
+
+    async def interrupted(_engine: Engine) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Engine, "_start_services", interrupted)
+    assert run(room, None) == 0
     assert threads() == set()
 
 

@@ -105,6 +105,17 @@ def test_merge_keys() -> None:
         ("a: 1\nb: \x07", 2, "control character"),
         ("a: {t: ${X}}", 1, '"${NAME}" in quotes'),
         ("<<: 5", 1, "<<"),
+        ("a:\n  b\n  c: 1", 2, "no 'key: value'"),
+        ("a\nb: 1", 1, "no 'key: value'"),
+        ("a: x\n  b: 1", 2, "below a key that has a value"),
+        ("a: 'x\nb: 1\nc: 2", 1, "a quote begins here"),
+        ("a: {x: 1\nb: 1\n", 1, "a [ or { begins here"),
+        ("a: [1,\n  2\nb: 1\n", 1, "a [ or { begins here"),
+        ("a: &x 1\nb: &x 2", 2, "anchor"),
+        ("a:\n    b: 1\n  c: 2", 3, "indented unlike"),
+        ("a: @x", 1, "quotes"),
+        ("a: - x", 1, "list's entry"),
+        ("a: ? x\n", 1, "quotes"),
     ],
 )
 def test_faults(text: str, line: int, words: str) -> None:
@@ -113,6 +124,34 @@ def test_faults(text: str, line: int, words: str) -> None:
     assert len(faults) == 1
     assert faults[0].line == line
     assert words in faults[0].message
+
+
+def test_what_is_no_yaml_takes_only_its_own_part_away() -> None:
+    """The other top-level keys are read, with their lines; the lost ones are named, for nothing to be guessed."""
+    document = read_yaml('# head\na: 1\nb: [x\nc:\n- y\n- z: \'w\n\nd: {e: *f}\n"g": 2\nh\ni: &k 5\nj: *k\n')
+
+    assert [fault.line for fault in document.faults] == [3, 6, 8, 10]
+    assert document.lost == ("b", "c", "d", "h")
+    assert document.tree is not None
+    assert plain_value(document.tree) == {"a": 1, "g": 2, "i": 5, "j": 5}
+    assert document.lines[("i",)] == 11
+
+
+def test_an_alias_of_a_lost_part_is_no_fault() -> None:
+    """An anchor that stood in what can't be read is missing through no fault of who uses it."""
+    document = read_yaml("a: &x [1\nb: *x\nc: 2\n")
+
+    assert [fault.line for fault in document.faults] == [1]
+    assert document.lost == ("a", "b")
+    assert document.tree is not None
+    assert plain_value(document.tree) == {"c": 2}
+
+
+def test_mending_ends() -> None:
+    """Many broken parts are told up to a number; a long file is not read again and again."""
+    assert len(read_yaml("a: *x\n" * 500).faults) == 20
+    long = read_yaml("a: [\n" + "b: 1\n" * 30_000)
+    assert (len(long.faults), long.tree) == (1, None)
 
 
 def test_no_words_of_the_file() -> None:

@@ -54,7 +54,7 @@ def test_every_door_kills(server: ServerProcess, door: Callable[[ServerProcess],
         assert (refused, body["error"]["code"]) == (409, "killed")
         entry = {"symbol": "BEME", "side": "buy", "quantity": 1, "id": "x1"}
         refused, body = server.request("POST", "/api/orders", entry)
-        assert (refused, body["error"]["code"]) == (422, "risk_rejected")
+        assert (refused, body["error"]["code"]) == (409, "killed")
         reset, _ = server.request("DELETE", "/api/kill-switch", {"reason": "checked"})
         assert reset == 200
         assert server.get("/api/status")["engine"] == "stopped"

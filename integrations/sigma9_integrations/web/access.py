@@ -56,7 +56,9 @@ class Access:
         if token and known is not None:
             return Identity(known[0], known[1], token)
         if token:
-            raise CommandError("unauthorized", "the token is not valid: make one with `sigma9 token`")
+            raise CommandError(
+                "unauthorized", "the token is not valid: `sigma9 token --show` on the server tells the admin's"
+            )
         raise CommandError("unauthorized", "a token is needed: send the header Authorization: Bearer <token>")
 
     def still_valid(self, identity: Identity) -> bool:

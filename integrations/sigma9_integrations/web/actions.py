@@ -15,7 +15,7 @@ from sigma9_core.commands import Command, CommandSource, CommandSpec
 from sigma9_core.commands import Response as CommandResponse
 from sigma9_core.contracts import Server
 from sigma9_core.errors import HTTP_STATUS, CommandError
-from sigma9_core.payload import make_command
+from sigma9_core.payload import MAX_ID, make_command
 from sigma9_integrations.web.access import Identity
 from sigma9_integrations.web.answers import answer, headers_of, status_of
 from sigma9_integrations.web.bodies import read_values
@@ -36,7 +36,7 @@ async def carry_out(server: Server, name: str, request: Request, identity: Ident
             name, values, server.specs, source=_source(request), right=identity.right, actor=identity.name
         )
     except CommandError as error:
-        return refuse_command(name, error, received)
+        return refuse_command(name, error, request, received)
     response = await server.dispatch(command)
     status = 200
     if response.error is not None:
@@ -49,10 +49,12 @@ def _source(request: Request) -> CommandSource:
     return "cli" if request.headers.get("user-agent", "").startswith("sigma9-cli/") else "api"
 
 
-def refuse_command(name: str, error: CommandError, received: float | None = None) -> Response:
+def refuse_command(name: str, error: CommandError, request: Request, received: float | None = None) -> Response:
     """Answer a command that never reached the dispatcher with the response object that says why."""
     duration = 0.0 if received is None else (monotonic() - received) * 1000
-    body = CommandResponse.failed(Command(name, {}, "api"), error, ts=wall_now(), duration_ms=duration).body()
+    key = request.headers.get("idempotency-key", "")
+    command = Command(name, {}, _source(request), id=key if 0 < len(key) <= MAX_ID and key.isprintable() else None)
+    body = CommandResponse.failed(command, error, ts=wall_now(), duration_ms=duration).body()
     return answer(body, status_of(error), headers_of(error))
 
 

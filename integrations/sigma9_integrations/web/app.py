@@ -144,14 +144,16 @@ def _alias(server: Server, name: str) -> Method:
     async def handler(request: Request, identity: Identity) -> Response:
         return await carry_out(server, name, request, identity)
 
-    return Method(handler, lambda request, error: refuse_command(name, error))
+    return Method(handler, lambda request, error: refuse_command(name, error, request))
 
 
 def _any_command(server: Server) -> Method:
     async def handler(request: Request, identity: Identity) -> Response:
         return await carry_out(server, request.path_params["command_name"], request, identity)
 
-    return Method(handler, lambda request, error: refuse_command(request.path_params["command_name"], error))
+    return Method(
+        handler, lambda request, error: refuse_command(request.path_params["command_name"], error, request)
+    )
 
 
 def _document(build: Callable[[], dict[str, Any]]) -> Method:

@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from sigma9_core.bus import Subscription
-from sigma9_core.clock import rfc3339
+from sigma9_core.clock import rfc3339, wall_now
 from sigma9_core.contracts import EventPage, Server
 from sigma9_core.errors import CommandError, Sigma9Error
 from sigma9_core.events import LogLine, StatusPart, encode
@@ -121,12 +121,7 @@ class Feed:
         return page
 
     async def _refuse(self, socket: WebSocket, error: CommandError) -> None:
-        response = refuse(
-            Refusal(400, error.message, error.details)
-            if error.code == "invalid" and type(error) is CommandError
-            else error
-        )
-        await socket.send_denial_response(response)
+        await socket.send_denial_response(refuse(error))
 
     async def _serve(self, client: FeedClient, identity: Identity) -> None:
         task = asyncio.current_task()
@@ -315,7 +310,8 @@ class FeedClient:
         line = LogLine(
             level="warning", logger="sigma9.web", message=f"a message of this client was not understood: {text}"
         )
-        return encode("log", line, seq=None, ts=self._server.clock.now(), node=self._server.settings.node)
+        # A log line has the wall clock's time, also where the market runs on a clock of its own.
+        return encode("log", line, seq=None, ts=wall_now(), node=self._server.settings.node)
 
 
 def _batches(frames: Sequence[str]) -> list[str]:

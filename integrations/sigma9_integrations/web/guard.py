@@ -21,6 +21,7 @@ HEADERS: Final = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
 }
 
 
@@ -35,6 +36,7 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check the Host header, then hand over with answers that carry the security headers."""
         _take_token(scope)
+        send = _guarded(send)
         try:
             self._access.check_host(Headers(scope=scope).get("host"))
         except CommandError as error:
@@ -51,25 +53,34 @@ class Guard:
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False
 
-        async def guarded(message: Message) -> None:
+        async def counted(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
                 self._metrics.requests[message["status"]] += 1
-                headers = MutableHeaders(raw=message["headers"])
-                for name, value in HEADERS.items():
-                    headers.setdefault(name, value)
-                headers.setdefault("Cache-Control", "no-store")
             await send(message)
 
         try:
-            await self._app(scope, receive, guarded)
+            await self._app(scope, receive, counted)
         except asyncio.CancelledError:
             # The server ends while this request runs; an honest answer is better than a torn connection.
             if started:
                 raise
             text = "the server stopped before the answer was ready: whether it was carried out is not known"
-            await refuse(Refusal(503, text, code="internal"))(scope, receive, guarded)
+            await refuse(Refusal(503, text, code="internal"))(scope, receive, counted)
+
+
+def _guarded(send: Send) -> Send:
+    """Give what is answered the security headers, a refused handshake included."""
+
+    async def guarded(message: Message) -> None:
+        if message["type"] in ("http.response.start", "websocket.http.response.start"):
+            headers = MutableHeaders(raw=message["headers"])
+            for name, value in HEADERS.items():
+                headers.setdefault(name, value)
+        await send(message)
+
+    return guarded
 
 
 def _take_token(scope: Scope) -> None:

@@ -16,7 +16,7 @@ def not_ready(server: Server) -> list[str]:
     if status is None:
         return ["engine", "broker", "mqtt", "feed"]
     missing = []
-    if _part(status, "kill_switch").get("latched") is True:
+    if _part(status, "kill_switch").get("state") == "ON":  # a narrower kill blocks its own scope alone
         missing.append("kill_switch")
     if status.get("engine") != "running":
         missing.append("engine")
@@ -27,7 +27,7 @@ def not_ready(server: Server) -> list[str]:
         missing.append("mqtt")
     if _part(status, "feed").get("state") not in FEED_READY:
         missing.append("feed")
-    return missing
+    return [*missing, *server.faults()]
 
 
 def _part(status: Mapping[str, Any], name: str) -> Mapping[str, Any]:

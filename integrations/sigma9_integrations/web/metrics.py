@@ -55,8 +55,8 @@ class Metrics:
         yield (
             "sigma9_kill_switch_latched",
             "gauge",
-            "1 while the kill switch is latched.",
-            [({}, kill.get("latched"))],
+            "1 while the kill switch is on for everything.",
+            [({}, int(kill["state"] == "ON"))] if "state" in kill else [],
         )
         broker: Mapping[str, Any] = status.get("broker") or {}
         healths: list[Sample] = [

@@ -69,6 +69,8 @@ def _read(read: Read) -> dict[str, Any]:
     ]
     operation = _simple(read.summary, read.body, "state", _path_parameters(read.path) + query)
     operation["operationId"] = "get_" + _NAMES.sub(r"\1", read.path.removeprefix("/api/")).replace("/", "_")
+    if read.description:
+        operation["description"] = read.description
     for status, summary in (read.statuses or {}).items():
         operation["responses"][str(status)] = _body(summary, "Error")
     if read.parameters:

@@ -11,13 +11,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 FOLDER: Final = Path(__file__).parent / "static"
+SCRIPTS: Final = ("ask", "dashboard", "docs", "draw", "events", "panels", "rest", "state", "status")
 FILES: Final = {
     "/": ("dashboard.html", "text/html; charset=utf-8"),
-    "/static/dashboard.css": ("dashboard.css", "text/css; charset=utf-8"),
-    "/static/dashboard.js": ("dashboard.js", "text/javascript; charset=utf-8"),
     "/docs": ("docs.html", "text/html; charset=utf-8"),
-    "/static/docs.js": ("docs.js", "text/javascript; charset=utf-8"),
+    "/static/dashboard.css": ("dashboard.css", "text/css; charset=utf-8"),
     "/static/icon.svg": ("icon.svg", "image/svg+xml"),
+    **{f"/static/{name}.js": (f"{name}.js", "text/javascript; charset=utf-8") for name in SCRIPTS},
 }
 """Path, file and type of everything that needs no token."""
 POLICY: Final = (

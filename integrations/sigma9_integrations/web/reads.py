@@ -46,6 +46,7 @@ class Read:
     parameters: tuple[Parameter, ...] = ()
     statuses: Mapping[int, str] | None = None
     """Further answers that the description names."""
+    description: str = ""
 
 
 def _board(
@@ -205,6 +206,10 @@ READS: Final = (
             Parameter("limit", _COUNT, "At most so many."),
             Parameter("cursor", {"type": "string"}, "The `cursor` of the page before."),
         ),
+        description="A trade is one fill. Its `commission`, `last_quantity` and `last_price` are its own, so that "
+        "commissions and quantities may be summed. In a trade_event, and in an order, `commission` is cumulative "
+        "per order: each further fill tells the sum so far. A fill that the exchange took back (`busted`) is no "
+        "longer listed.",
     ),
     Read(
         "/api/events",

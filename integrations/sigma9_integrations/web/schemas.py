@@ -5,7 +5,7 @@ The models describe what the core puts on the board (contract 1 and 3); nothing 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -156,7 +156,7 @@ class Schedule(Body):
 
 
 class Fill(TradeEvent):
-    """A fill: the trade_event's data with its number and time."""
+    """A fill: the trade_event's data with its number and time; the commission is this fill's own."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -263,6 +263,22 @@ EVENT_DATA: dict[EventType, type[BaseModel]] = {
 }
 
 
+_SO_FAR = "The commission of the whole order so far: it grows from fill to fill, so it must not be summed."
+DESCRIPTIONS: Mapping[tuple[str, str], str] = {
+    ("TradeEvent", "commission"): _SO_FAR,
+    ("TradeEvent", "last_quantity"): "What this fill traded, where the event is a fill.",
+    ("TradeEvent", "last_price"): "The price of this fill, where the event is a fill.",
+    ("OrderView", "commission"): _SO_FAR,
+    ("Fill", "commission"): "The commission of this fill alone: it may be summed.",
+    ("Fill", "last_quantity"): "What this fill traded: it may be summed.",
+    ("Fill", "last_price"): "The price of this fill.",
+    ("Fill", "quantity"): "Of the whole order, not of this fill.",
+    ("Fill", "filled_quantity"): "What the whole order had traded with this fill.",
+    ("Fill", "average_price"): "The average price of what the whole order had traded with this fill.",
+}
+"""What the name of a field does not say, by model and field."""
+
+
 class WireSchema(GenerateJsonSchema):
     """JSON Schema as the wire has it: money is a number, a time is an RFC 3339 text."""
 
@@ -303,7 +319,11 @@ def components(models: Iterable[type[BaseModel]], mode: JsonSchemaMode = "serial
     """Give the schemas of models and of all they hold, as `#/components/schemas/{name}` refers to them."""
     wanted = [(model, mode) for model in models]
     _, found = models_json_schema(wanted, schema_generator=WireSchema, ref_template="#/components/schemas/{model}")
-    return {name: _tidy(schema, closed=mode == "validation") for name, schema in found["$defs"].items()}
+    schemas = {name: _tidy(schema, closed=mode == "validation") for name, schema in found["$defs"].items()}
+    for (name, field), text in DESCRIPTIONS.items():
+        if name in schemas:
+            schemas[name]["properties"][field]["description"] = text
+    return schemas
 
 
 def _tidy(schema: dict[str, Any], *, closed: bool = True) -> dict[str, Any]:

@@ -48,7 +48,6 @@ class WebService:
             raise
         self.address = address
         server.serves_at(address.url)
-        server.serves_at(address.url)
         server.announce(f"REST and WebSocket  {address.url}")
         server.announce(f"Dashboard           {address.url}/")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from decimal import Decimal
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from sigma9_core.contracts import PluginContext
 from sigma9_core.events import StatusUpdate, TradeEvent, WatchlistUpdate
@@ -12,7 +12,7 @@ from sigma9_core.hookspecs import hookimpl
 from sigma9_core.models import Frozen, OrderStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from sigma9_core.contracts import Register
     from sigma9_core.events import Event, EventType
@@ -44,6 +44,8 @@ class ConsoleNotifier:
             "status_update": config.kill_switch,
         }
         self.types: frozenset[EventType] = frozenset(name for name, on in wanted.items() if on)
+        self._kill = _kill_key({})
+        """How the kill switch was when it was last told; off at the start, which is no news."""
 
     def notify(self, event: Event) -> None:
         """Log an event of a wanted type; a status update is of interest when the kill switch has changed."""
@@ -55,7 +57,16 @@ class ConsoleNotifier:
         elif isinstance(data, WatchlistUpdate):
             logger.info("%s", watchlist_line(data))
         elif isinstance(data, StatusUpdate) and "kill_switch" in data.changed:
-            logger.warning("%s", kill_line(data))
+            self._tell_kill(data)
+
+    def _tell_kill(self, data: StatusUpdate) -> None:
+        state = data.status.get("kill_switch") or {}
+        key = _kill_key(state)
+        if key == self._kill:
+            return
+        self._kill = key
+        killed = state.get("state") == "ON" or bool(state.get("scopes"))
+        logger.log(logging.WARNING if killed else logging.INFO, "%s", kill_line(data))
 
 
 def trade_line(data: TradeEvent) -> str:
@@ -118,6 +129,13 @@ def kill_line(data: StatusUpdate) -> str:
     why = state.get("error") or state.get("reason") or data.reason
     who = f" (by {_one_line(str(state['source']))})" if state.get("source") else ""
     return f"{text}: {_one_line(str(why))}{who}" if why else f"{text}{who}"
+
+
+def _kill_key(state: Mapping[str, Any]) -> tuple[object, ...]:
+    """Give what is news of the kill switch where it changes."""
+    lists = tuple(repr(state.get(key) or []) for key in ("scopes", "cancelled", "closed", "pending"))
+    known = (state.get("state") or "OFF", state.get("phase") or "off", state.get("detail"), state.get("error"))
+    return (*known, bool(state.get("latched")), *lists)
 
 
 def _kind(data: TradeEvent) -> str:

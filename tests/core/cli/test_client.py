@@ -25,9 +25,13 @@ TOKEN = "the-right-token"
 
 
 def find(*arguments: str, **environ: str) -> Target:
+    return find_target(parsed(*arguments), environ)
+
+
+def parsed(*arguments: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     add_server_address(parser)
-    return find_target(parser.parse_args(arguments), environ)
+    return parser.parse_args(arguments)
 
 
 @pytest.fixture(name="local")
@@ -110,20 +114,55 @@ def test_the_data_folder_is_found(alone: Path) -> None:
         data.announce("http://127.0.0.1:8124", "main")
         assert find().local is None
         assert find("--data-dir", "far/away").url == "http://127.0.0.1:8124"
-        (alone / "server_config.yaml").write_text("data_dir: far/away\nbroken: [", encoding="utf-8")
-        assert find().local is None  # nothing can be read from it
+        assert find(SIGMA9_DATA_DIR=str(data.path)).url == "http://127.0.0.1:8124"
         (alone / "server_config.yaml").write_text("data_dir: far/away\nbroken: x", encoding="utf-8")
         assert find().url == "http://127.0.0.1:8124"
 
 
-def test_the_data_folder_of_the_environment(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SIGMA9_DATA_DIR names the data folder."""
-    data = DataDir(alone / "far")
-    with data:
-        data.lock("main")
-        data.announce("http://127.0.0.1:8124", "main")
-        monkeypatch.setenv("SIGMA9_DATA_DIR", str(data.path))
-        assert find().url == "http://127.0.0.1:8124"
+@pytest.mark.parametrize("how", ["option", "environment"])
+@pytest.mark.parametrize("folder", ["dead", "missing"])
+def test_a_named_data_folder_is_meant(local: DataDir, alone: Path, how: str, folder: str) -> None:
+    """Where no server runs on the data folder that is named, no other server is given: not the configured one, not
+    the one of this folder, not the usual address."""
+    assert local.server() is not None
+    (alone / "dead").mkdir()
+    (alone / "dead" / "server.json").write_text('{"url": "http://127.0.0.1:8123", "pid": 1, "node": "main"}')
+    (alone / "client_config.yaml").write_text("server: {host: trader, token: mine}", encoding="utf-8")
+    path = str(alone / folder)
+    arguments: tuple[str, ...] = ()
+    environ = {"SIGMA9_DATA_DIR": path}
+    if how == "option":
+        arguments, environ = (("--data-dir", path), {"SIGMA9_URL": "http://other:9000"})
+    with pytest.raises(Unreachable) as caught:
+        find(*arguments, **environ)
+    assert path in str(caught.value)
+    assert ("--data-dir" if how == "option" else "SIGMA9_DATA_DIR") in str(caught.value)
+    assert "no other server is asked" in str(caught.value)
+    assert find("--data-dir", path, "--url", "trader").url == "http://trader"
+
+
+def test_the_order_of_what_names_a_server(local: DataDir, alone: Path) -> None:
+    """--url beats --data-dir, which beats SIGMA9_URL and client_config.yaml with their tokens and paths."""
+    admin = TokenBook(local).admin()
+    text = "server: {host: trader, token: mine, api_path: /x/api}\nconnection: {timeout: 3}"
+    (alone / "client_config.yaml").write_text(text, encoding="utf-8")
+    target = find("--data-dir", "data", SIGMA9_URL="http://other:9000", SIGMA9_TOKEN="of the other")
+    assert (target.url, target.token, target.api_path) == ("http://127.0.0.1:8123", admin, "/api")
+    assert target.timeout == 3
+    assert find("--data-dir", "data", SIGMA9_TOKEN="t").token == "t"
+    assert find("--data-dir", "data", "--token", "t").token == "t"
+    (alone / "client_config.yaml").write_text("server: {token: mine}", encoding="utf-8")
+    assert find("--data-dir", "data").token == "mine"
+    assert find("--data-dir", "data", "--url", "http://other").token == "mine"
+
+
+def test_two_variables_that_do_not_agree(local: DataDir, alone: Path) -> None:
+    """Where SIGMA9_URL and SIGMA9_DATA_DIR name different servers, a command guesses none of them."""
+    both = {"SIGMA9_DATA_DIR": str(local.path), "SIGMA9_URL": "http://localhost:8123"}
+    assert find(**both).url == "http://127.0.0.1:8123"
+    for other in ({"SIGMA9_URL": "http://trader:8123"}, {"SIGMA9_DATA_DIR": str(alone / "dead")}):
+        with pytest.raises(WrongUsage, match="do not name the same running server: say with --url or --data-dir"):
+            find(**{**both, **other})
 
 
 def test_the_admin_token_stays_at_home(local: DataDir, alone: Path) -> None:
@@ -145,14 +184,17 @@ def test_the_admin_token_stays_at_home(local: DataDir, alone: Path) -> None:
 
 
 def test_a_server_that_says_no_address(alone: Path) -> None:
-    """A running server without a note is this machine's, for its door, but gets no token at an address guessed."""
+    """A running server without a note is told so, and no address is guessed for it; its own door is enough."""
     data = DataDir(alone / "data")
     with data:
         data.lock("main")
         TokenBook(data).start()
-        target = find()
-        assert (target.url, target.token) == ("http://localhost:8000", None)
-        assert target.local is not None
+        for arguments in ((), ("--data-dir", "data")):
+            with pytest.raises(Unreachable, match=rf"the server on the data folder {data.path} .*told no address"):
+                find(*arguments)
+            args = parsed(*arguments)
+            target = find_target(args, {}, door=True)
+            assert (target.url, target.local is not None) == ("", True)
         assert find("--url", "http://localhost:8000").local is None
         (alone / "client_config.yaml").write_text("server: {host: trader}", encoding="utf-8")
         assert find().local is None

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from sigma9_core.models import OrderView
+
 ORDER = {
     "status": "accepted",
     "order_id": "o1",
@@ -43,10 +45,10 @@ def test_status(cli: Any, web: Any) -> None:
         "node": "main (sigma9 0.1.0, up 1 d 2 h)",
         "engine": "running",
         "kill switch": "OFF",
-        "broker": "paper: connected (socket up link up data up)",
-        "feed": "simulated: running, last data 2026-11-20T14:45:00.000000Z",
+        "broker": "paper: connected (socket up, link up, data up)",
+        "feed": "simulated: running, last data 2026-11-20 14:45:00 UTC, market time",
         "mqtt": "connected",
-        "market": "open until 2026-11-20T21:00:00.000000Z (simulated clock)",
+        "market": "open until 2026-11-20 21:00:00 UTC, market time; the clock is simulated",
         "positions": "2",
         "open orders": "1",
         "watchlist": "50",
@@ -55,27 +57,32 @@ def test_status(cli: Any, web: Any) -> None:
 
 
 def test_status_of_a_kill(cli: Any, web: Any) -> None:
-    """A kill is told with its phase, reason, source and scopes."""
+    """A kill is told with its phase, reason, source, time and scopes."""
     killed = {
         "state": "ON",
         "phase": "flattening",
         "detail": "waiting_for_market",
         "reason": "fire",
         "source": "cli",
-        "at": "T",
+        "at": "2026-11-20T14:45:00.000000Z",
         "scopes": [{"strategy": "a"}, {"symbol": "X", "strategy": None}],
         "error": "broker lost",
     }
-    web.says(
-        "/api/status", {"kill_switch": killed, "market": {"open": False, "next_open": "tomorrow"}, "uptime": 59}
-    )
+    market = {"open": False, "next_open": "2026-11-23T14:30:00.000000Z"}
+    web.says("/api/status", {"kill_switch": killed, "market": market, "uptime": 59})
     out = cli("status").out
-    expected = (
-        "ON, flattening, waiting_for_market, because: fire (cli, T), also strategy a, also symbol X, error: "
-    )
-    assert f"{expected}broker lost" in out
-    assert "closed until tomorrow" in out
+    why = "because: fire (by cli, 2026-11-20 14:45:00 UTC, wall time)"
+    what = "ON, also for strategy a, symbol X; flattening; waiting_for_market"
+    assert f"{what}; {why}; error: broker lost" in out
+    assert "closed until 2026-11-23 14:30:00 UTC, market time" in out
     assert "up 59 s" in out
+
+
+def test_status_of_a_part_that_is_killed(cli: Any, web: Any) -> None:
+    """Where only a part is killed, the status does not read as if nothing were."""
+    kill = {"state": "OFF", "phase": "done", "reason": "fire", "source": "cli", "scopes": [{"symbol": "X"}]}
+    web.says("/api/status", {"kill_switch": kill})
+    assert "OFF, but ON for symbol X; done; because: fire (by cli, -)" in cli("status").out
 
 
 def test_status_json(cli: Any, web: Any) -> None:
@@ -118,11 +125,35 @@ def test_wrong_token(cli: Any, web: Any, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_reset_kill(cli: Any, web: Any) -> None:
     """reset-kill wants a reason and tells what comes next."""
-    web.does("reset_kill_switch", {})
+    web.does("reset_kill_switch", {"state": "OFF", "scopes": []})
     assert cli("reset-kill").code == 2
-    result = cli("reset-kill", "--reason", "checked", "--scope", "symbol=AAPL")
-    assert "sigma9 start" in result.out
-    assert web.asked[0].body == {"reason": "checked", "scope": {"symbol": "AAPL"}}
+    assert cli("reset-kill", "--reason", "checked").out == (
+        "the kill switch is off\n`sigma9 start` starts the engine again\n"
+    )
+    assert (
+        cli("reset-kill", "--reason", "checked", "--scope", "symbol=AAPL").out
+        == "the kill of symbol AAPL is reset\n"
+    )
+    assert web.asked[-1].body == {"reason": "checked", "scope": {"symbol": "AAPL"}}
+
+
+def test_reset_kill_names_what_remains(cli: Any, web: Any) -> None:
+    """What stays latched is named after a reset, with the command that resets it."""
+    web.does("reset_kill_switch", {"state": "OFF", "scopes": [{"strategy": "a"}, {"symbol": "X"}]})
+    lines = cli("reset-kill", "--reason", "checked").out.splitlines()
+    assert lines[1:3] == [
+        "still killed: strategy a; `sigma9 reset-kill --scope strategy=a --reason ...` resets it",
+        "still killed: symbol X; `sigma9 reset-kill --scope symbol=X --reason ...` resets it",
+    ]
+    web.does("reset_kill_switch", {"state": "ON", "scopes": []})
+    lines = cli("reset-kill", "--reason", "checked", "--scope", "symbol=AAPL").out.splitlines()
+    assert lines[1] == "the global kill switch is still on: `sigma9 reset-kill --reason ...` resets it"
+    assert not any("sigma9 start" in line for line in lines)
+    web.refuses("reset_kill_switch", "conflict", "the kill switch is not on")
+    web.says("/api/status", {"kill_switch": {"state": "OFF", "scopes": [{"symbol": "X"}]}})
+    result = cli("reset-kill", "--reason", "checked")
+    assert (result.code, result.out) == (1, "")
+    assert "still killed: symbol X; `sigma9 reset-kill --scope symbol=X --reason ...` resets it" in result.err
 
 
 # --- orders ---------------------------------------------------------------------------------------------------
@@ -189,13 +220,15 @@ def test_rejected_by_risk(cli: Any, web: Any) -> None:
 
 
 def test_preview(cli: Any, web: Any) -> None:
-    """A preview shows every verdict and the rest of the answer."""
-    web.does("preview_order", {"verdicts": ORDER["verdicts"], "margin": 1505.0})
+    """A preview shows every verdict, whether the order would be sent, and the rest of the answer."""
+    body = {"approved": False, "intent": "entry", "verdicts": ORDER["verdicts"], "margin": None}
+    web.does("preview_order", body)
     result = cli("order", "preview", "AAPL", "buy", "10")
     assert result.out.splitlines() == [
         "allow  max_order_value R2 (1505 of 5000)",
         "refuse session R13: market closed",
-        "margin: 1505",
+        "it would be refused",
+        "intent: entry",
     ]
     assert "id" not in web.asked[0].body
 
@@ -203,12 +236,13 @@ def test_preview(cli: Any, web: Any) -> None:
 def test_modify_and_cancel(cli: Any, web: Any) -> None:
     """Changing and cancelling name the order and only what changes."""
     web.does("modify_order", ORDER)
-    web.does("cancel_order", {"order_id": "o1"})
-    web.does("cancel_all", {"cancelled_orders": ["o1", "o2"]})
+    web.does("cancel_order", {"order": {**ORDER, "status": "cancelled"}})
+    web.does("cancel_all", {"cancelled": ["o1", "o2"], "pending": ["o3"]})
     assert cli("order", "modify", "o1", "--limit-price", "151").out.startswith("o1: accepted")
-    assert cli("order", "cancel", "o1").out == "order id: o1\n"
-    assert cli("order", "cancel-all").out == "cancelled orders: o1, o2\n"
-    assert cli("order", "cancel-all", "--protective").code == 0
+    assert cli("order", "cancel", "o1").out.startswith("o1: cancelled buy 10 AAPL")
+    assert cli("order", "cancel-all").out == "cancelled: o1, o2\nnot confirmed yet: o3; see `sigma9 order list`\n"
+    web.does("cancel_all", {"cancelled": [], "pending": []})
+    assert cli("order", "cancel-all", "--protective").out == "there was nothing of ours to cancel\n"
     assert [asked.body for asked in web.asked] == [
         {"order_id": "o1", "limit_price": 151},
         {"order_id": "o1"},
@@ -224,20 +258,43 @@ def test_list_orders(cli: Any, web: Any) -> None:
     assert lines[0].split()[:3] == ["order", "id", "status"]
     assert lines[1].split()[:6] == ["o1", "accepted", "AAPL", "buy", "10", "0"]
     assert cli("order", "list", "--format", "json").json == [ORDER]
-    assert cli("order", "list", "--format", "csv").out.startswith("status,order_id,")
+    header, row = cli("order", "list", "--format", "csv").out.splitlines()
+    assert row.startswith("accepted,o1,,AAPL,buy,10,limit,150.5,")
     web.says("/api/orders", {"count": 0, "orders": []})
     assert cli("order", "list").out == "no open orders\n"
+    assert cli("order", "list", "--format", "csv").out.splitlines() == [header]
+    assert header.split(",") == list(OrderView.model_fields)
 
 
 def test_close(cli: Any, web: Any) -> None:
     """One symbol, or all of ours, but never none and never both."""
-    web.does("close_position", {})
-    assert cli("close", "AAPL").out == "done\n"
+    web.does("close_position", {"orders": [], "refused": {}})
+    assert cli("close", "AAPL").out == "there is no position of ours to close\n"
     assert cli("close", "--all").code == 0
     assert cli("close", "*").code == 0
     assert [asked.body["symbol"] for asked in web.asked] == ["AAPL", "*", "*"]
     assert cli("close").code == 2
     assert cli("close", "AAPL", "--all").code == 2
+
+
+def test_what_is_closed(cli: Any, web: Any) -> None:
+    """Each closing order is one readable line; what could not be closed is told, and is exit code 1."""
+    order = {**ORDER, "side": "sell", "order_type": "market", "limit_price": None}
+    some = {**order, "symbol": "X", "order_id": "o2", "filled_quantity": 4, "average_price": 9.5}
+    done = {**some, "status": "filled", "filled_quantity": 10}
+    web.does("close_position", {"orders": [order, {**some, "status": "partially_filled"}, done], "refused": {}})
+    result = cli("close", "--all")
+    assert result.code == 0
+    assert result.out.splitlines() == [
+        "closing AAPL: sell 10, accepted (order o1)",
+        "closing X: sell 10, partially_filled 4 at 9.5 (order o2)",
+        "closing X: sell 10, filled at 9.5 (order o2)",
+    ]
+    assert cli("close", "--all", "--format", "json").json["result"]["orders"][0] == order
+    web.does("close_position", {"orders": [], "refused": {"MSFT": "it is being closed already"}})
+    result = cli("close", "--all")
+    assert (result.code, result.out) == (1, "nothing is being closed\n")
+    assert result.err == "sigma9: MSFT is not closed: it is being closed already\n"
 
 
 # --- plugins, risk, schedule ----------------------------------------------------------------------------------
@@ -287,7 +344,9 @@ def test_explain(cli: Any, web: Any) -> None:
 
 def test_schedule(cli: Any, web: Any) -> None:
     """The jobs are listed."""
-    job = {"id": "scan", "next_run": "T1", "last_run": None, "last_result": None}
+    job = {"id": "scan", "next_run": "2026-11-20T14:45:00.000000Z", "last_run": None, "last_result": None}
     web.says("/api/schedule", {"timezone": "America/New_York", "jobs": [job]})
     assert cli("schedule", "list", "--format", "json").json == [job]
-    assert cli("schedule", "list").out.splitlines()[1].split() == ["scan", "T1", "-", "-"]
+    header, row = cli("schedule", "list").out.splitlines()
+    assert "next run (market time, UTC)" in header
+    assert row.split() == ["scan", "2026-11-20", "14:45:00", "-", "-"]

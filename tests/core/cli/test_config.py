@@ -80,7 +80,33 @@ def test_check_asks_the_plugins(cli: Any, alone: Path) -> None:
     result = cli("config", "check")
     assert result.code == 2
     assert "  server_config.yaml:1: broker: there is no broker 'pitt'" in result.err
-    assert "  server_config.yaml:3: notifiers.0.config.limit: must be a valid integer" in result.err
+    assert "  server_config.yaml:3: notifiers.0.config.limit: must be a whole number, not 'many'" in result.err
+
+
+def test_check_and_run_tell_the_file_and_the_plugins_at_once(cli: Any, alone: Path) -> None:
+    """What the file gets wrong does not hide what its plugins do: one list, by line, for both commands."""
+    prepare(alone, TEXT.format(broker="pitt", limit="many") + "nod: x\nscheduler: {calendar: XNYZ}\n")
+    check, run = cli("config", "check"), cli("run")
+    assert (check.code, run.code) == (2, 2)
+    assert check.err == run.err
+    assert [line.split(": ")[:2] for line in check.err.splitlines()[1:]] == [
+        ["  server_config.yaml:1", "broker"],
+        ["  server_config.yaml:3", "notifiers.0.config.limit"],
+        ["  server_config.yaml:5", "nod"],
+        ["  server_config.yaml:6", "scheduler.calendar"],
+    ]
+    assert "did you mean 'XNYS'?" in check.err
+    assert not (alone / "data").exists()
+
+
+def test_run_tells_every_fault_of_the_plugins_at_once(cli: Any, alone: Path) -> None:
+    """Where the file itself is clean, `run` says of the plugins what `config check` says."""
+    text = TEXT.format(broker="pitt", limit="many").replace("paths: [mine]", "paths: [mine], settings: {luod: {}}")
+    prepare(alone, text)
+    check, run = cli("config", "check"), cli("run")
+    assert (check.code, run.code) == (2, 2)
+    assert len(check.err.splitlines()) == 4
+    assert check.err.splitlines() == [line for line in run.err.splitlines() if "INFO" not in line][-4:]
 
 
 def test_check_names_other_files(cli: Any, alone: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -153,18 +154,102 @@ def test_rest_without_a_door(cli: Any, web: Any, local: DataDir) -> None:
 
 
 def test_a_server_without_rest(cli: Any, web: Any, local: DataDir, door: Door, mocker: MockerFixture) -> None:
-    """A server that says no address, for it serves no REST or only begins, is killed by its door all the same."""
-    # The default address belongs to the machine: another server may well listen there.
-    mocker.patch(
-        "http.client.HTTPConnection.connect", side_effect=ConnectionRefusedError(111, "Connection refused")
-    )
+    """A server that says no address, for it serves no REST or only begins, is killed by its door, and by no other
+    way: at the usual address another server may listen."""
+    rest = mocker.patch("http.client.HTTPConnection.connect")
     local.remove("server.json")
     assert cli("kill").code == 0
     assert len(door.asked) == 1
     door.answer = lambda: b""
     result = cli("kill")
     assert result.code == 3
+    assert "it has told no address for REST" in result.err
     assert "the last resort is `kill -USR1" in result.err
+    rest.assert_not_called()
+
+
+@dataclass
+class Others:
+    """Servers that run and are not meant: at the address of client_config.yaml, and on this folder's data."""
+
+    url: str
+    by_door: list[Any]
+    by_rest: list[Any]
+
+
+@pytest.fixture(name="others")
+def _others(web: Any, local: DataDir, door: Door, alone: Path, monkeypatch: pytest.MonkeyPatch) -> Others:
+    monkeypatch.delenv("SIGMA9_DATA_DIR")
+    (alone / "client_config.yaml").write_text(
+        f"server: {{host: 127.0.0.1, port: {web.http.server_port}, token: the-right-token}}", encoding="utf-8"
+    )
+    (alone / "data").symlink_to(local.path)
+    (alone / "dead").mkdir()
+    for name in ("kill_switch", "stop", "cancel_all", "close_position"):
+        web.does(name, {})
+    return Others(web.url, door.asked, web.asked)
+
+
+def test_the_others_would_be_reached(cli: Any, others: Others) -> None:
+    """Without a data folder that is named they are what a command finds."""
+    assert cli("kill").code == 0
+    assert cli("stop").code == 0
+    assert (len(others.by_door), len(others.by_rest)) == (1, 1)
+
+
+@pytest.mark.parametrize("folder", ["dead", "missing"])
+@pytest.mark.parametrize("variable", ["SIGMA9_URL", "SIGMA9_DATA_DIR"])
+def test_a_named_data_folder_without_a_server(
+    cli: Any, others: Others, monkeypatch: pytest.MonkeyPatch, variable: str, folder: str
+) -> None:
+    """A kill of a data folder on which no server runs kills nothing, says so with its name, and is exit code 3:
+    with the folder in SIGMA9_DATA_DIR as with --data-dir, which also beats SIGMA9_URL."""
+    path = str(Path(folder).absolute())
+    by_option = variable == "SIGMA9_URL"
+    monkeypatch.setenv(variable, others.url if by_option else path)
+    result = cli("kill", *(["--data-dir", folder] if by_option else []))
+    assert (result.code, result.out) == (3, "")
+    assert result.err.startswith("sigma9: nothing was killed: ")
+    assert path in result.err
+    assert result.err.count("\n") == 1
+    assert (others.by_door, others.by_rest) == ([], [])
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "status",
+        "watch",
+        "stop",
+        "close --all",
+        "order cancel-all",
+        "order list",
+        "risk list",
+        "plugin list",
+        "schedule list",
+        "journal list",
+        "journal follow",
+        "reset-kill --reason x",
+    ],
+)
+def test_no_command_goes_elsewhere(cli: Any, alone: Path, others: Others, command: str) -> None:
+    """Every command that asks a server keeps to the data folder that is named."""
+    result = cli(*command.split(), "--data-dir", "dead")
+    assert (result.code, result.out) == (3, "")
+    assert f"no server runs on the data folder {alone / 'dead'} (named by --data-dir)" in result.err
+    assert (others.by_door, others.by_rest) == ([], [])
+
+
+def test_the_named_data_folder_is_killed(cli: Any, web: Any, alone: Path, door: Door, local: DataDir) -> None:
+    """A named data folder beats SIGMA9_URL and client_config.yaml; its server is killed by its own door."""
+    (alone / "client_config.yaml").write_text("server: {host: trader}", encoding="utf-8")
+    assert cli("kill", "--data-dir", str(local.path)).code == 0
+    assert (len(door.asked), web.asked) == (1, [])
+    door.answer = lambda: b""
+    web.does("kill_switch", RESULT)
+    result = cli("kill", "--data-dir", str(local.path))
+    assert result.code == 0
+    assert len(web.asked) == 1
 
 
 def test_elsewhere(cli: Any, web: Any, door: Door) -> None:
@@ -215,6 +300,16 @@ def test_a_broken_client_config(cli: Any, alone: Path, local: DataDir, door: Doo
     local.remove("server.json")
     assert cli("kill").code == 0
     assert len(door.asked) == 2
+
+
+def test_a_broken_client_config_and_an_url(cli: Any, web: Any, alone: Path, door: Door) -> None:
+    """A fault in client_config.yaml does not stand before the kill of a server that is named by its URL either."""
+    (alone / "client_config.yaml").write_text("server: {hots: x}\n", encoding="utf-8")
+    web.does("kill_switch", RESULT)
+    result = cli("kill", "--url", web.url, "--token", "the-right-token")
+    assert result.code == 0
+    assert f"killing the server at {web.url}, although: " in result.err
+    assert (len(web.asked), door.asked) == (1, [])
 
 
 def test_a_broken_client_config_and_no_server(cli: Any, alone: Path) -> None:

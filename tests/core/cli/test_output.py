@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import sys
+from typing import Any
 
 import pytest
 
@@ -41,8 +42,9 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_csv(capsys: pytest.CaptureFixture[str]) -> None:
-    """CSV has every key, in the order of the rows; lists are JSON, nothing is empty."""
-    show_rows(ROWS, ("symbol",), "csv")
+    """CSV has the fields, whatever the rows have; lists are JSON, nothing is empty."""
+    fields = ("symbol", "quantity", "price", "tags", "open", "note", "extra")
+    show_rows(ROWS, ("symbol",), "csv", fields=fields)
     found = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert found[0] == {
         "symbol": "AAPL",
@@ -54,6 +56,39 @@ def test_csv(capsys: pytest.CaptureFixture[str]) -> None:
         "extra": "",
     }
     assert found[1]["extra"] == '{"k": 1}'
+
+
+def test_the_header_of_csv_is_always_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    """A list without rows, with some, and one of a newer server with more fields have the same columns."""
+    lists: list[list[dict[str, int]]] = [[], [{"b": 1}], [{"new": 1, "a": 2, "b": 3}]]
+    for rows in lists:
+        show_rows(rows, ("a",), "csv", fields=("a", "b"))
+        assert capsys.readouterr().out.splitlines()[0] == "a,b"
+
+
+def test_times(capsys: pytest.CaptureFixture[str]) -> None:
+    """In a table a time is short, and its column says clock and zone; JSON and CSV have it as it is."""
+    rows: list[dict[str, Any]] = [{"at": "2026-11-20T14:45:00.123456Z"}, {"at": None}]
+    show_rows(rows, ("at",), "table", times={"at": "market time, UTC"})
+    assert capsys.readouterr().out.splitlines() == ["at (market time, UTC)", "2026-11-20 14:45:00", "-"]
+    show_rows(rows, ("at",), "csv", times={"at": "market time, UTC"})
+    assert capsys.readouterr().out == 'at\n2026-11-20T14:45:00.123456Z\n""\n'
+
+
+@pytest.mark.parametrize(("columns", "rich"), [("80", True), ("50", False)])
+def test_nothing_is_cut_off(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: str, rich: bool
+) -> None:
+    """On a terminal that is too narrow for a table its lines go on below: ids and times stay whole."""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", columns)
+    row = {"id": "01M82M1NRV608X8S12PYT9CTTT", "at": "2026-11-20T14:45:00Z", "reasons": "a long text " * 9}
+    show_rows([row], ("id", "at", "reasons"), "table", times={"at": "UTC"})
+    out = capsys.readouterr().out
+    assert ("─" in out) is rich
+    assert "01M82M1NRV608X8S12PYT9CTTT" in out
+    assert "2026-11-20 14:45:00" in out
+    assert "…" not in out
 
 
 @pytest.mark.parametrize(("form", "text"), [("table", "none here\n"), ("json", "[]\n"), ("csv", "a,b\n")])

@@ -39,6 +39,22 @@ def test_settings_reach_the_server(cli: Any, alone: Path, monkeypatch: pytest.Mo
     assert logging.getLogger("sigma9").level == level
 
 
+@pytest.mark.parametrize("folder", ["far", "a folder: #1", "${HOME}"])
+def test_the_data_folder_by_its_own_option(
+    cli: Any, alone: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    """`run --data-dir` names the data folder as it stands there, from the current folder on."""
+    got: list[Path] = []
+
+    def run_server(loaded: Loaded, *_: object) -> int:
+        got.append(loaded.settings.data_dir)
+        return 0
+
+    monkeypatch.setattr(serve, "run_server", run_server)
+    assert cli("run", "--data-dir", folder, "--set", "node=here").code == 0
+    assert got == [alone / folder]
+
+
 def test_faults_end_the_start(cli: Any, alone: Path) -> None:
     """A wrong configuration ends the start with exit code 2 and every fault; nothing is made on disk."""
     (alone / "server_config.yaml").write_text("server: {port: x}\nnod: y\n", encoding="utf-8")

@@ -56,3 +56,13 @@ def test_another_folder(cli: Any, alone: Path) -> None:
     book = TokenBook(DataDir(alone / "else"))
     book.start()
     assert book.right_of(secret) == ("phone", "read")
+
+
+def test_the_folder_on_either_side(cli: Any, alone: Path) -> None:
+    """--data-dir is taken before and after the action."""
+    cli("token", "create", "phone", "--right", "read", "--data-dir", "else")
+    assert "phone" in cli("token", "--data-dir", "else", "list").out
+    result = cli("token", "list", "--data-dir", "else")
+    assert "created (wall time, UTC)" in result.out
+    assert "phone" in result.out
+    assert cli("token", "revoke", "phone", "--data-dir", "else").code == 0

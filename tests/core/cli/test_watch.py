@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -20,8 +21,10 @@ from websockets.sync.server import Server, ServerConnection, serve
 
 from sigma9_core.cli.client import Refused, Unreachable
 from sigma9_core.cli.watch import Watcher
+from sigma9_core.datadir import DataDir
 
 TOKEN = "the-right-token"
+SHOWN = {"types": "trade_event,watchlist_update,status_update,log"}
 
 
 def event(kind: str, seq: int | None, **data: Any) -> dict[str, Any]:
@@ -95,7 +98,7 @@ def _feed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Feed]:
 @pytest.fixture(name="watcher")
 def _watcher() -> Callable[..., Watcher]:
     def make(**options: Any) -> Watcher:
-        given = {"types": None, "symbols": None, "level": None, "after": None, "format": "json"}
+        given = {"types": None, "all": False, "symbols": None, "level": None, "after": None, "format": "json"}
         address = {"url": None, "token": None, "client_config": None, "data_dir": None}
         return Watcher(argparse.Namespace(**{**given, **address, **options}))
 
@@ -115,7 +118,7 @@ def test_follow(feed: Feed, watcher: Callable[..., Watcher], capsys: pytest.Capt
     assert seen(capsys) == [None, None, 5, None, 6]
     watching.follow()
     assert seen(capsys) == [7, None, None, 8]
-    assert feed.queries == [{}, {"after": "6"}]
+    assert feed.queries == [SHOWN, {**SHOWN, "after": "6"}]
 
 
 def test_snapshots_are_shown_once(
@@ -125,7 +128,7 @@ def test_snapshots_are_shown_once(
     for journal in ("j1", "j1", "j2"):
         feed.gives(*snapshots(4, journal))
     watching = watcher(format="lines")
-    for expected in (2, 0, 2):
+    for expected in (3, 0, 2):  # the first time with a header
         watching.follow()
         captured = capsys.readouterr()
         assert len(captured.out.splitlines()) == expected
@@ -143,6 +146,50 @@ def test_filters(feed: Feed, watcher: Callable[..., Watcher]) -> None:
     assert feed.queries == [{**kept, "after": "9"}, {**kept, "after": "11"}]
 
 
+def test_market_data_only_where_asked_for(feed: Feed, watcher: Callable[..., Watcher], cli: Any) -> None:
+    """By default market data stay away: a person asks for them by --all or by --types, not by both."""
+    for options in ({}, {"symbols": "AAPL"}, {"all": True}, {"types": "market_data"}):
+        feed.gives()
+        watcher(**options).follow()
+    assert feed.queries == [SHOWN, {**SHOWN, "symbols": "AAPL"}, {}, {"types": "market_data"}]
+    assert "market data" in cli("watch", "--help").out
+    assert cli("watch", "--all", "--types", "log").code == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "shown"), [({}, 1), ({"format": "json"}, 2), ({"all": True}, 2), ({"types": "log"}, 2)]
+)
+def test_the_same_is_not_said_twice(
+    feed: Feed,
+    watcher: Callable[..., Watcher],
+    capsys: pytest.CaptureFixture[str],
+    options: dict[str, Any],
+    shown: int,
+) -> None:
+    """A person who has not chosen the types sees an order as its event, not as the console's log line too."""
+    line = event("log", None, level="info", logger="sigma9.console", message="BUY 1 X filled")
+    feed.gives(event("trade_event", 5, event="filled"), line)
+    watcher(**{"format": "lines", **options}).follow()
+    lines = [line for line in capsys.readouterr().out.splitlines() if "filled" in line]
+    assert len(lines) == shown
+
+
+def test_a_server_that_is_away_is_not_another_one(
+    feed: Feed, watcher: Callable[..., Watcher], alone: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """While the server of a named data folder starts anew, the watch waits for it, and asks nobody else."""
+    data = DataDir(alone / "far")
+    with data:
+        data.lock("main")
+        data.announce(feed.url, "main")
+        watching = watcher(data_dir=data.path, token=TOKEN)
+        feed.gives()
+        watching.follow()
+    assert watching.follow() == 5.0
+    assert f"no server runs on the data folder {data.path}" in capsys.readouterr().err
+    assert len(feed.queries) == 1
+
+
 def test_a_quiet_time_is_not_lost(feed: Feed, watcher: Callable[..., Watcher]) -> None:
     """Where only the snapshots came, the next connection still asks from their number on."""
     feed.gives(*snapshots(42))
@@ -150,7 +197,7 @@ def test_a_quiet_time_is_not_lost(feed: Feed, watcher: Callable[..., Watcher]) -
     watching = watcher()
     watching.follow()
     watching.follow()
-    assert feed.queries[1] == {"after": "42"}
+    assert feed.queries[1] == {**SHOWN, "after": "42"}
 
 
 def test_out_of_range(feed: Feed, watcher: Callable[..., Watcher], capsys: pytest.CaptureFixture[str]) -> None:
@@ -164,7 +211,7 @@ def test_out_of_range(feed: Feed, watcher: Callable[..., Watcher], capsys: pytes
     assert "older than what is kept; going on with what comes now" in capsys.readouterr().err
     feed.gives()
     watching.follow()
-    assert feed.queries[-1] == {}
+    assert feed.queries[-1] == SHOWN
     feed.refuse = [(409, body)]
     with pytest.raises(Refused, match="older than what is kept"):
         watcher(after=6).follow()
@@ -232,12 +279,13 @@ def test_until_interrupted(feed: Feed) -> None:
     )
     try:
         assert process.stdout is not None
-        lines = [process.stdout.readline() for _ in range(3)]
+        lines = [process.stdout.readline() for _ in range(4)]
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=20)
     finally:
         process.kill()
         process.communicate()
-    assert "engine running" in lines[0]
-    assert lines[2].endswith("info       sigma9.engine: hello\n")
+    assert lines[0].startswith("market time, UTC")
+    assert "engine running" in lines[1]
+    assert lines[3].endswith("info sigma9.engine: hello\n")
     assert (process.returncode, errors) == (130, "")

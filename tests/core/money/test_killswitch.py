@@ -112,6 +112,45 @@ async def test_a_latch_that_can_t_be_written_stops_nothing(room: MoneyRoom, mock
     assert room.kill.body()["latched"] is False
 
 
+async def test_a_latch_is_written_as_soon_as_its_disk_takes_it(
+    room: MoneyRoom, mocker: MockerFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill that could not be latched is, by itself, once there is space: a restart must know of it."""
+    monkeypatch.setattr(killswitch_module, "LATCH_AGAIN", 0.02)
+    write = room.latch.write
+    mocker.patch.object(room.latch, "write", side_effect=OSError(28, "No space left on device"))
+    await kill(room, scope=Scope(symbol="AAPL"))
+    await kill(room)
+    assert "the latch can't be written" in room.kill.body()["error"]
+    await asyncio.sleep(0.1)
+    assert not room.latch.read().scopes
+
+    mocker.patch.object(room.latch, "write", write)
+    await room.until(lambda: room.kill.body()["latched"])
+    assert room.kill.body()["error"] is None
+    assert {scope.key for scope in room.latch.read().scopes} == {None, ("symbol", "AAPL")}
+
+
+async def test_a_kill_beside_a_reset_does_not_latch_it_again(room: MoneyRoom, mocker: MockerFixture) -> None:
+    """Two writes of the latch at once: the scope that is being reset stays out of the other kill's write."""
+    await kill(room, scope=Scope(symbol="AAPL"))
+    await room.until(lambda: room.kill.body()["phase"] == "done")
+    write, slow = room.latch.write, threading.Event()
+
+    def waiting(state: Any) -> None:
+        slow.wait(0.2)
+        write(state)
+
+    mocker.patch.object(room.latch, "write", waiting)
+    reset = asyncio.create_task(room.kill.reset("seen", Scope(symbol="AAPL"), "api"))
+    await asyncio.sleep(0.02)
+    other = asyncio.create_task(kill(room, scope=Scope(symbol="MSFT")))
+    await asyncio.gather(reset, other)
+    await room.until(lambda: bool(room.latch.read().scopes))
+
+    assert [scope.key for scope in room.latch.read().scopes] == [("symbol", "MSFT")]
+
+
 async def test_a_second_kill_joins_the_first(room: MoneyRoom) -> None:
     """Two kills make one close a symbol, and one latch."""
     held = await room.enter()
@@ -393,7 +432,7 @@ async def test_the_answer_names_what_is_pending(room: MoneyRoom) -> None:
 
 
 async def test_every_phase_says_what_is_left(room: MoneyRoom) -> None:
-    """From the first body on, a kill that is not done names the orders and positions that it still has to end."""
+    """A kill that is not done names the orders and positions that it still has to end, from its first body on."""
     held = await room.enter()
     await room.fill(held, "10")
     shown: list[dict[str, Any]] = []
@@ -404,9 +443,9 @@ async def test_every_phase_says_what_is_left(room: MoneyRoom) -> None:
     await room.until(lambda: room.kill.body()["phase"] == "done")
 
     phases = list(dict.fromkeys(body["phase"] for body in shown if body["state"] == "ON"))
-    assert phases == ["gated", "cancelling", "flattening", "done"]
+    assert phases == ["cancelling", "flattening", "done"]
     left = {body["phase"]: "AAPL" in body["pending"] for body in shown if body["state"] == "ON"}
-    assert left == {"gated": True, "cancelling": True, "flattening": True, "done": False}
+    assert left == {"cancelling": True, "flattening": True, "done": False}
 
 
 async def stop_back(room: MoneyRoom) -> Order:

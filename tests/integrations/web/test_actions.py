@@ -159,6 +159,19 @@ async def test_a_malformed_command_is_refused_and_not_dispatched(node: Node) -> 
     assert node.server.commands == []
 
 
+async def test_a_refusal_names_the_id_and_the_sender(node: Node) -> None:
+    """What never reaches the dispatcher is answered with the id of its header, and as what it came."""
+    async with node.http() as client, node.http("wrong") as stranger:
+        for who, headers, status, told in (
+            (client, {"Idempotency-Key": "a"}, 400, ("a", "api")),
+            (client, {"Idempotency-Key": "b", "User-Agent": "sigma9-cli/1"}, 400, ("b", "cli")),
+            (client, {"Idempotency-Key": "x" * 65}, 400, (None, "api")),
+            (stranger, {"Idempotency-Key": "c"}, 401, ("c", "api")),
+        ):
+            answer = await who.post("/api/orders", content=b"{", headers=headers)
+            assert (answer.status_code, (answer.json()["id"], answer.json()["source"])) == (status, told)
+
+
 async def test_a_body_may_repeat_what_path_and_header_say(node: Node) -> None:
     """The same value twice is no contradiction."""
     async with node.http() as client:

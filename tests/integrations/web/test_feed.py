@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from sigma9_core.bus import Interest
+from sigma9_core.clock import rfc3339, wall_now
 from sigma9_core.errors import JournalError
 from sigma9_core.events import LogLevel
 from sigma9_integrations.web import feed
@@ -97,7 +99,16 @@ async def test_a_bad_query_is_refused_with_its_name(node: Node) -> None:
         ("?after=-1", "after"),
     ):
         status, error = await refused(node, query)
-        assert (query, status, error["details"]) == (query, 400, {"field": field})
+        assert (query, status, error["code"], error["details"]) == (query, 422, "invalid", {"field": field})
+
+
+async def test_a_refused_handshake_has_the_headers_of_every_answer(node: Node) -> None:
+    """No cache keeps a refusal, and no browser guesses its type."""
+    for query, token in (("", None), ("?after=x", "secret-read")):
+        with pytest.raises(InvalidStatus) as caught:
+            await node.ws(query, token=token)
+        headers = caught.value.response.headers
+        assert (headers["cache-control"], headers["x-content-type-options"]) == ("no-store", "nosniff")
 
 
 async def test_a_number_outside_of_what_is_kept_is_refused(node: Node) -> None:
@@ -399,6 +410,18 @@ async def test_anything_else_is_answered_by_a_warning_to_that_client_alone(
             node.server.trade()
             assert (await reader.next())["type"] == "trade_event"
             assert (await quiet.next())["type"] == "trade_event"
+
+
+async def test_a_warning_has_wall_time_and_a_snapshot_market_time(node: Node, frames: type[Frames]) -> None:
+    """Where the market has its own clock, a log event tells the wall clock's time and a snapshot the market's."""
+    node.server.stepped.advance(wall_now() + timedelta(days=400))
+    market = rfc3339(node.server.clock.now())
+    async with node.ws() as connection:
+        reader = frames(connection)
+        assert [frame["ts"] for frame in await reader.snapshots()] == [market, market]
+        before = rfc3339(wall_now())
+        await connection.send("nonsense")
+        assert before <= (await reader.next())["ts"] <= rfc3339(wall_now())
 
 
 async def test_warnings_wait_for_the_snapshots(

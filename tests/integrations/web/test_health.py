@@ -25,6 +25,8 @@ STATUS: dict[str, Any] = {
     "version": "0.1.0",
     "market": {"open": True},
 }
+NARROW: dict[str, Any] = {"state": "OFF", "latched": True, "scopes": [{"symbol": "AAPL"}]}
+"""A kill of one symbol."""
 
 
 async def test_a_node_is_ready_when_every_part_is(node: Node) -> None:
@@ -33,7 +35,9 @@ async def test_a_node_is_ready_when_every_part_is(node: Node) -> None:
         ({}, []),
         ({"mqtt": "disabled"}, []),
         ({"engine": "paused"}, ["engine"]),
-        ({"engine": "killed", "kill_switch": {"latched": True}}, ["kill_switch", "engine"]),
+        ({"engine": "killed", "kill_switch": {"state": "ON", "latched": True}}, ["kill_switch", "engine"]),
+        ({"engine": "killed", "kill_switch": {"state": "ON", "latched": False}}, ["kill_switch", "engine"]),
+        ({"kill_switch": NARROW}, []),
         ({"broker": {**STATUS["broker"], "link": "down"}}, ["broker"]),
         ({"mqtt": "disconnected"}, ["mqtt"]),
         ({"feed": {"name": "x", "state": "disconnected"}}, ["feed"]),
@@ -48,6 +52,9 @@ async def test_a_node_is_ready_when_every_part_is(node: Node) -> None:
             answer = await client.get("/readyz")
             assert answer.status_code == (503 if missing else 200), change
             assert answer.json() == {"ready": not missing, "not_ready": missing}
+        node.server.board.set("status", STATUS)
+        node.server.broken.append("journal")
+        assert (await client.get("/readyz")).json() == {"ready": False, "not_ready": ["journal"]}
 
 
 async def test_figures_are_written_for_prometheus(node: Node) -> None:
@@ -95,6 +102,15 @@ async def test_figures_are_written_for_prometheus(node: Node) -> None:
     assert 'rule="off"' not in answer.text
     assert values["sigma9_websocket_clients"] == "1"
     assert values['sigma9_http_requests_total{status="404"}'] == "1"
+
+
+async def test_the_figure_of_the_kill_switch_is_that_of_the_whole_node(node: Node) -> None:
+    """A kill of everything counts, also where its latch could not be written; one of a single symbol does not."""
+    async with node.http() as client:
+        for kill, figure in (({"state": "ON", "latched": False}, "1"), (NARROW, "0")):
+            node.server.board.set("status", {**STATUS, "kill_switch": kill})
+            text = (await client.get("/metrics")).text
+            assert f"\nsigma9_kill_switch_latched {figure}\n" in text
 
 
 async def test_figures_of_an_empty_board_are_few_and_valid(node: Node) -> None:

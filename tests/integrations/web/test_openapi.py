@@ -131,3 +131,20 @@ async def test_bodies_are_described_as_they_are_sent(node: Node) -> None:
         *("open_orders", "watchlist_count", "day_pnl", "seq", "journal_id", "node", "version", "contract"),
         *("started_at", "clock", "market"),
     }
+
+
+async def test_the_document_says_whose_commission_is_told(node: Node) -> None:
+    """A trade's commission is said to be the fill's own, an order's and a trade_event's to be cumulative."""
+    found = await document(node)
+    schemas = found["components"]["schemas"]
+    trades = found["paths"]["/api/trades"]["get"]["description"]
+    assert "In a trade_event, and in an order, `commission` is cumulative per order" in trades
+    assert "this fill alone" in schemas["Fill"]["properties"]["commission"]["description"]
+    assert "whole order" in schemas["OrderView"]["properties"]["commission"]["description"]
+    assert schemas["Fill"]["properties"]["quantity"] == {
+        "type": "number",
+        "description": "Of the whole order, not of this fill.",
+    }
+    async with node.http() as client:
+        events = (await client.get("/asyncapi.json")).json()["components"]["schemas"]
+    assert "whole order so far" in events["TradeEvent"]["properties"]["commission"]["description"]

@@ -6,10 +6,14 @@ import re
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING
 
-from sigma9_integrations.web.pages import FILES, FOLDER
+from sigma9_integrations.web.pages import FILES, FOLDER, SCRIPTS
 
 if TYPE_CHECKING:
     from tests.integrations.web.conftest import Node
+
+
+MODULES = tuple(f"{name}.js" for name in SCRIPTS if name != "docs")
+"""The scripts of the dashboard."""
 
 
 class Page(HTMLParser):
@@ -57,14 +61,14 @@ def test_pages_take_nothing_from_elsewhere_and_hold_no_inline_code() -> None:
             assert not [key for key in attributes if key.startswith("on") or key == "style"], tag
             assert tag != "style"
             assert tag != "script" or attributes.get("src")
-    for name in ("dashboard.css", "dashboard.js", "docs.js"):
+    for name in ("dashboard.css", *MODULES, "docs.js"):
         text = (FOLDER / name).read_text()
         assert not re.search(r"https?://|@import|url\(", text), name
 
 
 def test_scripts_write_text_and_never_markup() -> None:
     """What comes from outside can't become markup or code, and no token gets into an address or a cookie."""
-    for name in ("dashboard.js", "docs.js"):
+    for name in (*MODULES, "docs.js"):
         text = (FOLDER / name).read_text()
         for word in (
             "innerHTML",
@@ -78,14 +82,14 @@ def test_scripts_write_text_and_never_markup() -> None:
             assert word not in text, (name, word)
         for word in ("localStorage", "document.cookie", "token=", "location.search", "location.hash"):
             assert word not in text, (name, word)
-        assert '"use strict"' in text
+        assert '"use strict"' in text or "import " in text or "export " in text  # a module is always strict
 
 
 def test_scripts_find_every_element_that_they_use() -> None:
     """Each id that a script asks for stands in its page."""
-    for page_name, script in (("dashboard.html", "dashboard.js"), ("docs.html", "docs.js")):
+    for page_name, scripts in (("dashboard.html", MODULES), ("docs.html", ("docs.js",))):
         ids = Page((FOLDER / page_name).read_text()).ids()
-        text = (FOLDER / script).read_text()
+        text = "".join((FOLDER / script).read_text() for script in scripts)
         used = set(re.findall(r'\$\("([a-z-]+)"\)', text)) | set(re.findall(r'note\("([a-z-]+)"', text))
         assert used
         assert used <= ids, used - ids
@@ -99,11 +103,11 @@ def test_pages_can_be_used_without_seeing_them() -> None:
         labelled = {attributes.get("for") for tag, attributes in page.tags if tag == "label"}
         assert ("html", {"lang": "en"}) in page.tags
         for tag, attributes in page.tags:
-            if tag in ("input", "select") and attributes["id"] != "level":  # that one stands inside its label
+            if tag in ("input", "select") and attributes["id"] not in ("level", "kinds"):  # inside of their labels
                 assert attributes["id"] in labelled
             if tag == "button":
                 assert attributes.get("type") in ("button", "submit")
-            if tag in ("section", "dialog") or attributes.get("role") in ("region", "log"):
+            if tag in ("section", "dialog") or attributes.get("role") in ("region", "log", "tablist", "tabpanel"):
                 assert attributes.get("aria-labelledby") in ids
             if tag == "th":
                 assert attributes.get("scope") == "col"
@@ -127,8 +131,9 @@ def test_the_dashboard_uses_paths_that_exist() -> None:
 
     known = {read.path for read in READS} | {spec.alias.path for spec in BUILT_IN.values() if spec.alias}
     patterns = [re.sub(r"\{\w+\}", "X", path) for path in known]
-    text = (FOLDER / "dashboard.js").read_text()
+    text = "".join((FOLDER / name).read_text() for name in MODULES)
     paths = {re.sub(r"\$\{[^}]*\}", "X", found) for found in re.findall(r'["`](/api/[^"`]*)["`]', text)}
-    paths.discard("/api/X")  # read by name: status, account, positions, orders, watchlist
-    assert paths
+    paths.discard("/api/X")  # the panels are read by name
+    paths = {path.partition("?")[0] for path in paths}
+    assert {"/api/kill-switch", "/api/events", "/api/risk/X/clear"} <= paths
     assert paths <= set(patterns), paths - set(patterns)

@@ -175,7 +175,23 @@ def test_changes_of_the_kill_switch_are_lines_and_other_changes_are_not(caplog: 
             "WARNING",
             "kill switch ON; flattening, waiting_for_market; 2 cancelled; 1 pending; NOT LATCHED: panic (by mqtt)",
         ),
-        ("WARNING", "kill switch OFF"),
+        ("INFO", "kill switch OFF"),
+    ]
+
+
+def test_a_kill_switch_that_is_off_at_the_start_is_no_news(caplog: pytest.LogCaptureFixture) -> None:
+    """What did not change is not told: not OFF at a start, not the same state twice; a latch from before is."""
+    off = {"state": "OFF", "latched": False, "phase": "off", "scopes": [], "cancelled": []}
+    part = {**off, "latched": True, "phase": "done", "scopes": [{"symbol": "ABCD"}]}
+
+    def told(state: dict[str, Any]) -> Event:
+        return event("status_update", StatusUpdate(changed=("kill_switch",), status={"kill_switch": state}))
+
+    assert lines(caplog, told(off), told(off)) == []
+    caplog.clear()
+    assert [level for level, _ in lines(caplog, told(part), told(part), told(off), told(off))] == [
+        "WARNING",
+        "INFO",
     ]
 
 
