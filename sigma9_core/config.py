@@ -176,14 +176,30 @@ DEFAULT_RISK = tuple(
         "max_order_value",
         "price_collar",
         "max_position",
+        "max_exposure",
+        "concentration",
         "max_open",
         "loss_limit",
+        "order_rate",
+        "repeated_execution",
         "duplicate_order",
+        "instruments",
         "session",
+        "buying_power",
         "account_guard",
+        "signal_age",
+        "reference_data",
+        "slippage_watch",
+        "loss_streak",
+        "self_trade",
+        "day_trades",
+        "short_sales",
+        "halts",
+        "clock",
+        "feed_health",
     )
 )
-"""The built-in risk rules, each with its defaults, where `risk` is absent."""
+"""The built-in risk rules R1 to R25, each with its defaults, where `risk` is absent."""
 
 
 class Settings(Frozen):

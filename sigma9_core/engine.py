@@ -320,7 +320,7 @@ class Engine:
         self._undo.append(("status", self.status.stop))
         self.documents.open()
         self._undo.append(("documents", self.documents.close))
-        self._undo.append(("what is to be saved", lambda: _end(self._keeper)))
+        self._undo.append(("what is to be saved", self._end_keeping))
         self._undo.append(("latch", self._latch.close))
         self.bus.last_seq = self.journal.last_seq
         self._set_clock()
@@ -1063,6 +1063,14 @@ class Engine:
             else:
                 if self._to_keep.get(name) is document:  # else a newer one came meanwhile
                     del self._to_keep[name]
+
+    async def _end_keeping(self) -> None:
+        """Give what is still to be saved a last moment, and say what was not."""
+        if self._keeper is not None:
+            await asyncio.wait([self._keeper], timeout=SAVE_AGAIN)
+            await _end(self._keeper)
+        if self._to_keep:
+            log.error("not saved: the documents %s", ", ".join(self._to_keep))
 
     async def _save(self, name: str, document: Mapping[str, Any]) -> None:
         self._to_keep.pop(name, None)  # this one is newer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import shlex
@@ -129,6 +130,8 @@ class Process:
             await engine.start(door)
         except KeyboardInterrupt:  # polars makes it of a Ctrl-C that comes while it reads files for the start
             return self._code_when_asked
+        # What stands by now stays; a collection that goes through all of it holds every thread up, a kill's too.
+        gc.freeze()
         if engine.url is not None:
             self._data.announce(engine.url, self.settings.node, self.settings.server.tls.cert)
         return await self._work(engine)

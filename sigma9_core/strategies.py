@@ -197,8 +197,8 @@ class StrategyRunner:
             side=signal.side,
             quantity=quantity,
             order_type=signal.order_type,
-            limit_price=None if signal.limit_price is None else rounded(Decimal(str(signal.limit_price))),
-            stop_price=None if signal.stop_price is None else rounded(Decimal(str(signal.stop_price))),
+            limit_price=_price(signal.limit_price, facts.tick),
+            stop_price=_price(signal.stop_price, facts.tick),
             time_in_force=signal.time_in_force,
             strategy=strategy,
             source="strategy",
@@ -206,14 +206,18 @@ class StrategyRunner:
             reason="; ".join(signal.reasons) or None,
             exit_plan=signal.exit_plan,
             signal={
+                **signal.details,
                 "score": signal.score,
                 "price": signal.price,
                 "ts": signal.ts.isoformat(),
                 "sized": float(quantity),
-                **signal.details,
             },
         )
         return request, facts.price
+
+
+def _price(price: float | None, tick: Decimal | None) -> Decimal | None:
+    return None if price is None else rounded(Decimal(str(price)), tick)
 
 
 def _watch(trigger: Trigger, items: Sequence[WatchlistItem], known: frozenset[str], history: History) -> bool:

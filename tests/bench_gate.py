@@ -1,50 +1,46 @@
 """Measure what the risk gate costs an order; run by hand, not a test.
 
-python tests/bench_gate.py: nine built-in rules with their defaults, 50 working orders, 10 positions, 500 marks.
+python tests/bench_gate.py: the built-in rules with their defaults, 50 working orders, 10 positions, 500 marks.
 """
 
 # ruff: noqa: T201
 from __future__ import annotations
 
 import asyncio
+import importlib
 import sys
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from decimal import Decimal
+from pathlib import Path
 from statistics import median, quantiles
 from time import perf_counter
-from zoneinfo import ZoneInfo
+from typing import Any
 
+from sigma9_core.calendar import Calendar
 from sigma9_core.clock import SteppedClock
-from sigma9_core.contracts import RiskRule, RiskView
-from sigma9_core.models import Intent, OrderRequest, OrderView, RuleUsage, Verdict
+from sigma9_core.config import DEFAULT_RISK, Settings
+from sigma9_core.contracts import PluginContext, RiskRule, RiskView
+from sigma9_core.models import Frozen, Intent, OrderRequest, OrderView, RuleUsage, Verdict
 from sigma9_core.money.gate import GuardedRule, RiskGate
-from sigma9_core.testing.risk_views import NOW, holding, mark, order, sent, shown, view
-from sigma9_plugins.risk.account_guard import AccountGuard, AccountGuardConfig
-from sigma9_plugins.risk.duplicate_order import DuplicateOrder, DuplicateOrderConfig
-from sigma9_plugins.risk.loss_limit import LossLimit, LossLimitConfig
-from sigma9_plugins.risk.max_open import MaxOpen, MaxOpenConfig
-from sigma9_plugins.risk.max_order_quantity import MaxOrderQuantity, MaxOrderQuantityConfig
-from sigma9_plugins.risk.max_order_value import MaxOrderValue, MaxOrderValueConfig
-from sigma9_plugins.risk.max_position import MaxPosition, MaxPositionConfig
-from sigma9_plugins.risk.price_collar import PriceCollar, PriceCollarConfig
-from sigma9_plugins.risk.session import SessionConfig, SessionHours
+from sigma9_core.testing.risk_views import NOW, SESSION, holding, mark, order, sent, shown, view
 
 ROUNDS = 3_000
 
 
 def rules() -> list[RiskRule]:
-    """Build the nine, with room for the bench's orders."""
-    return [
-        MaxOrderQuantity("max_order_quantity", MaxOrderQuantityConfig()),
-        MaxOrderValue("max_order_value", MaxOrderValueConfig()),
-        PriceCollar("price_collar", PriceCollarConfig()),
-        MaxPosition("max_position", MaxPositionConfig()),
-        MaxOpen("max_open", MaxOpenConfig(max_positions=20, max_orders=100)),
-        LossLimit("loss_limit", LossLimitConfig()),
-        DuplicateOrder("duplicate_order", DuplicateOrderConfig()),
-        SessionHours("session", SessionConfig(), ZoneInfo("America/New_York")),
-        AccountGuard("account_guard", AccountGuardConfig()),
-    ]
+    """Build all of the built-in set, with room for the bench's orders."""
+    context = PluginContext("", Settings(), SteppedClock("replay", NOW), Calendar("XNYS", [SESSION]), Path())
+    room = {"max_open": {"max_positions": 20, "max_orders": 100}, "max_exposure": {"max_gross_percent": 1000}}
+    built: list[RiskRule] = []
+    for entry in DEFAULT_RISK:
+
+        def register(name: str, factory: Any, config: type[Frozen]) -> None:
+            settings = config.model_validate(room.get(name, {}))
+            built.append(factory(settings, replace(context, name=name)))
+
+        importlib.import_module(f"sigma9_plugins.risk.{entry.plugin}").register_risk_rules(register)
+    return built
 
 
 def moment() -> RiskView:
@@ -106,15 +102,16 @@ async def main() -> None:
         ],
         clock,
     )
-    entry = order("S005", "buy", 11)
+    # Below the resting sales: a market order would meet them, and be refused.
+    entry = order("S005", "buy", 11, order_type="limit", limit_price=Decimal(99))
     leave = order("S005", "sell", 5, "reduce")
     print(f"Python {sys.version.split()[0]}, {ROUNDS} rounds")
     for each, asked in ((gate, entry), (gate, leave), (wide, entry)):
         decided = await each.decide("o", asked, seen)
         assert decided.approved is not None, decided.refused
-    await timed("entry, nine built-in rules", lambda: gate.decide("o", entry, seen))
+    await timed("entry, the built-in rules", lambda: gate.decide("o", entry, seen))
     await timed("reducing order", lambda: gate.decide("o", leave, seen))
-    await timed("entry, nine and three third-party rules", lambda: wide.decide("o", entry, seen))
+    await timed("entry, these and three third-party rules", lambda: wide.decide("o", entry, seen))
     gate.close()
     await timed("entry while killed", lambda: gate.decide("o", entry, seen))
     gate.reopen()
@@ -125,8 +122,8 @@ async def main() -> None:
     async def look() -> None:
         gate.trips(seen)
 
-    await timed("usage of nine rules", use)
-    await timed("trips of nine rules", look)
+    await timed("usage of all", use)
+    await timed("trips of all", look)
     await wide.stop()
 
 

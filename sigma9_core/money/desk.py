@@ -133,6 +133,7 @@ class OrderDesk:
         kill's close) does not wait for a journal that fails: its intent is a fact, written when it can be.
         """
         orders: list[Order] = []
+        handed_over = False
         try:
             margins = await self._ask_about(requests)
             async with self._decisions:
@@ -148,6 +149,7 @@ class OrderDesk:
             try:
                 more = decided(orders) if sending and decided is not None else ()
                 written = [*self._intents(orders, cause), *records, *more]
+                handed_over = True
                 if urgent:
                     await self._write_down(written)
                 else:
@@ -167,7 +169,9 @@ class OrderDesk:
                 await self._send(orders, approved)
         except asyncio.CancelledError:
             for order in orders:  # who asked has gone; what has left is `unknown` already
-                if order.status is OrderStatus.SUBMITTED and order.order_id in self.in_flight:
+                if not handed_over:
+                    self.orders.pop(order.order_id, None)  # it was never written down: there is nothing to end
+                elif order.status is OrderStatus.SUBMITTED and order.order_id in self.in_flight:
                     self.local(order, "cancelled", "not sent: whoever asked for it was stopped")
             raise
         finally:
@@ -205,7 +209,9 @@ class OrderDesk:
         sent = False
         try:
             async with self._decisions:
-                decision = await self.gate.decide(order_id, request, self.view())
+                # The signal of the first decision is no signal of this change, which a person makes.
+                judged = request.model_copy(update={"signal": None, "source": "api"})
+                decision = await self.gate.decide(order_id, judged, self.view())
                 if decision.approved is not None:
                     order.replacement = request
                     self._changes.append(self._clock.now())
@@ -446,11 +452,23 @@ class OrderDesk:
 
     # --- housekeeping ---------------------------------------------------------------------------------------
 
-    def adopt(self, orders: Iterable[Order], executions: Iterable[str], entries: Mapping[str, int]) -> None:
+    def adopt(
+        self,
+        orders: Iterable[Order],
+        executions: Iterable[str],
+        entries: Mapping[str, int],
+        recent: Iterable[Submission],
+    ) -> None:
         """Take back what the journal knows after a restart."""
+        self._recent.extend(recent)
         self.orders.update((order.order_id, order) for order in orders)
         self._executions.update(executions)
         self._entries.update(entries)
+
+    def tick_of(self, symbol: str) -> Decimal | None:
+        """Give the smallest step of a symbol's price where the broker has told it."""
+        known = self.surroundings.instruments.get(symbol)
+        return None if known is None else known.tick
 
     def knows_execution(self, exec_id: str) -> bool:
         """Tell whether an execution has been counted."""
@@ -478,7 +496,8 @@ class OrderDesk:
                 return  # facts wait for the disk; trading decisions do not wait for it
             else:
                 futures = [asyncio.wrap_future(future) for future in tuple(self._facts)]
-                await asyncio.wait(futures, timeout=1)
+                if futures:  # the journal's thread may have finished them since the look
+                    await asyncio.wait(futures, timeout=1)
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

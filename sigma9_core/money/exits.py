@@ -8,8 +8,8 @@ same one-cancels-all group. Guards are written to the journal as notes and taken
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final
@@ -58,6 +58,10 @@ class Guard:
     refused: int = 0
     retry_at: datetime | None = None
     ended: bool = False
+    exits: list[str] = field(default_factory=list)
+    """The orders that have closed some of it: one that is taken back brings the guard back."""
+    released: bool = False
+    """A person has cancelled its exits: what works is kept in line, and nothing new is sent."""
     busy: bool = field(default=False, repr=False)
     """A change of this guard's legs is on its way."""
 
@@ -77,6 +81,8 @@ class Guard:
             "trail_id": self.trail_id,
             "stop_price": None if self.stop_price is None else str(self.stop_price),
             "ended": self.ended,
+            "exits": self.exits,
+            "released": self.released,
         }
 
     @classmethod
@@ -97,6 +103,8 @@ class Guard:
             trail_id=body["trail_id"],
             stop_price=None if body.get("stop_price") is None else Decimal(body["stop_price"]),
             ended=body["ended"],
+            exits=[*body.get("exits", ())],
+            released=body.get("released", False),
         )
 
 
@@ -108,6 +116,8 @@ class ExitManager:
         """By symbol: one strategy owns a symbol at a time."""
         self.stands_down: Callable[[str, str | None], bool] = lambda _symbol, _strategy: False
         """Tells whether a flattening kill owns the exits of a symbol and strategy."""
+        self._over: dict[str, Guard] = {}
+        """The last guard of each symbol that has ended."""
         self._desk = desk
         self._clock = clock
         desk.followers.append(self._follow)
@@ -177,7 +187,7 @@ class ExitManager:
                     continue
                 guard.retry_at = None
                 self._review(guard)
-            if guard.opened_at is None or entry is None or entry.average_price is None:
+            if guard.opened_at is None or entry is None or entry.average_price is None or guard.released:
                 continue
             if guard.symbol in best and not entry.working:
                 self._trail(guard, entry.average_price, *best[guard.symbol])
@@ -220,6 +230,14 @@ class ExitManager:
                     guard.opened_at = (
                         entry.created_at
                     )  # the crash came before its note; the time stop runs from here
+            else:
+                self._over[guard.symbol] = guard
+
+    def release(self, symbols: Collection[str]) -> None:
+        """Send no more exits for these positions: a person has cancelled them. A new fill of an entry is guarded."""
+        for guard in [guard for symbol, guard in self.guards.items() if symbol in symbols]:
+            guard.released = True
+            self._remember(guard)
 
     def review(self) -> None:
         """Check every guard against its position and its working legs; called once the broker is reconciled."""
@@ -232,7 +250,9 @@ class ExitManager:
 
     def _stop(self, guard: Guard, quantity: Decimal, price: Decimal) -> OrderRequest:
         share = guard.plan.stop_percent / 100
-        stop_price = guard.stop_price or rounded(price * (1 - share if guard.side == "buy" else 1 + share))
+        stop_price = guard.stop_price or rounded(
+            price * (1 - share if guard.side == "buy" else 1 + share), self._desk.tick_of(guard.symbol)
+        )
         return self._leg(guard, quantity, "protective stop", protective=True).model_copy(
             update={"order_type": "stop", "stop_price": stop_price, "time_in_force": "gtc"}
         )
@@ -267,7 +287,7 @@ class ExitManager:
         if not reached or held == ZERO:
             return
         distance: dict[str, Any] = (
-            {"trail_amount": rounded(plan.trail_amount)}
+            {"trail_amount": rounded(plan.trail_amount, self._desk.tick_of(guard.symbol))}
             if plan.trail_amount is not None
             else {"trail_percent": plan.trail_percent}
         )
@@ -329,9 +349,12 @@ class ExitManager:
         order_id = step.order.order_id
         if step.event is OrderStatus.REPLACED and step.order.request.protective:
             guard.stop_price = step.order.request.stop_price  # also where a person moved it: it is not moved back
-        if order_id == guard.entry_id and step.fill is not None and guard.opened_at is None:
-            guard.opened_at = step.fill.ts
+        filled = None if step.applied is None else step.applied.fill
+        if order_id == guard.entry_id and filled is not None and (guard.opened_at is None or guard.released):
+            guard.opened_at, guard.released = guard.opened_at or filled.ts, False
             self._remember(guard)
+        if filled is not None and step.order.request.intent != "entry" and order_id not in guard.exits:
+            guard.exits.append(order_id)
         if order_id in (guard.stop_id, guard.trail_id, guard.time_id, guard.profit_id) and not step.order.working:
             if step.event in (OrderStatus.REJECTED, OrderStatus.EXPIRED):
                 self._refused(guard, step.order)
@@ -342,14 +365,20 @@ class ExitManager:
         self._review(guard)
 
     def _revive(self, step: Step) -> Guard | None:
-        """Guard a position that an entry opens after all: a fill that was on its way when its guard ended."""
-        request = step.order.request
-        if step.fill is None or request.intent != "entry" or request.exit_plan is None:
+        """Guard a position that is there after all: an entry filled late, or an exit was taken back."""
+        request, order_id = step.order.request, step.order.order_id
+        if step.fill is None:
             return None
-        group = f"exit-{request.symbol}-{step.order.order_id}"
-        guard = Guard(
-            request.symbol, request.side, request.strategy, step.order.order_id, group, request.exit_plan
-        )
+        group = f"exit-{request.symbol}-{order_id}"
+        if request.intent == "entry":
+            if request.exit_plan is None:
+                return None
+            guard = Guard(request.symbol, request.side, request.strategy, order_id, group, request.exit_plan)
+        else:
+            over = self._over.get(request.symbol)
+            if over is None or order_id not in over.exits or step.event is not OrderStatus.BUSTED:
+                return None
+            guard = replace(over, group=group, ended=False, released=False, refused=0, retry_at=None, busy=False)
         self.guards[request.symbol] = guard
         return guard
 
@@ -374,7 +403,7 @@ class ExitManager:
         )
         slots = (guard.stop_id, guard.trail_id, guard.time_id, guard.profit_id)
         legs = [leg for slot in slots if (leg := self._order(slot)) is not None and leg.working]
-        if not any(leg.order_id != guard.profit_id for leg in legs):
+        if not any(leg.order_id != guard.profit_id for leg in legs) and not guard.released:
             if not entering or price is not None:
                 self._restore(guard, quantity, price)
             return
@@ -406,7 +435,8 @@ class ExitManager:
             self._send(guard, self._stop(guard, quantity, price), "stop_id")
 
     def _refused(self, guard: Guard, order: Order) -> None:
-        guard.refused += 1
+        halted = any(verdict.code == "R23" and verdict.outcome == "refuse" for verdict in order.verdicts)
+        guard.refused += not halted  # a halt passes, and says nothing of whether stops are taken
         log.error("%s of %s was refused: %s", order.request.reason, guard.symbol, order.reason)
         self._try_later(guard)
 
@@ -421,6 +451,7 @@ class ExitManager:
             guard.retry_at = self._clock.now() + RETRY  # it stays until every leg has ended
             return
         guard.ended = True
+        self._over[guard.symbol] = guard
         self.guards.pop(guard.symbol, None)
         self._remember(guard)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, Select, and_, case, func, select, tuple_
@@ -14,11 +16,14 @@ from sigma9_core.clock import rfc3339
 from sigma9_core.contracts import EventPage
 from sigma9_core.errors import CommandError, JournalError
 from sigma9_core.events import EventType, TradeEvent
+from sigma9_core.models import OrderStatus
+from sigma9_core.models import OrderStatus
 from sigma9_core.money import rows
 from sigma9_core.money.integrity import unreadable, value_of, verify
 from sigma9_core.money.orders import ENDED
 from sigma9_core.money.records import CommandRecord, FillRecord, IntentRecord, NoteRecord
-from sigma9_core.money.tables import COMMANDS, EVENTS, FILLS, NOTES, ORDERS, adapt, file_of, where
+from sigma9_core.money.snapshot import Snapshot
+from sigma9_core.money.tables import COMMANDS, EVENTS, FILLS, NOTES, ORDERS, adapt, exists, file_of, mark_of, where
 
 PAGE: Final = 1000
 """Rows that a long read takes at once, so that it never holds a snapshot open for long."""
@@ -39,9 +44,13 @@ class History:
         path = file_of(self._url)
         if path is not None and not path.is_file():
             raise JournalError(f"there is no journal at {path}: start the server once, or name another file")
-        self._readers = adapt(self._url, writer=False)
+        self._readers = adapt(self._url, writer=None)
         try:
             with self._read() as connection:
+                if not exists(connection):
+                    raise JournalError(
+                        f"there is no journal at {self.where}: start the server once, or name another one"
+                    )
                 verify(connection, self.node, self.where, full=False)
         except JournalError:
             self.close()
@@ -57,6 +66,16 @@ class History:
         """Read the whole journal (seconds, where it is large); raise JournalError naming the first fault."""
         with self._read() as connection:
             verify(connection, self.node, self.where, full=True)
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Snapshot]:
+        """See one moment of the journal for as long as the `with` lasts: whole tables, as streams."""
+        with self._read() as connection:
+            yield Snapshot(connection, self.node)
+
+    def mark(self, folder: Path | None = None) -> Path | None:
+        """Tell where the high-water mark lies: beside the file, else in the folder where there is one."""
+        return mark_of(self._url, self.node, folder)
 
     # --- events ---------------------------------------------------------------------------------------------
 
@@ -87,7 +106,7 @@ class History:
     ) -> dict[str, Any]:
         """Give fills, newest first: `{"trades": [...], "cursor"}`; the cursor is null at the end (contract 5).
 
-        A trade's `commission` is this fill's own, as `last_quantity` and `last_price` are: they can be summed. An
+        A trade's `commission` is this fill's own, as its `last_quantity` is, so that both may be summed. An
         execution that the exchange took back is no trade any more. `since` is a market time. Raise CommandError
         `invalid` for a cursor that this did not give.
         """
@@ -168,9 +187,24 @@ class History:
             body = connection.execute(query).scalar()
         return None if body is None else rows.trade_event(body)
 
+    def ended_as(self, order_id: str) -> OrderStatus | None:
+        """Tell how an order has ended, None where it may still work; a late fill does not bring it back."""
+        query = (
+            select(EVENTS.c.event)
+            .where(EVENTS.c.node == self.node, EVENTS.c.order_id == order_id, EVENTS.c.event.in_(sorted(ENDED)))
+            .order_by(EVENTS.c.seq.desc())
+            .limit(1)
+        )
+        with self._read() as connection:
+            found = connection.execute(query).scalar()
+        return None if found is None else OrderStatus(found)
+
     def last_order_events(self) -> dict[str, TradeEvent]:
-        """Give the newest event of each order that has not ended, by order id, oldest order first."""
-        ended = func.max(case((EVENTS.c.event.in_(sorted(ENDED)), 1), else_=0))
+        """Give the newest event of each order that has not ended, by order id, oldest order first.
+
+        One may be `busted`: a fill of an order that works on was taken back.
+        """
+        ended = func.max(case((EVENTS.c.event.in_(sorted(ENDED - {OrderStatus.BUSTED})), 1), else_=0))
         newest = (
             select(func.max(EVENTS.c.seq).label("seq"))
             .where(EVENTS.c.node == self.node, EVENTS.c.order_id.is_not(None))

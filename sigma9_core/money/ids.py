@@ -11,10 +11,12 @@ import os
 import re
 import threading
 import time
+from datetime import UTC, datetime
 from typing import Final
 
 _ALPHABET: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _RANDOM_BITS: Final = 80
+_MADE: Final = re.compile(f"[0-7][{_ALPHABET}]{{25}}")
 _KILL: Final = re.compile(f"[{_ALPHABET}]{{26}}-K([0-9a-f]{{6}})")
 
 
@@ -37,6 +39,17 @@ class OrderIds:
             self._last = fresh if fresh > self._last else self._last + 1
             value = self._last
         return "".join(_ALPHABET[(value >> shift) & 31] for shift in range(125, -1, -5))
+
+
+def made_at(order_id: str) -> datetime | None:
+    """Tell when an id of ours was made, by the wall clock; None for what is no such id."""
+    made = order_id[:26]
+    if _MADE.fullmatch(made) is None:
+        return None
+    stamp = 0
+    for sign in made[:10]:
+        stamp = stamp << 5 | _ALPHABET.index(sign)
+    return datetime.fromtimestamp(stamp / 1000, UTC)
 
 
 def kill_id(order_id: str, journal_id: str) -> str:

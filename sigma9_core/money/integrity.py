@@ -81,6 +81,11 @@ def unreadable(name: str, error: SQLAlchemyError) -> JournalError:
 
 
 _ADVICE: Final = (
+    ("authentication", "see the user and the password in database.url"),
+    ("does not exist", "make it on the database server, or name another one in database.url"),
+    ("resolve host", "see that database.url names the host of the database server"),
+    ("connection", "see that the database server runs, and that database.url names it"),
+    ("permission denied", "let the role of database.url make and fill tables there"),
     ("locked", "try again when the other program is done with it"),
     ("full", "free some space on its disk"),
     ("open", "see that the folder is there and may be written"),

@@ -11,7 +11,6 @@ anybody writes.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
 import uuid
@@ -19,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 from sqlalchemy import URL, Connection, Engine, Table, insert, select
@@ -40,6 +40,7 @@ from sigma9_core.money import rows
 from sigma9_core.money.highwater import HighWater
 from sigma9_core.money.history import History
 from sigma9_core.money.integrity import Head, cause_of, head_of, unreadable, value_of, verify
+from sigma9_core.money.postgres import LOCK_SECONDS, give_up_writer, take_writer
 from sigma9_core.money.records import CommandRecord, EventRecord, FillRecord, IntentRecord, NoteRecord, Record
 from sigma9_core.money.tables import (
     COMMANDS,
@@ -49,11 +50,12 @@ from sigma9_core.money.tables import (
     NOTES,
     ORDERS,
     SCHEMA,
+    Inserts,
     adapt,
     create,
-    file_of,
     prepare,
 )
+from sigma9_core.money.wakes import Wakes
 
 log = logging.getLogger("sigma9.journal")
 
@@ -107,15 +109,27 @@ class _Plan:
 class Journal(History):
     """Writes a node's journal, and reads it as every `History` does."""
 
-    def __init__(self, url: str, node: str, on_events: OnEvents, *, on_health: OnHealth | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        node: str,
+        on_events: OnEvents,
+        *,
+        on_health: OnHealth | None = None,
+        marks: Path | None = None,
+    ) -> None:
+        """Store; `marks` is the folder of the high-water mark where a database server keeps the journal."""
         super().__init__(url, node)
         self.journal_id = ""
         self.duplicates = 0
         """Fills that were handed over a second time, and ignored."""
         self._on_events = on_events
         self._on_health = on_health
+        self._marks = marks
         self._mark = HighWater(None)
+        self._wakes = Wakes()
         self._engine: Engine | None = None
+        self._inserts: Inserts | None = None
         self._connection: Connection | None = None
         self._thread: threading.Thread | None = None
         self._head = Head(0, 0)
@@ -148,17 +162,16 @@ class Journal(History):
         Raise JournalError where the file is damaged, of a newer version, locked, or can't be made.
         """
         try:
-            path = file_of(self._url)
-            prepare(self._url)
-            self._engine = adapt(self._url, writer=True)
-            self._mark = HighWater(path and path.with_name(f"{path.name}.{self.node}.head"))
-            with self._engine.connect() as connection, connection.begin():
-                create(connection)
-                verify(connection, self.node, self.where, full=False)
-                self._begin(connection)
+            self._claim()
+            self._engine = adapt(self._url, writer=self.node)
+            self._inserts = Inserts(self._engine)
+            self._connection = self._session(LOCK_SECONDS)
+            with self._connection.begin():
+                create(self._connection)
+                verify(self._connection, self.node, self.where, full=False)
+                self._begin(self._connection)
             self._mark.note(self.journal_id, self._head.seq)
-            self._connection = self._engine.connect()
-            self._readers = adapt(self._url, writer=False)
+            self._readers = adapt(self._url, writer=None)
         except JournalError:
             self._let_go()
             raise
@@ -187,10 +200,20 @@ class Journal(History):
             self._thread = None
         self._let_go()
 
+    def _claim(self) -> None:
+        """Make the file where it is one, and be the only one on this machine who writes it as this node."""
+        prepare(self._url)
+        self._mark = HighWater(self.mark(self._marks))
+        if not self._mark.claim():
+            raise JournalError(
+                f"another server writes the journal {self.where} as the node {self.node}: "
+                "stop it, or give this one a `node` of its own"
+            )
+
     def _begin(self, connection: Connection) -> None:
         """Read where the journal stands; give a new or a restored one a new id."""
         self._head = head_of(connection, self.node)
-        mark = self._mark.open()
+        mark = self._mark.read()
         known = value_of(connection, self.node, "journal_id")
         restored = known is not None and mark is not None and mark[0] == known and mark[1] > self._head.seq
         if restored and mark is not None:
@@ -211,6 +234,11 @@ class Journal(History):
 
     def _let_go(self) -> None:
         super().close()
+        if self._connection is not None and self._connection.dialect.name != "sqlite":
+            try:
+                give_up_writer(self._connection)
+            except SQLAlchemyError as error:
+                log.debug("the journal's session ended before its lock was given up: %s", cause_of(error))
         self._disconnect()
         if self._engine is not None:
             self._engine.dispose()
@@ -240,7 +268,7 @@ class Journal(History):
 
     async def commit(self, records: Sequence[Record], *, fact: bool = False) -> Events:
         """Hand over records and wait, on any loop, until they are durable; the rest is as in `write`."""
-        return await asyncio.wrap_future(self.write(records, fact=fact))
+        return await self._wakes.wait(self.write(records, fact=fact))
 
     def _refusal(self, batch: _Batch) -> str | None:
         if self._closing:
@@ -258,7 +286,10 @@ class Journal(History):
 
     def _run(self) -> None:
         while group := self._take():
-            self._commit(group)
+            try:
+                self._commit(group)
+            finally:
+                self._wakes.flush()
 
     def _take(self) -> list[_Batch]:
         """Wait for work and take as much as one commit should have; nothing at the end."""
@@ -310,11 +341,11 @@ class Journal(History):
         return None
 
     def _store(self, group: Sequence[_Batch]) -> _Plan:
-        connection = self._connect()
+        connection, inserts = self._connect()
         transaction = connection.begin()
         plan = self._plan(group, self._known(connection, group))
         for table, lines in plan.rows.items():
-            connection.execute(insert(table), lines)
+            inserts.run(connection, table, lines)
         self._doubt = plan
         transaction.commit()
         self._doubt = None
@@ -322,12 +353,12 @@ class Journal(History):
 
     def _look_again(self, error: Exception) -> Exception | None:
         """See what a failed transaction left behind; give the error that stands, None where it went through."""
-        self._disconnect()
+        self._roll_back()
         try:
             if self._doubt is not None and self._settle_doubt():
                 return None
             if isinstance(error, IntegrityError) and self._read_head() != self._head:
-                return JournalError(f"another server writes to it as the node {self.node}: stop one of the two")
+                return self._intruder()
         except JournalError as again:
             log.debug("%s", again)
         return error
@@ -336,14 +367,33 @@ class Journal(History):
         """Read back whether a commit of unknown outcome went through; publish it if it did."""
         head = self._read_head()
         plan, self._doubt = self._doubt, None
-        if plan is None or head != plan.head or head == self._head:
+        if plan is None or head == self._head:
             return False
+        if head != plan.head:
+            raise self._intruder()
         self._publish(plan)
         return True
 
     def _read_head(self) -> Head:
+        """Read where the journal stands, once no session of ours is at work in it any more.
+
+        A server may still be committing for a session that was lost; but such a session holds the writer's lock.
+        """
+        if self._engine is not None and self._engine.dialect.name != "sqlite":
+            try:
+                connection, _ = self._connect()
+                looking = connection.begin()
+                head = head_of(connection, self.node)
+                looking.rollback()
+            except SQLAlchemyError as error:
+                self._disconnect()
+                raise unreadable(self.where, error) from error
+            return head
         with self._read() as connection:
             return head_of(connection, self.node)
+
+    def _intruder(self) -> JournalError:
+        return JournalError(f"another server writes to it as the node {self.node}: stop one of the two")
 
     def _plan(self, group: Iterable[_Batch], executions: set[tuple[str, str]]) -> _Plan:
         """Number and encode a group; a batch that can't be encoded is refused by itself."""
@@ -356,27 +406,28 @@ class Journal(History):
         return plan
 
     def _add(self, plan: _Plan, batch: _Batch) -> None:
-        head = plan.head
+        seq, n = plan.head
         lines: list[tuple[Table, rows.Row]] = []
         events: list[Event] = []
-        doubled = {
+        told = {
             (record.fill.exec_id, record.fill.order_id)
             for record in batch.records
             if isinstance(record, FillRecord)
-        } & plan.executions
+        }
+        doubled = told & plan.executions
         fresh: set[tuple[str, str]] = set()
         doubles: list[Fill] = []
         for record in batch.records:
             if isinstance(record, EventRecord):
                 data = record.data
-                if isinstance(data, TradeEvent) and (data.trade_id, data.order_id) in doubled:
+                if doubled and isinstance(data, TradeEvent) and (data.trade_id, data.order_id) in doubled:
                     continue
                 if record.kind not in DURABLE:
                     raise ValueError(f"{record.kind} events are not kept: post them on the bus")
-                head = head._replace(seq=head.seq + 1)
-                raw = encode(record.kind, data, seq=head.seq, ts=record.ts, node=self.node)
-                events.append(Event(record.kind, head.seq, record.ts, data, raw))
-                lines.append((EVENTS, rows.event_row(record, events[-1]) | {"wall": plan.wall}))
+                seq += 1
+                raw = encode(record.kind, data, seq=seq, ts=record.ts, node=self.node)
+                events.append(Event(record.kind, seq, record.ts, data, raw))
+                lines.append((EVENTS, rows.event_row(record, events[-1])))
                 continue
             if isinstance(record, FillRecord):
                 key = (record.fill.exec_id, record.fill.order_id)
@@ -384,17 +435,19 @@ class Journal(History):
                     doubles.append(record.fill)
                     continue
                 fresh.add(key)
-            head = head._replace(n=head.n + 1)
+            n += 1
             table, row = _row(record)
+            row["n"] = n
+            lines.append((table, row))
+        for table, row in lines:
+            row["node"] = self.node
             if table is not COMMANDS:
                 row["wall"] = plan.wall
-            lines.append((table, row | {"n": head.n}))
-        for table, row in lines:
-            plan.rows.setdefault(table, []).append(row | {"node": self.node})
+            plan.rows.setdefault(table, []).append(row)
         plan.executions |= fresh
         plan.doubles += doubles
         plan.batches.append((batch, tuple(events)))
-        plan.head = head
+        plan.head = Head(seq, n)
 
     def _known(self, connection: Connection, group: Iterable[_Batch]) -> set[tuple[str, str]]:
         """Find which of a group's fills the journal has already."""
@@ -476,12 +529,53 @@ class Journal(History):
 
     # --- the connection -------------------------------------------------------------------------------------
 
-    def _connect(self) -> Connection:
+    def _connect(self) -> tuple[Connection, Inserts]:
+        """Give the writer's session, a new one where the old one is lost."""
+        if self._engine is None or self._inserts is None:
+            raise JournalError(f"the journal {self.where} is not open")
         if self._connection is None:
-            if self._engine is None:
-                raise JournalError(f"the journal {self.where} is not open")
-            self._connection = self._engine.connect()
-        return self._connection
+            connection = self._session(0)
+            try:
+                looking = connection.begin()
+                # Whoever wrote meanwhile has given numbers that we would give again.
+                moved = self._doubt is None and head_of(connection, self.node) != self._head
+                looking.rollback()
+            except SQLAlchemyError:
+                connection.close()
+                raise
+            if moved:
+                connection.close()
+                raise self._intruder()
+            self._connection = connection
+        return self._connection, self._inserts
+
+    def _session(self, patience: float) -> Connection:
+        """Open the one session that writes as this node."""
+        if self._engine is None:
+            raise JournalError(f"the journal {self.where} is not open")
+        connection = self._engine.connect()
+        if connection.dialect.name == "sqlite":
+            return connection
+        try:
+            take_writer(connection, self.node, self.where, patience=patience)
+            connection.rollback()  # the lock belongs to the session and stays
+        except (SQLAlchemyError, JournalError):
+            connection.close()
+            raise
+        return connection
+
+    def _roll_back(self) -> None:
+        """Undo whatever is open; a sound session to a server is kept, because the writer's lock hangs on it."""
+        connection = self._connection
+        if connection is not None and connection.dialect.name != "sqlite" and self._doubt is None:
+            try:
+                connection.rollback()
+            except SQLAlchemyError as error:
+                log.debug("the journal's session is lost: %s", cause_of(error))
+            else:
+                if not connection.invalidated:
+                    return
+        self._disconnect()
 
     def _disconnect(self) -> None:
         """Close the connection, and with it whatever transaction is open."""
@@ -519,6 +613,10 @@ def _is_own(error: Exception) -> bool:
     """Tell whether a record is at fault, and not the database or its disk."""
     if isinstance(error, JournalError | OSError | MemoryError | OperationalError | InternalError):
         return False
-    if isinstance(error, DBAPIError) and error.connection_invalidated:
-        return False
+    if isinstance(error, DBAPIError):
+        if error.connection_invalidated:
+            return False
+        state = getattr(error.orig, "sqlstate", None)
+        if state is not None:  # PostgreSQL: what a row has in it, and what the tables' constraints say of it
+            return str(state)[:2] in ("22", "23")
     return type(error) is not DatabaseError  # the bare one: the file is damaged

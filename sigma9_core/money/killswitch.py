@@ -228,29 +228,17 @@ class KillSwitch:
             raise CommandError(
                 "conflict", "the kill switch is not on" if key is None else f"no kill of {key[1]} is on"
             )
-        joins = kill.joins
-        await self._end_work(kill)
-        if left := await self._take_back_closes(kill):
-            self._work(kill)
-            raise CommandError(
-                "busy",
-                f"the kill's closing orders {', '.join(left)} still work and can't be cancelled now: "
-                "the kill stays on; reset it again once they have filled",
-            )
-        loop = asyncio.get_running_loop()
-        self._letting_go.add(key)  # whoever else writes the latch meanwhile leaves it out as well
+        if kill.ending:
+            raise CommandError("busy", "it is being reset at this moment")
+        kill.ending = True
         try:
-            await loop.run_in_executor(self._disk, self._latch.write, self._latch_state())
-        except OSError as error:
-            self._work(kill)
-            raise CommandError("internal", f"the latch can't be written ({error}); the kill stays on") from error
+            await self._end(kill)
+        except CommandError:
+            kill.ending = False
+            self._work(kill)  # it stays on
+            raise
         finally:
-            self._letting_go.discard(key)
-        if kill.joins != joins:  # another kill came while this one was being reset: it stands
-            await self._write_latch(kill)
-            self._work(kill)
-            raise CommandError("conflict", "another kill came while this one was being reset; it stays on")
-        del self._kills[key]
+            kill.ending = False
         self._gate.reopen(key)
         self._exits.review()
         self._trail("reset", kill, source=source, reason=reason)
@@ -258,7 +246,33 @@ class KillSwitch:
         self._tell()
         return self.body()
 
-    async def _take_back_closes(self, kill: Kill) -> list[str]:
+    async def _end(self, kill: Kill) -> None:
+        """End a kill's work, take its closes back, and forget it; raise CommandError where it stays on."""
+        joins = kill.joins
+        await self._end_work(kill)
+        left = await self._take_back_closes(kill, joins)
+        if kill.joins != joins:
+            raise _joined()
+        if left:
+            raise CommandError(
+                "busy",
+                f"the kill's closing orders {', '.join(left)} still work and can't be cancelled now: "
+                "the kill stays on; reset it again once they have filled",
+            )
+        self._letting_go.add(kill.key)  # whoever else writes the latch meanwhile leaves it out as well
+        try:
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._disk, self._latch.write, self._latch_state())
+        except OSError as error:
+            raise CommandError("internal", f"the latch can't be written ({error}); the kill stays on") from error
+        finally:
+            self._letting_go.discard(kill.key)
+        if kill.joins != joins:
+            await self._write_latch(kill)
+            raise _joined()
+        del self._kills[kill.key]
+
+    async def _take_back_closes(self, kill: Kill, joins: int) -> list[str]:
         """Cancel the kill's own orders that still work, and wait a moment; give those that still do.
 
         A close that outlived its kill would sell what a person has decided to keep.
@@ -271,7 +285,7 @@ class KillSwitch:
                 log.warning("the close %s can't be cancelled: %s", order.order_id, error)
         try:
             async with asyncio.timeout(ANSWER_WITHIN):
-                while any(order.working for order in mine):
+                while kill.joins == joins and any(order.working for order in mine):
                     kill.wake.clear()
                     await kill.wake.wait()
         except TimeoutError:
@@ -285,15 +299,19 @@ class KillSwitch:
         account = await self._link_up().broker.account()
         if account.mode == "live":
             raise CommandError("forbidden", "a drill would close real positions: it is refused on a live account")
+        if self._kills:
+            raise CommandError("conflict", "a kill came before the drill: it stays on")
         started = asyncio.get_running_loop().time()
         kill = self.gate_now(reason="drill", source=source, flatten=True, scope=None)
         joins = kill.joins + 1
         result = dict(await self.fire(reason="drill", source=source, flatten=True))
         kill.drill = kill.joins == joins
         for _ in range(DRILL_ROUNDS):
-            if kill.phase == "done" or not kill.drill:
+            if kill.phase == "done" or not kill.drill or self._kills.get(None) is not kill:
                 break
             await asyncio.sleep(ROUND)
+        if self._kills.get(None) is not kill:
+            raise CommandError("conflict", "the drill was reset before it was over")
         if not kill.drill:
             raise CommandError("conflict", "a real kill came during the drill: it stays on")
         seconds = asyncio.get_running_loop().time() - started
@@ -359,20 +377,18 @@ class KillSwitch:
 
     def _work(self, kill: Kill) -> None:
         task = self._tasks.get(kill.key)
-        if task is None or task.done():
+        if not kill.ending and (task is None or task.done()):
             name = f"kill[{scope_body(kill.key) or 'everything'}]"
             self._tasks[kill.key] = asyncio.get_running_loop().create_task(self._run(kill), name=name)
         else:
             kill.wake.set()
 
     async def _end_work(self, kill: Kill) -> None:
-        """End a kill's work between two of its steps: an order is never left half sent."""
+        """End the work of a kill that is `ending`, between two of its steps: an order is never left half sent."""
         task = self._tasks.pop(kill.key, None)
         if task is not None:
-            kill.ending = True
             kill.wake.set()
             await asyncio.gather(task, return_exceptions=True)
-            kill.ending = False
 
     async def _run(self, kill: Kill) -> None:
         while not kill.ending:
@@ -758,3 +774,7 @@ class KillSwitch:
 def _closes(order: Order) -> bool:
     """Tell whether an order is a kill's close; a stop that a kill has put back is none."""
     return order.request.intent == "kill" and not order.request.protective
+
+
+def _joined() -> CommandError:
+    return CommandError("conflict", "another kill came while this one was being reset; it stays on")

@@ -157,17 +157,13 @@ class MarkBook:
         last = self._raw.get(symbol)
         if last is None:
             return False
-        fresh = replace(last, halted=quote.halted)
-        if middle is not None and (last.quoted is None or ts >= last.quoted):
+        bid, ask, quoted = last.bid, last.ask, last.quoted
+        if middle is not None and (quoted is None or ts >= quoted):
             off = abs(middle - last.price) > self._absurd * last.price
-            fresh = (
-                replace(fresh, bid=None, ask=None, quoted=None)
-                if off
-                else replace(fresh, bid=quote.bid, ask=quote.ask, quoted=ts)
-            )
-        if fresh == last:
+            bid, ask, quoted = (None, None, None) if off else (quote.bid, quote.ask, ts)
+        if (bid, ask, quoted, quote.halted) == (last.bid, last.ask, last.quoted, last.halted):
             return changed
-        self._raw[symbol] = fresh
+        self._raw[symbol] = _Raw(last.price, last.ts, bid, ask, quoted, quote.halted, last.bar_seconds)
         return True
 
     def _believed(self, symbol: str, price: float, last: float) -> bool:

@@ -121,7 +121,8 @@ class Order:
             return self._fill(fill)
         if message == "replaced" and self.replacement is not None:
             self.request, self.replacement = self.replacement, None
-        self.status = target
+        if message != "busted" or not self.working:  # a fill is taken back: what has not filled works on
+            self.status = target
         self.reason = reason or self.reason
         return target
 

@@ -79,6 +79,8 @@ class SizingFacts:
     closed_trades: Sequence[Decimal]
     price: Decimal
     """What an order of this signal is valued at."""
+    tick: Decimal | None = None
+    """The smallest step of the symbol's price, where the broker has told it."""
 
 
 class MoneyPath:
@@ -268,6 +270,9 @@ class MoneyPath:
     async def cancel_entries(self, *, protective: bool = False) -> Mapping[str, Any]:
         """Cancel every working entry of ours; with `protective`, the exits as well."""
         orders = [o for o in self.desk.open_orders() if o.request.intent == "entry" or protective]
+        if orders and protective:
+            self._check_link()  # exits that can't be cancelled now go on being managed
+            self.exits.release({order.request.symbol for order in orders if order.request.intent == "reduce"})
         await asyncio.gather(*(self.desk.ask_cancel(order) for order in orders))
         await self._ended(orders)
         ended = [order.order_id for order in orders if order.status is OrderStatus.CANCELLED]
@@ -403,6 +408,7 @@ class MoneyPath:
             buying_power=account.buying_power or ZERO,
             closed_trades=tuple(self.portfolio.closed_trades(strategy)),
             price=max(price, decimal(signal.price)),
+            tick=self.desk.tick_of(signal.symbol),
         )
 
     # --- kill -------------------------------------------------------------------------------------------------

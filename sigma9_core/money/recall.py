@@ -9,7 +9,7 @@ from sigma9_core.money.orders import Order
 def recalled(journal: Journal, order_id: str) -> Order | None:
     """Give an order of ours as the journal has it (blocks: disk), None for one that is not ours.
 
-    A change that was approved, and refused or never sent, is in the intents too; the events have only what the
+    What has ended stays so: the newest event of a cancelled order may be a fill that came late. A change that was approved, and refused or never sent, is in the intents too; the events have only what the
     broker has confirmed.
     """
     intent, event = journal.intent(order_id), journal.order(order_id)
@@ -24,7 +24,7 @@ def recalled(journal: Journal, order_id: str) -> Order | None:
         intent.request.model_copy(update=terms),
         intent.verdicts,
         intent.ts,
-        status=event.event,
+        status=journal.ended_as(order_id) or event.event,
         broker_order_id=event.broker_order_id,
         filled=event.filled_quantity,
         average_price=event.average_price,

@@ -9,9 +9,10 @@ from decimal import Decimal
 from typing import Any, Final
 
 from sigma9_core.calendar import Calendar
-from sigma9_core.models import ZERO
+from sigma9_core.contracts import Submission
+from sigma9_core.models import ZERO, OrderStatus
 from sigma9_core.money.adoption import ADOPTED
-from sigma9_core.money.desk import OrderDesk
+from sigma9_core.money.desk import REMEMBERED, OrderDesk
 from sigma9_core.money.exits import NOTE as GUARD
 from sigma9_core.money.exits import ExitManager
 from sigma9_core.money.gate import RiskGate
@@ -38,6 +39,8 @@ class Known:
     """Orders that had not ended, and the entries that guards refer to."""
     entries: Mapping[str, int]
     """Entries of the session in progress, by its day."""
+    recent: Sequence[Submission]
+    """Orders that passed the gate in the last minutes: a restart forgets no duplicate and no rate."""
     days: Mapping[str, Any]
     guards: Mapping[str, Mapping[str, Any]]
     """The newest note of each guard, by symbol."""
@@ -50,8 +53,13 @@ def read(journal: Journal, now: datetime, calendar: Calendar) -> Known:
     guards: dict[str, Mapping[str, Any]] = {}
     for note in journal.notes(GUARD, MANY):  # newest first: the first of a symbol counts
         guards.setdefault(str(note.body["symbol"]), note.body)
-    ids = [*journal.last_order_events()]
+    working = journal.last_order_events()
+    ids = [*working]
     ids += [str(guard["entry_id"]) for guard in guards.values() if not guard["ended"] and guard["entry_id"]]
+    orders = [order for order_id in dict.fromkeys(ids) if (order := recalled(journal, order_id)) is not None]
+    for order in orders:
+        if order.order_id in working and order.status is OrderStatus.BUSTED:
+            order.status = OrderStatus.PARTIALLY_FILLED  # the rest works on when a fill is taken back
     session = calendar.at(now)
     entries: dict[str, int] = {}
     if session is not None:
@@ -61,13 +69,18 @@ def read(journal: Journal, now: datetime, calendar: Calendar) -> Known:
             if intent.approved and intent.request.intent == "entry"
         }
         entries[session.day] = len(sent)
+    recent: dict[str, Submission] = {}
+    for intent in journal.intents(now - REMEMBERED):
+        if intent.approved:
+            recent.setdefault(intent.order_id, Submission(intent.ts, intent.request, intent.order_id))
     return Known(
         opening=None if opening is None else Decimal(opening.body["cash"]),
         transfers=sum((Decimal(note.body["amount"]) for note in journal.notes("transfer", MANY)), ZERO),
         fills=tuple(journal.fills()),
         busted=frozenset(str(note.body["exec_id"]) for note in journal.notes("bust", MANY)),
-        orders=[order for order_id in dict.fromkeys(ids) if (order := recalled(journal, order_id)) is not None],
+        orders=orders,
         entries=entries,
+        recent=tuple(recent.values()),
         days={} if days is None else days.body,
         guards=guards,
     )
@@ -86,7 +99,7 @@ def restore(known: Known, portfolio: Portfolio, desk: OrderDesk, gate: RiskGate,
         portfolio.bust(exec_id)
     if known.transfers:
         portfolio.transfer(known.transfers)
-    desk.adopt(known.orders, (record.fill.exec_id for record in known.fills), known.entries)
+    desk.adopt(known.orders, (record.fill.exec_id for record in known.fills), known.entries, known.recent)
     if known.days:
         portfolio.restore_days(known.days.get("portfolio", {}))
         gate.remember(known.days.get("rules", {}))

@@ -64,7 +64,7 @@ def intent_row(record: IntentRecord) -> Row:
         "ts": moment(record.ts),
         "approved": record.approved,
         "request": text(record.request.model_dump()),
-        "verdicts": text([verdict.model_dump() for verdict in record.verdicts]),
+        "verdicts": text(_VERDICTS.dump_python(record.verdicts)),
         "cause": record.cause,
         "snapshot": text(dict(record.snapshot)),
     }

@@ -1,18 +1,20 @@
 """The journal's tables: append-only, keyed by node and number, the same on SQLite and PostgreSQL.
 
 Numbers come from the node's one writer, never from the database. Times are RFC 3339 text in UTC with
-microseconds, which sorts as time does; amounts of money are the text of their decimal. What only one database
-needs stands at the end, from `file_of` on.
+microseconds, which sorts as time does; amounts of money are the text of their decimal. What SQLite alone
+needs stands at the end, from `file_of` on; what PostgreSQL needs is in `postgres.py`.
 """
 
 from __future__ import annotations
 
 import os
 import sqlite3
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from sqlalchemy import (
+    URL,
     BigInteger,
     Boolean,
     Column,
@@ -26,11 +28,15 @@ from sqlalchemy import (
     UniqueConstraint,
     create_engine,
     event,
+    insert,
+    inspect,
     make_url,
 )
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import NullPool
 
 from sigma9_core.errors import JournalError
+from sigma9_core.money.postgres import DRIVER, keep_append_only, lock_tables, postgres_engine
 
 SCHEMA: Final = 1
 """The version of these tables; a journal of a newer one is not opened."""
@@ -40,8 +46,13 @@ BUSY_SECONDS: Final = 2.0
 METADATA: Final = MetaData()
 
 
+def _text(length: int) -> String:
+    """A short text that PostgreSQL sorts as SQLite and Python do, by its code points, whatever its locale is."""
+    return String(length).with_variant(String(length, collation="C"), "postgresql")
+
+
 def _node() -> Column[str]:
-    return Column("node", String(32), primary_key=True)
+    return Column("node", _text(32), primary_key=True)
 
 
 def _number(name: str = "n") -> Column[int]:
@@ -49,7 +60,7 @@ def _number(name: str = "n") -> Column[int]:
 
 
 def _moment(name: str) -> Column[str]:
-    return Column(name, String(27), nullable=False)
+    return Column(name, _text(27), nullable=False)
 
 
 META: Final = Table(
@@ -58,7 +69,7 @@ META: Final = Table(
     _node(),
     _number(),
     _moment("wall"),
-    Column("key", String(32), nullable=False),
+    Column("key", _text(32), nullable=False),
     Column("value", Text, nullable=False),
 )
 """The journal's own facts, such as its id; the newest value of a key counts."""
@@ -70,13 +81,13 @@ EVENTS: Final = Table(
     _number("seq"),
     _moment("ts"),
     _moment("wall"),
-    Column("type", String(32), nullable=False),
-    Column("symbol", String(32)),
-    Column("source", String(32)),
+    Column("type", _text(32), nullable=False),
+    Column("symbol", _text(32)),
+    Column("source", _text(32)),
     Column("cause", Text),
-    Column("order_id", String(64)),
-    Column("event", String(32)),
-    Column("trade_id", String(128)),
+    Column("order_id", _text(64)),
+    Column("event", _text(32)),
+    Column("trade_id", _text(128)),
     Column("body", Text, nullable=False),
     Index("events_by_order", "node", "order_id", "seq", "event"),
     Index("events_by_trade", "node", "trade_id", "seq"),
@@ -88,7 +99,7 @@ ORDERS: Final = Table(
     METADATA,
     _node(),
     _number(),
-    Column("order_id", String(64), nullable=False),
+    Column("order_id", _text(64), nullable=False),
     _moment("ts"),
     _moment("wall"),
     Column("approved", Boolean, nullable=False),
@@ -105,18 +116,18 @@ FILLS: Final = Table(
     METADATA,
     _node(),
     _number(),
-    Column("exec_id", String(128), nullable=False),
-    Column("order_id", String(64), nullable=False),
-    Column("broker_order_id", String(64)),
-    Column("symbol", String(32), nullable=False),
-    Column("side", String(8), nullable=False),
+    Column("exec_id", _text(128), nullable=False),
+    Column("order_id", _text(64), nullable=False),
+    Column("broker_order_id", _text(64)),
+    Column("symbol", _text(32), nullable=False),
+    Column("side", _text(8), nullable=False),
     Column("quantity", Text, nullable=False),
     Column("price", Text, nullable=False),
     Column("commission", Text, nullable=False),
     _moment("ts"),
     _moment("wall"),
-    Column("strategy", String(128)),
-    Column("source", String(32), nullable=False),
+    Column("strategy", _text(128)),
+    Column("source", _text(32), nullable=False),
     Column("recovered", Boolean, nullable=False),
     UniqueConstraint("node", "exec_id", "order_id", name="fills_once"),
 )
@@ -126,11 +137,11 @@ COMMANDS: Final = Table(
     METADATA,
     _node(),
     _number(),
-    Column("stage", String(16), nullable=False),
-    Column("command", String(64), nullable=False),
-    Column("id", String(64)),
-    Column("digest", String(128), nullable=False),
-    Column("source", String(32), nullable=False),
+    Column("stage", _text(16), nullable=False),
+    Column("command", _text(64), nullable=False),
+    Column("id", _text(64)),
+    Column("digest", _text(128), nullable=False),
+    Column("source", _text(32), nullable=False),
     Column("actor", Text),
     _moment("ts"),
     Column("body", Text, nullable=False),
@@ -142,7 +153,7 @@ NOTES: Final = Table(
     METADATA,
     _node(),
     _number(),
-    Column("kind", String(64), nullable=False),
+    Column("kind", _text(64), nullable=False),
     _moment("ts"),
     _moment("wall"),
     Column("body", Text, nullable=False),
@@ -153,17 +164,36 @@ NUMBERED: Final[tuple[Table, ...]] = (META, ORDERS, FILLS, COMMANDS, NOTES)
 """The tables whose rows share one count, so that `n` is the order in which they were committed."""
 
 
+def address(url: str) -> URL:
+    """Read an address; raise JournalError, which never shows the address, because a password may stand in it."""
+    try:
+        parsed = make_url(url)
+        backend = parsed.get_backend_name()
+    except (ArgumentError, ValueError):
+        backend = None
+    if backend == "postgresql":
+        return parsed.set(drivername=DRIVER) if parsed.drivername == "postgresql" else parsed
+    if backend != "sqlite":
+        raise JournalError(
+            "database.url can't be read: write postgresql+psycopg://user:password@host:5432/name, and in the "
+            "password %40 for @, %3A for :, %2F for / and %23 for #"
+        ) from None
+    return parsed
+
+
 def where(url: str) -> str:
     """Name a journal in a message: the file, or the address without its password."""
-    parsed = make_url(url)
+    parsed = address(url)
     if parsed.get_backend_name() == "sqlite":
         return parsed.database or "(in memory)"
-    return parsed.render_as_string(hide_password=True)
+    # What may be told, and nothing else: a query, too, can hold a password.
+    host = parsed.host or parsed.query.get("host") or "localhost"
+    return f"{parsed.drivername}://{host}{f':{parsed.port}' if parsed.port else ''}/{parsed.database or ''}"
 
 
 def file_of(url: str) -> Path | None:
     """Give the file that a journal is kept in, None where a database server keeps it."""
-    parsed = make_url(url)
+    parsed = address(url)
     if parsed.get_backend_name() != "sqlite":
         return None
     if parsed.database in (None, "", ":memory:"):
@@ -171,11 +201,22 @@ def file_of(url: str) -> Path | None:
     return Path(str(parsed.database))
 
 
-def adapt(url: str, *, writer: bool) -> Engine:
-    """Build an engine whose commits are durable, or whose readers see one moment in each transaction."""
-    parsed = make_url(url)
+def mark_of(url: str, node: str, folder: Path | None) -> Path | None:
+    """Tell where a node's high-water mark lies: beside the file, else in a folder, None where there is neither."""
+    path = file_of(url)
+    if path is not None:
+        return path.with_name(f"{path.name}.{node}.head")
+    return None if folder is None else folder / f"journal.{node}.head"
+
+
+def adapt(url: str, *, writer: str | None) -> Engine:
+    """Build an engine: for the writer of a node, whose commits are durable, or (None) for readers.
+
+    Readers change nothing and see one moment in each transaction.
+    """
+    parsed = address(url)
     if file_of(url) is None:
-        return create_engine(parsed, pool_pre_ping=not writer)
+        return postgres_engine(parsed, writer, BUSY_SECONDS)
     engine = create_engine(
         parsed,
         poolclass=NullPool if writer else None,
@@ -220,8 +261,11 @@ def prepare(url: str) -> None:
 
 def create(connection: Connection) -> None:
     """Make the tables where they are missing, and what keeps them append-only."""
+    if connection.dialect.name != "sqlite":
+        lock_tables(connection)
     METADATA.create_all(connection)
     if connection.dialect.name != "sqlite":
+        keep_append_only(connection, METADATA.tables)
         return
     for table in METADATA.sorted_tables:
         for action in ("UPDATE", "DELETE"):
@@ -231,12 +275,35 @@ def create(connection: Connection) -> None:
             )
 
 
+def exists(connection: Connection) -> bool:
+    """Tell whether a database has a journal in it."""
+    return inspect(connection).has_table(META.name)
+
+
 def fault_of(connection: Connection) -> str | None:
     """Ask the database to read its whole file; give the first fault, None where there is none."""
     if connection.dialect.name != "sqlite":
         return None
     answer: Any = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
     return None if answer == "ok" else str(answer).splitlines()[-1]
+
+
+class Inserts:
+    """The INSERT of each table as the driver takes it, worked out once: every commit runs some of them."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._made: dict[Table, tuple[str, Sequence[str] | None]] = {}
+        for table in METADATA.sorted_tables:
+            made = insert(table).compile(dialect=engine.dialect, column_keys=[column.name for column in table.c])
+            self._made[table] = str(made), made.positiontup if made.positional else None
+
+    def run(self, connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Add rows that name every column."""
+        statement, names = self._made[table]
+        if names is None:
+            connection.exec_driver_sql(statement, list(rows))
+        else:
+            connection.exec_driver_sql(statement, [tuple([row[name] for name in names]) for row in rows])
 
 
 def size_of(connection: Connection) -> int:

@@ -340,7 +340,7 @@ def test_list_entries() -> None:
     ("option", "path", "words"),
     [
         ("risk.x=1", "risk.x", "by its number"),
-        ("risk.20.plugin=x", "risk.20.plugin", "9 entries"),
+        ("risk.30.plugin=x", "risk.30.plugin", "25 entries"),
         ("server.port.x=1", "server.port.x", "no such setting"),
         ("server=", "server", "not empty"),
         ("server=5", "server", "keys and values"),

@@ -30,6 +30,7 @@ from sigma9_core.contracts import (
     BrokerListener,
     BrokerOrder,
     BrokerPosition,
+    Instrument,
     PluginContext,
     Register,
 )
@@ -199,6 +200,10 @@ class PaperBroker:
         self._check_connected()
         mode: Literal["paper", "simulated"] = "paper" if self._context.clock.kind == "live" else "simulated"
         return BrokerAccount(ACCOUNT, mode, "USD", self._ledger.book.cash, self._buying_power())
+
+    async def instrument(self, symbol: str) -> Instrument:
+        """Tell that there are always shares to borrow: short sales are simulated without a locate."""
+        return Instrument(symbol, shortable=True, short_restricted=False)
 
     # --- inside -----------------------------------------------------------------------------------------------
 

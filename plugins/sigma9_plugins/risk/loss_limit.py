@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Annotated, Any, Final
@@ -34,9 +34,10 @@ class LossLimitConfig(Frozen):
     day_kills: bool = True
     """Whether the day's limit fires the kill switch, or stops entries alone."""
     confirmations: Annotated[int, Field(ge=1)] = 3
-    """Looks in a row, on fresh marks, that must all see the loss before the limit trips."""
+    """Looks in a row, on fresh marks, that must all see the loss before the limit trips. A loss on a mark that an
+    earlier one has counted is not seen again: the symbol needs a new price."""
     confirmation_seconds: Annotated[float, Field(ge=0)] = 1.0
-    """Market time between two looks that count, so that one bad print is not seen three times."""
+    """Market time between two looks that count, so that a burst of bad prints is not seen three times."""
 
 
 @dataclass(slots=True)
@@ -56,6 +57,8 @@ class Gauge:
     looks: int = 0
     looked_at: datetime | None = None
     told: bool = False
+    marks: Mapping[str, datetime] = field(default_factory=dict)
+    """The marks of what was held at the last look that counted: the same ones prove nothing twice."""
 
     def shut(self, now: datetime) -> bool:
         """Tell whether it is tripped at a market time."""
@@ -191,8 +194,14 @@ class LossLimit(RiskRule):
         gauge.forgiven = now_lost if gauge.forgiven is None else min(gauge.forgiven, now_lost)
         if gauge.counted(loss) < gauge.limit:
             gauge.looks, gauge.looked_at = 0, None
-        elif gauge.looked_at is None or view.now - gauge.looked_at >= self._spacing:
-            gauge.looks, gauge.looked_at = gauge.looks + 1, view.now
+            return
+        if gauge.looked_at is not None:
+            if view.now - gauge.looked_at < self._spacing:
+                return
+            if gauge.counted(loss - _seen_before(gauge, view)) < gauge.limit:
+                return
+        gauge.looks, gauge.looked_at = gauge.looks + 1, view.now
+        gauge.marks = {symbol: view.marks[symbol].ts for symbol in view.positions if symbol in view.marks}
 
     def _end(self, view: RiskView) -> datetime:
         """Give when a day's trip ends: at the next open."""
@@ -202,10 +211,28 @@ class LossLimit(RiskRule):
         return (view.session.close if view.session is not None else view.now) + NIGHT
 
 
+def _seen_before(gauge: Gauge, view: RiskView) -> Decimal:
+    """Give the open losses, in percent, that rest on marks which the last look that counted has seen."""
+    start = _start(gauge, view)
+    if not known(start):
+        return ZERO
+    total = ZERO
+    for symbol, position in view.positions.items():
+        seen, mark = gauge.marks.get(symbol), view.marks.get(symbol)
+        if position.foreign or position.unrealized_pnl is None or seen is None or mark is None or mark.ts > seen:
+            continue
+        total += max(-position.unrealized_pnl, ZERO)
+    return percent(total, start)
+
+
+def _start(gauge: Gauge, view: RiskView) -> Decimal | None:
+    starts = {"day": view.day_start_equity, "week": view.week_start_equity, "drawdown": view.peak_equity}
+    return starts[gauge.key]
+
+
 def _loss(gauge: Gauge, view: RiskView) -> Decimal | None:
     """Give the loss in percent of where it is measured from, negative for a gain; None where it is not known."""
-    starts = {"day": view.day_start_equity, "week": view.week_start_equity, "drawdown": view.peak_equity}
-    start, equity = starts[gauge.key], view.account.equity
+    start, equity = _start(gauge, view), view.account.equity
     if gauge.key == "drawdown" and start is None:
         return ZERO  # nothing was ever won, so nothing can be lost from it
     if not known(start) or equity is None or not equity.is_finite():

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta, tzinfo
+from datetime import UTC, datetime, timedelta, tzinfo
 from decimal import Decimal
-from typing import Annotated
+from typing import Annotated, Final
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import Field, model_validator
 
 from sigma9_core.calendar import Calendar
+from sigma9_core.clock import rfc3339
 from sigma9_core.config import Clockface
 from sigma9_core.contracts import PluginContext, Register, RiskRule, RiskView
 from sigma9_core.errors import PluginError
@@ -17,6 +18,8 @@ from sigma9_core.hookspecs import hookimpl
 from sigma9_core.models import Frozen, OrderRequest, RuleUsage, Session, Verdict
 
 Minutes = Annotated[int, Field(ge=0, le=390)]
+SESSIONS: Final = 10
+"""So many sessions are looked at for one that takes entries."""
 
 
 class Blackout(Frozen):
@@ -76,7 +79,14 @@ class SessionHours(RiskRule):
         if session is None:
             if order.outside_rth and self._config.allow_outside_hours:
                 return self.allow()
-            return self.refuse("the market is closed")
+            if self._calendar is not None and not self._calendar.loaded:
+                return self.refuse("the exchange calendar is not loaded: nobody knows whether the market is open")
+            until = self._until(view)
+            return self.refuse(
+                "the market is closed"
+                if until is None
+                else f"the market is closed: entries from {rfc3339(until)} on"
+            )
         gone, left = now - session.open, session.close - now
         if gone < self._first:
             return self.refuse(
@@ -103,14 +113,28 @@ class SessionHours(RiskRule):
         return bool(self._config.last_minutes) and session.close - now <= self._last
 
     def _until(self, view: RiskView) -> datetime | None:
-        """Give when entries open again, blackouts left aside; None where the calendar does not reach that far."""
+        """Give when entries open again; None where the calendar does not reach that far, or blackouts cover it."""
         session = view.session
-        if session is not None and view.now - session.open < self._first:
-            return session.open + self._first
-        if session is not None and self._blackout(view.now) is not None:
-            return None
-        following = self._calendar.after(view.now) if self._calendar is not None else None
-        return None if following is None else following.open + self._first
+        for _ in range(SESSIONS):
+            if session is not None:
+                moment = max(view.now, session.open + self._first)
+                while moment < session.close - self._last and (blackout := self._blackout(moment)) is not None:
+                    moment = self._end(blackout, moment)
+                if moment < session.close - self._last:
+                    return moment
+            since = view.now if session is None else max(view.now, session.open)
+            session = self._calendar.after(since) if self._calendar is not None else None
+            if session is None:
+                break
+        return None
+
+    def _end(self, blackout: Blackout, moment: datetime) -> datetime:
+        """Give when a blackout that covers a moment ends; later than the moment also where a clock is set back."""
+        local = moment.astimezone(self._zone)
+        end = local.replace(hour=int(blackout.end[:2]), minute=int(blackout.end[3:]), second=0, microsecond=0)
+        if end <= local:
+            end += timedelta(days=1)
+        return max(end.astimezone(UTC), moment + timedelta(minutes=1))
 
     def _blackout(self, now: datetime) -> Blackout | None:
         if not self._config.blackouts:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import Future
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -320,3 +321,19 @@ async def test_a_fill_that_makes_no_sense_is_not_counted(room: MoneyRoom) -> Non
 
     room.exchange.report("filled", order.order_id, fill=replace(fill, price=Decimal(10)))
     assert room.path.portfolio.quantity("AAPL") == 100
+
+
+async def test_settling_bears_facts_that_the_journal_finishes_meanwhile(room: MoneyRoom) -> None:
+    """A fact that the journal's thread finishes between two looks at what is owed is no error."""
+
+    class LastMoment(set[Future[object]]):
+        """A set that loses what is in it between the look whether there is something and the list of it."""
+
+        def __iter__(self) -> Iterator[Future[object]]:
+            self.clear()
+            return super().__iter__()
+
+    room.desk._facts = LastMoment((Future(),))
+    await room.desk.settle()
+
+    assert not room.desk._facts

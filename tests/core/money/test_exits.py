@@ -259,3 +259,52 @@ async def test_a_left_over_exit_is_asked_again(room: MoneyRoom) -> None:
     await room.tick("AAPL", 10, seconds=6)
     assert stop.status is OrderStatus.CANCELLED
     assert room.exits.guards == {}
+
+
+def bust(room: MoneyRoom, number: int) -> None:
+    """Let the exchange take an execution back, counted from the end."""
+    fill = room.exchange.fills[number]
+    sign = 1 if fill.side == "buy" else -1
+    room.exchange.holdings[fill.symbol] -= sign * fill.quantity
+    room.exchange.report("busted", fill.order_id, fill=fill)
+
+
+async def test_a_position_whose_exit_is_taken_back_is_guarded_again(room: MoneyRoom) -> None:
+    """When the exchange takes back the fill of a stop, what is held again has a stop again, at the same price."""
+    entry = await room.enter(plan=PLAN)
+    await room.fill(entry, "10")
+    await room.fill(room.working(protective=True)[0], "9.80")
+    assert room.exits.guards == {}
+    bust(room, -1)
+    await room.desk.settle()
+
+    (stop,) = room.working(protective=True)
+    assert (stop.request.quantity, stop.request.stop_price) == (Decimal(100), Decimal("9.80"))
+    await room.fill(stop, "9.80")
+    assert (room.exits.guards, room.desk.open_orders()) == ({}, [])
+
+
+async def test_an_exit_that_is_taken_back_after_a_restart_is_guarded_again(room: MoneyRoom) -> None:
+    """The last guard of a symbol is remembered: the bust may come days later."""
+    entry = await room.enter()
+    await room.fill(entry, "10")
+    await room.fill(room.working(protective=True)[0], "9.80")
+    async with await room.crash() as after:
+        bust(after, -1)
+        await after.until(lambda: after.working(protective=True))
+
+        assert after.working(protective=True)[0].request.stop_price == Decimal("9.80")
+
+
+async def test_a_sale_of_somebody_else_that_is_taken_back_wakes_no_guard(room: MoneyRoom) -> None:
+    """A position without an exit plan gets none from the guard that the symbol had before."""
+    entry = await room.enter()
+    await room.fill(entry, "10")
+    await room.fill(room.working(protective=True)[0], "9.80")
+    await room.fill(await room.buy(), "10")
+    await room.fill(await room.buy(side="sell", intent="reduce"), "10")
+    bust(room, -1)
+    await room.desk.settle()
+
+    assert room.path.portfolio.quantity("AAPL") == 100
+    assert (room.exits.guards, room.desk.open_orders()) == ({}, [])

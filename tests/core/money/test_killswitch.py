@@ -571,3 +571,73 @@ async def test_another_servers_kill_is_not_taken_for_ours(room: MoneyRoom) -> No
     assert is_kill_id(kill_id("0" * 26, room.journal.journal_id), room.journal.journal_id)
     assert not is_kill_id(kill_id("0" * 26, "another journal"), room.journal.journal_id)
     assert not is_kill_id("0" * 26, room.journal.journal_id)
+
+
+async def test_two_resets_at_once_are_one(room: MoneyRoom, mocker: MockerFixture) -> None:
+    """The second of two resets is told so; a kill that comes right after the first is in the latch and stays."""
+    await kill(room)
+    await room.until(lambda: room.kill.body()["phase"] == "done")
+    write = room.latch.write
+
+    def slow(state: Any) -> None:
+        threading.Event().wait(0.05)
+        write(state)
+
+    mocker.patch.object(room.latch, "write", slow)
+    results = await asyncio.gather(
+        room.kill.reset("one", None, "api"), room.kill.reset("two", None, "api"), return_exceptions=True
+    )
+    assert [getattr(result, "code", "ok") for result in results] == ["ok", "busy"]
+    await kill(room)
+
+    await room.until(lambda: room.latch.read().latched)
+    assert room.kill.latched
+
+
+async def test_a_reconnect_during_a_reset_closes_nothing(room: MoneyRoom) -> None:
+    """While a reset takes the kill's closes back the kill does not begin its work again: a position stays."""
+    held = await room.enter()
+    await room.fill(held, "10")
+    await kill(room)
+    (close,) = await room.closing()
+    room.exchange.faults.add("no_cancel")
+    reset = asyncio.create_task(room.kill.reset("keep it", None, "api"))
+    await room.until(lambda: close.order_id in room.exchange.cancels)
+    room.kill.go_on()
+    sent = len(room.exchange.submitted)
+    room.exchange.end(close.order_id, "cancelled", "late")
+    room.kill.go_on()
+    await reset
+
+    assert not room.kill.latched
+    await asyncio.sleep(0.05)
+    closes = [room.exchange.orders[i].request for i in room.exchange.submitted[sent:]]
+    assert [request.protective for request in closes] == [True]
+    assert [request.intent for request in closes] == ["reduce"]
+
+
+async def test_a_drill_that_is_reset_ends_at_once(room: MoneyRoom) -> None:
+    """Whoever resets a drill ends it: it says so, and does not reset what comes after it."""
+    held = await room.enter()
+    await room.fill(held, "10")
+    drill = asyncio.create_task(room.kill.drill("api"))
+    await room.closing()
+    await room.kill.reset("enough", None, "api")
+
+    with pytest.raises(CommandError, match="the drill was reset before it was over"):
+        await drill
+
+
+async def test_a_kill_before_a_drill_stays_on(room: MoneyRoom, mocker: MockerFixture) -> None:
+    """A kill that comes while a drill asks for the account is no drill, and nobody resets it."""
+    read = room.exchange.account
+
+    async def slow() -> Any:
+        await kill(room)
+        return await read()
+
+    mocker.patch.object(room.exchange, "account", slow)
+    with pytest.raises(CommandError, match="a kill came before the drill"):
+        await room.kill.drill("api")
+
+    assert room.kill.latched

@@ -84,6 +84,18 @@ def test_a_fill_after_a_cancel_counts() -> None:
     assert not order.working
 
 
+def test_the_rest_works_on_when_a_fill_is_taken_back() -> None:
+    """A bust of a working order is told, and the order works on; one that had filled is busted."""
+    order = make()
+    order.take("filled", fill=fill(40))
+
+    assert order.take("busted", fill=fill(40)) is OrderStatus.BUSTED
+    assert order.status is OrderStatus.PARTIALLY_FILLED
+    order.take("filled", fill=fill(60, number=2))
+    assert order.take("busted", fill=fill(60, number=2)) is OrderStatus.BUSTED
+    assert order.status is OrderStatus.BUSTED
+
+
 def test_unknown_is_working_until_it_is_settled() -> None:
     """A lost order is `unknown`, counts as working, and is settled by what is read back."""
     order = make()

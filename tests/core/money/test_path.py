@@ -299,6 +299,36 @@ async def test_cancel_all_is_about_entries(room: MoneyRoom) -> None:
     assert await room.path.cancel_all(CancelAllArgs()) == {"cancelled": [], "pending": [second]}
 
 
+async def test_exits_that_a_person_cancels_stay_cancelled(room: MoneyRoom) -> None:
+    """`cancel_all` with `protective` is not undone by the exit guard, also after a restart; a new fill is guarded."""
+    entry = await room.enter(quantity=100, plan=ExitPlan(time_stop_seconds=60))
+    await room.fill(entry, "10", 40)
+    result = await room.path.cancel_all(CancelAllArgs(protective=True))
+    assert len(result["cancelled"]) == 2
+    await room.tick("AAPL", 10, seconds=61)
+    assert room.desk.open_orders() == []
+    assert not room.path.portfolio.position("AAPL").protected
+
+    async with await room.crash() as after:
+        await after.tick("AAPL", 10, seconds=61)
+        assert after.desk.open_orders() == []
+        after.exchange.orders[entry.order_id].state = "working"
+        await after.fill(entry, "10", 10)  # late: nobody has asked that it stands without a stop
+        await after.until(lambda: after.working(protective=True))
+        assert after.working(protective=True)[0].request.quantity == 50
+
+
+async def test_exits_are_not_let_go_without_a_broker(room: MoneyRoom) -> None:
+    """Where the cancels can't leave, the exits stay and go on being managed."""
+    await room.fill(await room.enter(), "10")
+    await room.path.link.disconnect()
+    with pytest.raises(CommandError) as caught:
+        await room.path.cancel_all(CancelAllArgs(protective=True))
+
+    assert caught.value.code == "broker_unavailable"
+    assert not room.exits.guards["AAPL"].released
+
+
 async def test_a_broker_that_is_slow_to_cancel_is_asked_for_all_at_once(room: MoneyRoom) -> None:
     """One cancel that hangs does not hold up the others."""
     ids = [
@@ -753,6 +783,25 @@ async def test_a_busted_fill_is_taken_back_for_good(room: MoneyRoom) -> None:
         after.desk.on_report(BrokerReport("filled", order.order_id, after.clock.now(), "1", fill))
         await after.desk.settle()
         assert after.path.portfolio.quantity("AAPL") == 0
+
+
+async def test_the_rest_of_an_order_works_on_when_a_fill_is_taken_back(room: MoneyRoom) -> None:
+    """A bust of one fill of a working order does not end the order, also not for a restart."""
+    order = await room.buy(order_type="limit", limit_price=Decimal(10))
+    await room.fill(order, "10", 40)
+    fill = room.exchange.fills[-1]
+    room.exchange.holdings["AAPL"] = Decimal(0)
+    room.exchange.cash += 400
+    room.exchange.report("busted", order.order_id, fill=fill)
+    assert await room.told(order) == ["submitted", "accepted", "partially_filled", "busted"]
+    assert (order.working, order.filled, room.path.portfolio.quantity("AAPL")) == (True, 40, 0)
+
+    async with await room.crash() as after:
+        again = after.desk.orders[order.order_id]
+        assert (again.working, again.filled) == (True, 40)
+        await after.fill(again, "10", 60)
+        assert again.status is OrderStatus.FILLED
+        assert after.path.portfolio.quantity("AAPL") == 60
 
 
 async def test_the_guard_of_a_busted_entry_ends(room: MoneyRoom) -> None:

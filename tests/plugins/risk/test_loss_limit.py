@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -14,10 +15,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from sigma9_core.calendar import Calendar
-from sigma9_core.contracts import RiskRule, RiskView, Trip
+from sigma9_core.contracts import Mark, RiskRule, RiskView, Trip
 from sigma9_core.models import OrderRequest, Session
 from sigma9_core.testing.risk_contract import RiskRuleContract
-from sigma9_core.testing.risk_views import NOW, SESSION, SYMBOLS, order, view
+from sigma9_core.testing.risk_views import NOW, SESSION, SYMBOLS, holding, order, view
 from sigma9_core.testing.small_desk import SmallDesk
 from sigma9_plugins.risk.loss_limit import LossLimit, LossLimitConfig
 
@@ -40,6 +41,14 @@ def losing(percent: float | str, *, second: float = 0, session: Session = SESSIO
     now = (NOW if session is SESSION else session.open) + timedelta(seconds=second)
     equity = Decimal(100_000) - Decimal(str(percent)) * 1_000
     return view(equity=equity, now=now, session=session, **more)
+
+
+def held(percent: float, *, printed: float, second: float, lost: float = 0, foreign: bool = False) -> RiskView:
+    """Show a position with an open loss, by a price of some second, beside what is lost for good already."""
+    position = holding(unrealized_pnl=Decimal(str(-percent)) * 1_000, foreign=foreign)
+    price = Mark("AAPL", Decimal(50), NOW + timedelta(seconds=printed))
+    total = lost if foreign else lost + percent
+    return losing(total, second=second, positions=[position], marks=[price])
 
 
 def looks(
@@ -125,6 +134,50 @@ def test_stale_marks_prove_nothing() -> None:
 
     assert looks(judge, 9, 10, marks_fresh=False) == [None] * 10
     assert judge.check(order(), losing(9, marks_fresh=False)).outcome == "refuse"
+
+
+def test_one_bad_print_is_not_seen_three_times() -> None:
+    """A loss that rests on a single price of a symbol trips nothing, however often it is looked at."""
+    judge = rule()
+
+    assert [judge.trip(held(5, printed=0, second=n)) for n in range(20)] == [None] * 20
+    assert judge.check(order(), held(5, printed=0, second=20)).outcome == "refuse"
+    assert judge.trip(held(5, printed=21, second=21)) is None
+    assert judge.trip(held(5, printed=22, second=22)) is not None
+
+
+def test_a_loss_that_is_realised_needs_no_new_price() -> None:
+    """What is lost for good trips the limit after three looks, whatever the marks of the rest do."""
+    judge = rule()
+    moments = [held(1, printed=0, second=n, lost=4) for n in range(3)]
+
+    assert [judge.trip(moment) is not None for moment in moments] == [False, False, True]
+
+
+def test_the_marks_of_foreign_positions_prove_nothing() -> None:
+    """Somebody else's position is no part of the loss, so its price need not change."""
+    judge = rule()
+    moments = [held(5, printed=0, second=n, lost=4, foreign=True) for n in range(3)]
+
+    assert judge.trip(moments[0]) is None
+    assert judge.trip(moments[1]) is None
+    assert judge.trip(moments[2]) is not None
+
+
+def test_another_symbols_prices_do_not_prove_a_bad_one() -> None:
+    """While one symbol's price stands still, the prices of the others do not count in its place."""
+    judge = rule()
+
+    def moment(second: int) -> RiskView:
+        seen = held(5, printed=0, second=second)
+        other = holding("MSFT", 10, unrealized_pnl=Decimal(0))
+        return replace(
+            seen,
+            positions={**seen.positions, "MSFT": other},
+            marks={**seen.marks, "MSFT": Mark("MSFT", Decimal(100), seen.now)},
+        )
+
+    assert [judge.trip(moment(n)) for n in range(10)] == [None] * 10
 
 
 def test_after_a_trip_there_are_no_entries_until_the_next_open() -> None:

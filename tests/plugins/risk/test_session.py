@@ -127,7 +127,86 @@ def test_usage_says_until_when_entries_are_closed() -> None:
     assert late.usage(at(386)).until == NEXT.open + timedelta(minutes=10)
     assert late.usage(at(600)).until == NEXT.open + timedelta(minutes=10)
     closed = rule(blackouts=[{"start": "09:00", "end": "12:00"}]).usage(at(60))
-    assert (closed.tripped, closed.until) == (True, None)
+    assert (closed.tripped, closed.until) == (True, SESSION.open + timedelta(minutes=150))
+
+
+@pytest.mark.parametrize(
+    ("blackouts", "minutes", "opens"),
+    [
+        ([("09:00", "10:00")], 600, NEXT.open + timedelta(minutes=30)),  # it covers the next open
+        (
+            [("10:00", "10:30"), ("10:30", "11:00")],
+            45,
+            SESSION.open + timedelta(minutes=90),
+        ),  # one after the other
+        ([("15:30", "16:30")], 375, NEXT.open),  # nothing is left of the day
+        ([("22:00", "09:45")], 600, NEXT.open + timedelta(minutes=15)),
+        ([("00:00", "12:00"), ("12:00", "00:00")], 60, None),  # nothing is ever left
+    ],
+)
+def test_entries_open_again_when_the_last_blackout_is_over(
+    blackouts: list[tuple[str, str]], minutes: int, opens: datetime | None
+) -> None:
+    """The end that is told is a moment at which an entry passes, whatever covers the time before it."""
+    judge = rule(blackouts=[{"start": start, "end": end} for start, end in blackouts])
+
+    assert judge.usage(at(minutes)).tripped
+    assert judge.usage(at(minutes)).until == opens
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    minutes=st.integers(-600, 800),
+    first=st.integers(0, 60),
+    last=st.integers(0, 60),
+    blackouts=st.lists(
+        st.tuples(st.integers(0, 23), st.integers(0, 23)).filter(lambda b: b[0] != b[1]), max_size=3
+    ),
+)
+def test_the_end_that_is_told_is_true(
+    minutes: int, first: int, last: int, blackouts: list[tuple[int, int]]
+) -> None:
+    """At the moment that is told an entry passes, and a minute before it none does."""
+    judge = rule(
+        first_minutes=first,
+        last_minutes=last,
+        blackouts=[{"start": f"{start:02}:00", "end": f"{end:02}:00"} for start, end in blackouts],
+    )
+    usage = judge.usage(at(minutes))
+    calendar = Calendar("XNYS", [SESSION, NEXT])
+
+    if usage.tripped and usage.until is not None:
+        for moment, passes in ((usage.until, True), (usage.until - timedelta(minutes=1), False)):
+            if moment > at(minutes).now:
+                seen = view(now=moment, session=calendar.at(moment))
+                assert (judge.check(order(), seen).outcome == "allow") == passes
+
+
+def test_a_closed_market_says_when_it_opens() -> None:
+    """The refusal tells from when on entries are taken, and where the calendar is missing, that it is."""
+    assert (
+        rule().check(order(), at(-1)).reason == "the market is closed: entries from 2026-11-20T14:30:00.000000Z on"
+    )
+    ended = SessionHours("r13", SessionConfig(), NEW_YORK, Calendar("XNYS", [SESSION]))
+    assert ended.check(order(), at(600)).reason == "the market is closed"
+    missing = SessionHours("r13", SessionConfig(), NEW_YORK, Calendar("XNYS"))
+    assert "calendar is not loaded" in (missing.check(order(), at(-1)).reason or "")
+
+
+def test_a_clock_that_is_set_back_ends_no_blackout_early() -> None:
+    """In the night when the clock shows an hour twice, the end that is told still lies ahead."""
+    night = datetime(2026, 11, 1, 5, 50, tzinfo=UTC)  # 01:50 in New York, for the first time
+    long = Session("2026-11-01", night - timedelta(hours=2), night + timedelta(hours=9))
+    judge = SessionHours(
+        "r13",
+        SessionConfig.model_validate({"blackouts": [{"start": "01:00", "end": "01:55"}]}),
+        NEW_YORK,
+        Calendar("XNYS", [long]),
+    )
+
+    until = judge.usage(view(now=night, session=long)).until
+    assert until is not None
+    assert judge.check(order(), view(now=until, session=long)).outcome == "allow"
 
 
 @settings(max_examples=30, deadline=None)

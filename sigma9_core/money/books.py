@@ -1,0 +1,166 @@
+"""The books that a journal's fills make: positions, cash and results, worked out anew from the rows alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal, InvalidOperation, localcontext
+from typing import Any, Final
+
+from sigma9_core.errors import StateError
+from sigma9_core.models import ZERO, Fill
+from sigma9_core.money import rows
+from sigma9_core.money.adoption import ADOPTED
+from sigma9_core.money.days import Days
+from sigma9_core.money.holding import EXACT, Holding
+
+Row = Mapping[str, Any]
+Tell = Callable[[str], None]
+
+NOTES: Final = ("opening", "transfer", "bust", "days")
+"""The notes that the books are made of, or can be compared with."""
+NEAR: Final = Decimal("0.000001")
+
+
+@dataclass(slots=True)
+class Books:
+    """Takes fills and notes in the order of their numbers; every disagreement is told as one sentence."""
+
+    tell: Tell
+    watched: Collection[str] = frozenset()
+    """Symbols of which an execution is taken back at some time: their fills are kept, to make them anew."""
+    opening: Decimal | None = None
+    transfers: Decimal = ZERO
+    traded: Decimal = ZERO
+    """What fills have done to cash."""
+    fees: Decimal = ZERO
+    holdings: dict[str, Holding] = field(default_factory=dict)
+    realized: Decimal = ZERO
+    day: str | None = None
+    _kept: dict[str, dict[str, tuple[Fill, str | None]]] = field(default_factory=dict)
+    _opened: int = 0
+    """The row of the opening."""
+
+    @property
+    def cash(self) -> Decimal | None:
+        """Give the cash, None where the books were never opened."""
+        if self.opening is None:
+            return None
+        with localcontext(EXACT):
+            return self.opening + self.traded + self.transfers
+
+    def positions(self) -> Iterator[dict[str, Any]]:
+        """Give what is held, by symbol, each as a row of a table."""
+        for symbol, holding in sorted(self.holdings.items()):
+            if holding.quantity:
+                yield {
+                    "symbol": symbol,
+                    "quantity": holding.quantity,
+                    "average_cost": holding.average_cost,
+                    "realized_pnl": holding.realized,
+                    "strategy": holding.strategy,
+                }
+
+    def fill(self, row: Row) -> None:
+        """Count a fill."""
+        try:
+            record = rows.fill(row)  # type: ignore[arg-type]
+            fill = record.fill
+            numbers = (fill.quantity, fill.price, fill.commission)
+            sane = all(number.is_finite() for number in numbers) and fill.quantity > 0 and fill.price >= 0
+            sane = sane and fill.side in ("buy", "sell")
+        except (ValueError, TypeError, InvalidOperation):
+            sane = False
+        if not sane:
+            self.tell(f"the fill {row['exec_id']} of order {row['order_id']} (row {row['n']}) can't be counted")
+            return
+        if fill.symbol in self.watched:
+            self._kept.setdefault(fill.symbol, {})[fill.exec_id] = (fill, record.strategy)
+        applied = self._holding(fill.symbol).take(fill, record.strategy)
+        with localcontext(EXACT):
+            self.realized += applied.realized
+            self.fees += fill.commission
+            if fill.order_id != ADOPTED:  # its owner had paid for it before
+                self.traded += paid(fill)
+
+    def note(self, row: Row) -> None:
+        """Take a note into account, or compare it with the books."""
+        try:
+            body = json.loads(row["body"])
+            take = {"opening": self._open, "transfer": self._transfer, "bust": self._bust, "days": self._compare}
+            take[row["kind"]](row["n"], body)
+        except (ValueError, TypeError, KeyError, AttributeError, InvalidOperation, StateError) as error:
+            self.tell(f"the note {row['n']} ({row['kind']}) can't be read: {error or type(error).__name__}")
+
+    # --- notes ------------------------------------------------------------------------------------------------
+
+    def _open(self, n: int, body: Mapping[str, Any]) -> None:
+        cash = _amount(body["cash"])
+        if self.opening is not None:
+            self.tell(f"the notes {self._opened} and {n} both open the books, with {self.opening} and {cash}")
+        self.opening, self._opened = cash, n
+
+    def _transfer(self, _n: int, body: Mapping[str, Any]) -> None:
+        with localcontext(EXACT):
+            self.transfers += _amount(body["amount"])
+
+    def _bust(self, n: int, body: Mapping[str, Any]) -> None:
+        exec_id = body["exec_id"]
+        symbol = next((symbol for symbol, kept in self._kept.items() if exec_id in kept), None)
+        if symbol is None:
+            order = body["order_id"]
+            self.tell(
+                f"the note {n} takes back the fill {exec_id} of order {order}, which is not held at that time"
+            )
+            return
+        fill, _ = self._kept[symbol].pop(exec_id)
+        before = self.holdings[symbol].total
+        holding = self.holdings[symbol] = Holding(symbol)
+        for each, strategy in self._kept[symbol].values():
+            holding.take(each, strategy)
+        with localcontext(EXACT):
+            self.realized += holding.total - before
+            self.fees -= fill.commission
+            if fill.order_id != ADOPTED:
+                self.traded -= paid(fill)
+
+    def _compare(self, n: int, body: Mapping[str, Any]) -> None:
+        memory = body["portfolio"]
+        days = Days()
+        days.restore(memory)
+        for symbol, (price, _) in memory["marks"].items():
+            _amount(price)
+            if not self._holding(symbol).quantity:
+                self.tell(
+                    f"the note {n} (days) has a price of {symbol} as held, and the fills hold none of it then"
+                )
+        if days.day is None or days.day == self.day:
+            return
+        self.day = days.day
+        start = days.realized_start
+        if start is not None and abs(start - self.realized) > NEAR:
+            self.tell(
+                f"the note {n} (days) begins {days.day} with a realised result of {start}, "
+                f"the fills before it make {self.realized}"
+            )
+
+    def _holding(self, symbol: str) -> Holding:
+        found = self.holdings.get(symbol)
+        if found is None:
+            found = self.holdings[symbol] = Holding(symbol)
+        return found
+
+
+def paid(fill: Fill) -> Decimal:
+    """Give what a fill does to cash."""
+    with localcontext(EXACT):
+        amount = fill.quantity * fill.price
+        return (amount if fill.side == "sell" else -amount) - fill.commission
+
+
+def _amount(text: object) -> Decimal:
+    number = Decimal(str(text))
+    if not number.is_finite():
+        raise ValueError(f"{text} is no amount")
+    return number
