@@ -81,6 +81,16 @@ class Bar:
 
 
 @dataclass(frozen=True, slots=True)
+class Split:
+    """`new` shares for every `old` ones, from market time `ts` on: 2 for 1, or 1 for 10 in a reverse split."""
+
+    symbol: str
+    ts: datetime
+    new: Decimal
+    old: Decimal = Decimal(1)
+
+
+@dataclass(frozen=True, slots=True)
 class Slice:
     """Everything that became known at one market time `ts`; a bar comes in the slice of its end."""
 
@@ -88,6 +98,8 @@ class Slice:
     quotes: tuple[Quote, ...] = ()
     trades: tuple[Trade, ...] = ()
     bars: tuple[Bar, ...] = ()
+    splits: tuple[Split, ...] = ()
+    """Splits that take effect with this slice; its prices are those after them. One that comes again is ignored."""
 
 
 @dataclass(frozen=True, slots=True)

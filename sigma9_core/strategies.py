@@ -247,4 +247,5 @@ def _merge(slices: Sequence[Slice]) -> Slice:
         tuple({q.symbol: q for each in unique for q in each.quotes}.values()),
         tuple(trade for each in unique for trade in each.trades),
         tuple(bar for each in unique for bar in each.bars),
+        tuple(split for each in unique for split in each.splits),
     )

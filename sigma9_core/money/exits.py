@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from sigma9_core.clock import Clock, rfc3339
 from sigma9_core.errors import CommandError, JournalError
-from sigma9_core.models import ZERO, ExitPlan, OrderRequest, OrderStatus, Side, Slice
+from sigma9_core.models import ZERO, ExitPlan, OrderRequest, OrderStatus, Side, Slice, Split
 from sigma9_core.money.desk import OrderDesk, Step, rounded
 from sigma9_core.money.orders import Order
 from sigma9_core.money.records import NoteRecord, Record
@@ -55,6 +55,8 @@ class Guard:
     trail_id: str | None = None
     stop_price: Decimal | None = None
     """Where the stop was moved to, by the fill or by a person."""
+    factor: Decimal = Decimal(1)
+    """What a price of before the splits since its entry is multiplied by."""
     refused: int = 0
     retry_at: datetime | None = None
     ended: bool = False
@@ -80,6 +82,7 @@ class Guard:
             "profit_id": self.profit_id,
             "trail_id": self.trail_id,
             "stop_price": None if self.stop_price is None else str(self.stop_price),
+            "factor": str(self.factor),
             "ended": self.ended,
             "exits": self.exits,
             "released": self.released,
@@ -102,6 +105,7 @@ class Guard:
             profit_id=body.get("profit_id"),
             trail_id=body["trail_id"],
             stop_price=None if body.get("stop_price") is None else Decimal(body["stop_price"]),
+            factor=Decimal(body.get("factor", 1)),
             ended=body["ended"],
             exits=[*body.get("exits", ())],
             released=body.get("released", False),
@@ -190,7 +194,7 @@ class ExitManager:
             if guard.opened_at is None or entry is None or entry.average_price is None or guard.released:
                 continue
             if guard.symbol in best and not entry.working:
-                self._trail(guard, entry.average_price, *best[guard.symbol])
+                self._trail(guard, entry.average_price * guard.factor, *best[guard.symbol])
             limit = guard.plan.time_stop_seconds
             due = limit is not None and now >= guard.opened_at + timedelta(seconds=limit)
             if due and not self._works(guard.trail_id) and not self._works(guard.time_id):
@@ -206,13 +210,28 @@ class ExitManager:
             for order in self._desk.open_orders()
         )
 
+    def split(self, split: Split) -> None:
+        """Move the exits of a position to the prices after a split; its legs go, and are placed anew."""
+        guard = self.guards.get(split.symbol)
+        if guard is None:
+            return
+        share = split.old / split.new
+        guard.factor *= share
+        if guard.stop_price is not None:
+            guard.stop_price = rounded(guard.stop_price * share, self._desk.tick_of(split.symbol))
+        if guard.plan.trail_amount is not None:
+            guard.plan = guard.plan.model_copy(update={"trail_amount": guard.plan.trail_amount * share})
+        self._remember(guard)
+        for leg in [order for order in self._desk.open_orders() if order.request.oca_group == guard.group]:
+            self.drop(leg)
+
     def stop_price_of(self, symbol: str) -> Decimal | None:
         """Give the price at which a position of ours is to be stopped out, None where nobody guards it."""
         guard = self.guards.get(symbol)
         if guard is None:
             return None
         entry = self._desk.orders.get(guard.entry_id)
-        price = None if entry is None else entry.average_price
+        price = None if entry is None or entry.average_price is None else entry.average_price * guard.factor
         if price is None:
             price = self._desk.portfolio.position(symbol).average_cost
         return self._stop(guard, abs(self._held(symbol)), price).stop_price
@@ -399,7 +418,9 @@ class ExitManager:
             return
         quantity = abs(held)
         price = (
-            entry.average_price if entry is not None else self._desk.portfolio.position(guard.symbol).average_cost
+            self._desk.portfolio.position(guard.symbol).average_cost
+            if entry is None
+            else entry.average_price and entry.average_price * guard.factor
         )
         slots = (guard.stop_id, guard.trail_id, guard.time_id, guard.profit_id)
         legs = [leg for slot in slots if (leg := self._order(slot)) is not None and leg.working]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import heapq
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from functools import reduce
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,14 +19,15 @@ from sigma9_core.contracts import EventPage
 from sigma9_core.errors import CommandError, JournalError
 from sigma9_core.events import EventType, TradeEvent
 from sigma9_core.models import OrderStatus
-from sigma9_core.models import OrderStatus
 from sigma9_core.money import rows
 from sigma9_core.money.integrity import unreadable, value_of, verify
-from sigma9_core.money.orders import ENDED
+from sigma9_core.money.orders import ENDED, standing
 from sigma9_core.money.records import CommandRecord, FillRecord, IntentRecord, NoteRecord
 from sigma9_core.money.snapshot import Snapshot
 from sigma9_core.money.tables import COMMANDS, EVENTS, FILLS, NOTES, ORDERS, adapt, exists, file_of, mark_of, where
 
+SPLIT: Final = "split"
+"""The kind of note that a split is: symbol, market time, new and old shares."""
 PAGE: Final = 1000
 """Rows that a long read takes at once, so that it never holds a snapshot open for long."""
 
@@ -187,17 +190,12 @@ class History:
             body = connection.execute(query).scalar()
         return None if body is None else rows.trade_event(body)
 
-    def ended_as(self, order_id: str) -> OrderStatus | None:
-        """Tell how an order has ended, None where it may still work; a late fill does not bring it back."""
-        query = (
-            select(EVENTS.c.event)
-            .where(EVENTS.c.node == self.node, EVENTS.c.order_id == order_id, EVENTS.c.event.in_(sorted(ENDED)))
-            .order_by(EVENTS.c.seq.desc())
-            .limit(1)
-        )
+    def status(self, order_id: str) -> OrderStatus | None:
+        """Tell where an order stands, which its newest event alone may not say; None for one that is not ours."""
+        mine = (EVENTS.c.node == self.node, EVENTS.c.order_id == order_id)
         with self._read() as connection:
-            found = connection.execute(query).scalar()
-        return None if found is None else OrderStatus(found)
+            events = connection.execute(select(EVENTS.c.event).where(*mine).order_by(EVENTS.c.seq)).scalars().all()
+        return reduce(standing, map(OrderStatus, events)) if events else None
 
     def last_order_events(self) -> dict[str, TradeEvent]:
         """Give the newest event of each order that has not ended, by order id, oldest order first.
@@ -243,6 +241,19 @@ class History:
     def fills(self) -> Iterator[FillRecord]:
         """Give every fill, oldest first, in the order in which they were committed."""
         return map(rows.fill, self._pages(select(FILLS).where(FILLS.c.node == self.node), FILLS.c.n))
+
+    def books(self) -> Iterator[FillRecord | NoteRecord]:
+        """Give every fill and every split (a note), oldest first, in the order in which they were committed."""
+        splits = select(NOTES).where(NOTES.c.node == self.node, NOTES.c.kind == SPLIT)
+        fills = select(FILLS).where(FILLS.c.node == self.node)
+        of_fills: Iterator[tuple[int, FillRecord | NoteRecord]] = (
+            (row["n"], rows.fill(row)) for row in self._pages(fills, FILLS.c.n)
+        )
+        of_splits: Iterator[tuple[int, FillRecord | NoteRecord]] = (
+            (row["n"], rows.note(row)) for row in self._pages(splits, NOTES.c.n)
+        )
+        for _, record in heapq.merge(of_fills, of_splits, key=lambda numbered: numbered[0]):
+            yield record
 
     # --- commands and notes ---------------------------------------------------------------------------------
 

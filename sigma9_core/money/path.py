@@ -40,11 +40,13 @@ from sigma9_core.models import (
     Position,
     Session,
     Slice,
+    Split,
 )
 from sigma9_core.money.adoption import adoption
 from sigma9_core.money.desk import OrderDesk, Step, refusal
 from sigma9_core.money.exits import ExitManager, opposite
 from sigma9_core.money.gate import GuardedRule, RiskGate
+from sigma9_core.money.history import SPLIT
 from sigma9_core.money.journal import Journal
 from sigma9_core.money.killswitch import Key, KillSwitch
 from sigma9_core.money.latch import Latch
@@ -54,7 +56,7 @@ from sigma9_core.money.portfolio import Portfolio
 from sigma9_core.money.pricing import reference_price
 from sigma9_core.money.reconcile import Reconciler
 from sigma9_core.money.records import FillRecord, NoteRecord, Record
-from sigma9_core.money.restore import read, restore
+from sigma9_core.money.restore import read, restore, split_body, split_of
 from sigma9_core.money.tally import Tally
 
 log = logging.getLogger("sigma9.money")
@@ -152,6 +154,8 @@ class MoneyPath:
         self._reader: asyncio.Task[None] | None = None
         self._timer: asyncio.Task[None] | None = None
         self._opened_with: Decimal | None = None
+        self._splits: set[Split] = set()
+        """Those that were applied: a feed may tell of one again."""
         self._adopting = asyncio.Lock()
         self._ending = False
         """Entries are to be cancelled as soon as the broker is there."""
@@ -165,6 +169,7 @@ class MoneyPath:
         if known.opening is not None:
             self._opened_with = known.opening
         restore(known, self.portfolio, self.desk, self.gate, self.exits)
+        self._splits = {split_of(note.body) for note in known.books if isinstance(note, NoteRecord)}
         loop = asyncio.get_running_loop()
         self._reader = loop.create_task(self._read_back(), name="read-back")
         if self._clock.kind == "live":
@@ -192,6 +197,8 @@ class MoneyPath:
             self.desk.surroundings.forget()
             self.portfolio.roll(session)
             self._remember_days()
+        for split in data.splits:
+            self._split(split)
         if self._driven is not None and self.link.state == "connected":
             await self._driven.on_market(data, session)
         self.portfolio.mark(data)
@@ -200,6 +207,23 @@ class MoneyPath:
         await self.desk.settle()
         self.tally.look()
         self._touch()
+
+    def _split(self, split: Split) -> None:
+        """Apply a split to our books and exits, once; foreign positions follow with the next read-back."""
+        if split in self._splits:
+            return
+        self._splits.add(split)
+        held = self.portfolio.quantity(split.symbol)
+        try:
+            self.portfolio.split(split.symbol, split.new, split.old)
+        except ValueError as error:
+            log.error("the feed reports a split that makes no sense; ignored: %s", error)
+            return
+        self.desk.note([NoteRecord(SPLIT, self._clock.now(), split_body(split))])
+        if held != ZERO:
+            now = self.portfolio.quantity(split.symbol)
+            log.warning("%s: %s for %s shares; %s have become %s", split.symbol, split.new, split.old, held, now)
+        self.exits.split(split)
 
     def on_feed(self, health: FeedHealth) -> None:
         """Learn how the feed stands; a rule may trip, though no market data come any more."""

@@ -9,8 +9,9 @@ from decimal import Decimal
 from typing import Any, Final
 
 from sigma9_core.calendar import Calendar
+from sigma9_core.clock import rfc3339
 from sigma9_core.contracts import Submission
-from sigma9_core.models import ZERO, OrderStatus
+from sigma9_core.models import ZERO, OrderStatus, Split
 from sigma9_core.money.adoption import ADOPTED
 from sigma9_core.money.desk import REMEMBERED, OrderDesk
 from sigma9_core.money.exits import NOTE as GUARD
@@ -20,7 +21,7 @@ from sigma9_core.money.journal import Journal
 from sigma9_core.money.orders import Order
 from sigma9_core.money.portfolio import Portfolio
 from sigma9_core.money.recall import recalled
-from sigma9_core.money.records import FillRecord
+from sigma9_core.money.records import FillRecord, NoteRecord
 
 MANY: Final = 10_000
 
@@ -32,7 +33,8 @@ class Known:
     opening: Decimal | None
     """The cash of the first connect; None before it."""
     transfers: Decimal
-    fills: Sequence[FillRecord]
+    books: Sequence[FillRecord | NoteRecord]
+    """Fills and splits, in the order in which they were committed."""
     busted: frozenset[str]
     """Executions that the exchange took back."""
     orders: Sequence[Order]
@@ -76,7 +78,7 @@ def read(journal: Journal, now: datetime, calendar: Calendar) -> Known:
     return Known(
         opening=None if opening is None else Decimal(opening.body["cash"]),
         transfers=sum((Decimal(note.body["amount"]) for note in journal.notes("transfer", MANY)), ZERO),
-        fills=tuple(journal.fills()),
+        books=tuple(journal.books()),
         busted=frozenset(str(note.body["exec_id"]) for note in journal.notes("bust", MANY)),
         orders=orders,
         entries=entries,
@@ -90,8 +92,11 @@ def restore(known: Known, portfolio: Portfolio, desk: OrderDesk, gate: RiskGate,
     """Give each part what is its own; on the money lane."""
     if known.opening is not None:
         portfolio.set_cash(known.opening)
-    for record in known.fills:
-        if record.fill.order_id == ADOPTED:
+    for record in known.books:
+        if isinstance(record, NoteRecord):
+            split = split_of(record.body)
+            portfolio.split(split.symbol, split.new, split.old)
+        elif record.fill.order_id == ADOPTED:
             portfolio.adopt(record.fill, record.strategy)
         else:
             portfolio.apply(record.fill, record.strategy)
@@ -99,8 +104,20 @@ def restore(known: Known, portfolio: Portfolio, desk: OrderDesk, gate: RiskGate,
         portfolio.bust(exec_id)
     if known.transfers:
         portfolio.transfer(known.transfers)
-    desk.adopt(known.orders, (record.fill.exec_id for record in known.fills), known.entries, known.recent)
+    executions = [record.fill.exec_id for record in known.books if isinstance(record, FillRecord)]
+    desk.adopt(known.orders, executions, known.entries, known.recent)
     if known.days:
         portfolio.restore_days(known.days.get("portfolio", {}))
         gate.remember(known.days.get("rules", {}))
     exits.resume(known.guards)
+
+
+def split_body(split: Split) -> dict[str, str]:
+    """Write a split as the body of its note."""
+    return {"symbol": split.symbol, "at": rfc3339(split.ts), "new": str(split.new), "old": str(split.old)}
+
+
+def split_of(body: Mapping[str, Any]) -> Split:
+    """Read a split from the body of its note."""
+    at = datetime.fromisoformat(body["at"])
+    return Split(body["symbol"], at, Decimal(body["new"]), Decimal(body["old"]))

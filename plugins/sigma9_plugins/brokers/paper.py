@@ -167,6 +167,8 @@ class PaperBroker:
         """Match working orders against a slice; fills are reported before this returns."""
         self._newest = data.ts if self._newest is None else max(self._newest, data.ts)
         if self._loaded:
+            for split in data.splits:
+                self._ledger.split(split)
             self._matcher.on_market(data, session)
 
     # --- reading back -----------------------------------------------------------------------------------------

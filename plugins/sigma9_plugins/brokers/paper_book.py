@@ -143,6 +143,8 @@ class Book:
         """How many orders there have been; the next number follows."""
         self.newest: datetime | None = None
         """The newest market time of a record."""
+        self.splits: list[tuple[str, ...]] = []
+        """Symbol, time, new and old shares of each split that was applied."""
         self._working: dict[str, dict[str, PaperOrder]] = {}
 
     def working(self, symbol: str) -> tuple[PaperOrder, ...]:
@@ -180,6 +182,9 @@ class Book:
         if what in ("accept", "reject"):
             self._add(PaperOrder.from_json(record["order"]))
             return
+        if what == "split":
+            self._split(record)
+            return
         order = self.orders[record["number"]]
         if what == "fill":
             self._fill(order, record)
@@ -211,6 +216,7 @@ class Book:
             "cash": str(self.cash),
             "count": self.count,
             "newest": _plain(self.newest),
+            "splits": [list(split) for split in self.splits],
             "holdings": {
                 symbol: [str(held.quantity), str(held.average_cost)] for symbol, held in self.holdings.items()
             },
@@ -232,6 +238,7 @@ class Book:
             symbol: Holding(Decimal(quantity), Decimal(cost))
             for symbol, (quantity, cost) in record["holdings"].items()
         }
+        self.splits = [tuple(split) for split in record.get("splits", ())]
         self.orders, self.numbers, self._working = {}, {}, {}
         for body in record["orders"]:
             self._add(PaperOrder.from_json(body), again=True)
@@ -273,6 +280,14 @@ class Book:
         if order.remaining == 0:
             order.state = "filled"
             self._ended(order, record["ts"])
+
+    def _split(self, record: Record) -> None:
+        new, old = Decimal(record["new"]), Decimal(record["old"])
+        self.splits.append((record["symbol"], record["at"], record["new"], record["old"]))
+        held = self.holdings.get(record["symbol"])
+        if held is not None:
+            held.quantity = held.quantity * new / old
+            held.average_cost = held.average_cost * old / new
 
     def _ended(self, order: PaperOrder, ts: str) -> None:
         order.ended_at = datetime.fromisoformat(ts)

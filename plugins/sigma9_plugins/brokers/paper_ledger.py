@@ -12,7 +12,7 @@ from decimal import Decimal
 from typing import Any, Final
 
 from sigma9_core.contracts import BrokerListener, BrokerReport, ReportKind
-from sigma9_core.models import ZERO
+from sigma9_core.models import ZERO, Split
 from sigma9_plugins.brokers.paper_book import Book, PaperOrder, Record, State
 from sigma9_plugins.brokers.paper_costs import Costs, against
 from sigma9_plugins.brokers.paper_log import PaperLog
@@ -113,6 +113,18 @@ class Ledger:
         plain = {name: None if value is None else str(value) for name, value in changes.items()}
         self._commit([{"do": "replace", "ts": ts.isoformat(), "number": order.number, "changes": plain}])
 
+    def split(self, split: Split) -> None:
+        """Give new shares for old ones, once; orders in the symbol are cancelled, as exchanges do."""
+        told = (split.symbol, split.ts.isoformat(), str(split.new), str(split.old))
+        if told in self.book.splits:
+            return
+        step: list[Record] = []
+        for order in self.book.working(split.symbol):
+            self._end(step, order, "cancelled", f"{split.symbol} is split", split.ts)
+        symbol, at, new, old = told
+        step.append({"do": "split", "ts": at, "symbol": symbol, "at": at, "new": new, "old": old})
+        self._commit(step)
+
     # --- inside -----------------------------------------------------------------------------------------------
 
     def _children(self, order: PaperOrder) -> list[PaperOrder]:
@@ -142,6 +154,8 @@ class Ledger:
 
     def _report(self, record: Record) -> BrokerReport | None:
         what = record["do"]
+        if what == "split":
+            return None
         number = record["order"]["number"] if what in ("accept", "reject") else record["number"]
         order = self.book.orders[number]
         kind = record["state"] if what == "end" else _REPORTS.get(what)

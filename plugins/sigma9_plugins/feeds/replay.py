@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import bisect
+import csv
 import logging
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 from zoneinfo import ZoneInfo
@@ -25,7 +27,7 @@ from sigma9_core.clock import ClockKind
 from sigma9_core.contracts import PluginContext, Register
 from sigma9_core.errors import DataError
 from sigma9_core.hookspecs import hookimpl
-from sigma9_core.models import Bar, Frozen, Quote, Slice, Symbol, Trade
+from sigma9_core.models import Bar, Frozen, Quote, Slice, Split, Symbol, Trade
 from sigma9_plugins.feeds.pacing import Pacer, Speed, closed_sessions
 
 if TYPE_CHECKING:
@@ -56,6 +58,8 @@ class ReplayConfig(Frozen):
     """The length of a bar."""
     daily_files: tuple[Path, ...] = ()
     """Daily bars to scan; without them they are made from the intraday bars of earlier sessions."""
+    splits: Path | None = None
+    """Splits of unadjusted bars, CSV: symbol, date, new, old (`AAPL,2020-08-31,4,1`), from that date's open on."""
     speed: Speed = "max"
     """Market seconds a second; `max`: as fast as possible; 0: the clock stands still."""
     from_: Annotated[Moment | None, Field(alias="from")] = None
@@ -124,6 +128,8 @@ class ReplayFeed:
         self._wanted: frozenset[str] | None = None
         self._now: datetime | None = None
         self._closed = asyncio.Event()
+        self._splits: list[Split] = []
+        """Those that are still to come, in order."""
 
     # --- what there is; the first of these reads the files ----------------------------------------------------
 
@@ -161,6 +167,9 @@ class ReplayFeed:
         start = data.ends[0] - self._length
         self._now = start if since is None else max(since, start)
         self.done_slices = bisect.bisect_right(data.ends, self._now)
+        if self._config.splits is not None:
+            told = await asyncio.to_thread(read_splits, self._config.splits)
+            self._splits = [split for split in told if split.ts > start - timedelta(days=1)]
         self._closed = asyncio.Event()
 
     async def disconnect(self) -> None:
@@ -185,7 +194,7 @@ class ReplayFeed:
             await pacer.wait((gap if gap <= NIGHT else self._length).total_seconds())
             if self._closed.is_set():
                 return
-            data = self._slice(ts, rows)
+            data = replace(self._slice(ts, rows), splits=tuple(self._due(ts)))
             self._now = ts
             self.done_slices += 1
             yield data
@@ -217,6 +226,11 @@ class ReplayFeed:
         return [self._bar(row) for row in part.slice(first, max(0, int(last) - first)).iter_rows()]
 
     # --- slices -----------------------------------------------------------------------------------------------
+
+    def _due(self, ts: datetime) -> Iterator[Split]:
+        """Give the splits that take effect between the last slice and this one; each is given once."""
+        while self._splits and self._splits[0].ts <= ts - self._length:
+            yield self._splits.pop(0)
 
     def _groups(self, after: datetime) -> Iterator[tuple[datetime, list[tuple[Any, ...]]]]:
         """Give the rows of each time behind `after`."""
@@ -330,6 +344,28 @@ class ReplayFeed:
             )
             .rename({"day": "ts"})
         )
+
+
+def read_splits(path: Path) -> list[Split]:
+    """Read a file of splits, in order; raise DataError naming the first row that is none."""
+    found: list[Split] = []
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            for number, row in enumerate(csv.DictReader(file), 2):
+                try:
+                    at = datetime.combine(date.fromisoformat(row["date"]), time(), NEW_YORK).astimezone(UTC)
+                    split = Split(row["symbol"], at, Decimal(row["new"]), Decimal(row["old"]))
+                    if not (split.symbol and 0 < split.new < Decimal("1e6") and 0 < split.old < Decimal("1e6")):
+                        raise ValueError("symbol, or two numbers of shares above zero, are missing")
+                except (KeyError, ValueError, TypeError, ArithmeticError) as error:
+                    raise DataError(
+                        f"{path}:{number}: this is no split ({error}): give symbol,date,new,old such as "
+                        "AAPL,2020-08-31,4,1"
+                    ) from error
+                found.append(split)
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"the splits {path} can't be read: {error}") from error
+    return sorted(found, key=lambda split: (split.ts, split.symbol))
 
 
 def made_up_trades(bar: Bar, count: int) -> list[Trade]:

@@ -34,7 +34,7 @@ async def test_a_new_journal_knows_its_opening_alone(room: MoneyRoom) -> None:
     found = await known(room)
 
     assert found.opening == Decimal(100_000)
-    assert (found.transfers, list(found.fills), found.orders, found.guards) == (Decimal(0), [], [], {})
+    assert (found.transfers, list(found.books), found.orders, found.guards) == (Decimal(0), [], [], {})
     assert found.entries == {"2026-03-02": 0}
 
 

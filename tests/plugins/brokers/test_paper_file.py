@@ -20,7 +20,7 @@ import pytest
 
 from sigma9_core.clock import EPOCH, SteppedClock
 from sigma9_core.errors import BrokerError
-from sigma9_core.models import Trade
+from sigma9_core.models import Slice, Split, Trade
 from sigma9_core.testing.broker_contract import Recorder
 from sigma9_core.testing.orders import approve, request
 from sigma9_plugins.brokers import paper_book
@@ -319,3 +319,24 @@ async def test_clock_goes_on_from_the_newest_record(tmp_path: Path) -> None:
 
     assert book_of(room).orders[number].since >= newest
     await room.broker.disconnect()
+
+
+async def test_a_split_is_applied_once_and_kept(tmp_path: Path) -> None:
+    """Shares double, orders in the symbol are cancelled, and neither a repeat nor a restart splits again."""
+    async with exchange(tmp_path) as room:
+        await room.move(room.symbol, 10.0)
+        await room.order("buy", 100)
+        await room.move(room.symbol, 10.0)
+        await room.order("sell", 100, order_type="stop", stop_price=9.0, intent="reduce")
+        (held,) = await room.broker.positions()
+        told = Split(room.symbol, room.now(), Decimal(2))
+        for _ in range(2):
+            await room.broker.on_market(Slice(room.now(), splits=(told,)), None)
+        (now,) = await room.broker.positions()
+        assert (now.quantity, now.average_cost) == (held.quantity * 2, held.average_cost / 2)
+        assert await room.broker.open_orders() == []
+        cash = (await room.broker.account()).cash
+    async with exchange(tmp_path) as again:
+        await again.broker.on_market(Slice(again.now(), splits=(told,)), None)
+        assert await again.broker.positions() == [now]
+        assert (await again.broker.account()).cash == cash

@@ -6,6 +6,7 @@ import asyncio
 import csv
 from collections.abc import Iterable
 from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from sigma9_core.contracts import Factory, NoConfig
 from sigma9_core.errors import DataError
 from sigma9_core.models import Bar, Frozen, Slice
 from sigma9_plugins.feeds import replay as plugin
-from sigma9_plugins.feeds.replay import ReplayConfig, made_up_trades
+from sigma9_plugins.feeds.replay import NEW_YORK, ReplayConfig, made_up_trades, read_splits
 from sigma9_plugins.testing.market_room import at, replay, until
 
 MONDAY, TUESDAY = date(2026, 3, 2), date(2026, 3, 3)
@@ -375,3 +376,31 @@ async def test_real_bars(tmp_path: Path) -> None:
         mine[-1].close,
         sum(bar.volume for bar in mine),
     )
+
+
+# --- splits ---------------------------------------------------------------------------------------------------
+
+
+async def test_splits_come_with_the_first_slice_of_their_day(file: Path, tmp_path: Path) -> None:
+    """Each split is given once, before the prices after it; later and long past ones are not."""
+    days = sorted({slice_.ts.astimezone(NEW_YORK).date() for slice_ in await play(file)})
+    table = tmp_path / "splits.csv"
+    rows = [f"AAPL,{days[0]},4,1", "OLD,2001-01-02,2,1", "NEXT,2099-01-01,2,1"]
+    table.write_text("\n".join(["symbol,date,new,old", *rows]) + "\n")
+    slices = await play(file, splits=table)
+    found = [(number, split) for number, slice_ in enumerate(slices) for split in slice_.splits]
+
+    assert [(number, split.symbol, split.new, split.old) for number, split in found] == [
+        (1, "AAPL", Decimal(4), Decimal(1))
+    ]
+
+
+@pytest.mark.parametrize(
+    "row", ["AAPL,2020-08-31,0,1", "AAPL,31.8.2020,4,1", "AAPL,2020-08-31,four,1", "AAPL,2020-08-31,4", ",,,"]
+)
+def test_a_row_that_is_no_split_is_named(tmp_path: Path, row: str) -> None:
+    """The file and the line are named, with an example of what a split looks like."""
+    table = tmp_path / "splits.csv"
+    table.write_text(f"symbol,date,new,old\n{row}\n")
+    with pytest.raises(DataError, match=r"splits.csv:2: this is no split .* AAPL,2020-08-31,4,1"):
+        read_splits(table)
