@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 ONCE   := making the environment ($(VENV)) and installing: about half a minute, once
 
-.PHONY: run test test-all check clean
+.PHONY: run test test-all check bench clean
 
 $(VENV)/.run: pyproject.toml
 	@echo "$(ONCE)"
@@ -37,6 +37,13 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy sigma9_core plugins/sigma9_plugins integrations/sigma9_integrations tests
 	$(BIN)/python -m pytest -q tests/core/test_architecture.py
+
+# What the promises of speed are measured by: ratios in one run where a ratio is promised. Minutes on a quiet machine.
+bench: $(VENV)/.dev
+	$(BIN)/python tests/bench_gate.py
+	$(BIN)/python tests/bench_journal.py
+	$(BIN)/python tests/bench_kill.py
+	$(BIN)/python tests/bench_feeds.py
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache

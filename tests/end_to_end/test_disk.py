@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -87,10 +89,73 @@ def test_a_full_disk_stops_orders_and_no_kill(cramped: ServerProcess, disk: Path
 
     history = History(f"sqlite:///{server.data / 'sigma9.db'}", "main")
     history.open()
-    seqs, after = [], 0
+    after = 0
     while (page := history.events(after, 1000)).events:
-        seqs += range(page.first if not seqs else after + 1, after + 1 + len(page.events))
+        assert [json.loads(body)["seq"] for body in page.events] == [
+            *range(after + 1, after + 1 + len(page.events))
+        ]
         after += len(page.events)
     assert after == history.events(0, 1).last
     unwritten = [fill.fill.order_id for fill in history.fills() if history.intent(fill.fill.order_id) is None]
     assert unwritten == []
+
+
+BLOCKER = """
+import time
+from pathlib import Path
+from sigma9_core.hookspecs import hookimpl
+
+class Blocker:
+    async def start(self, server):
+        import asyncio
+        self.task = asyncio.get_running_loop().create_task(self.wait())
+
+    async def wait(self):
+        import asyncio
+        while not Path("block").exists():
+            await asyncio.sleep(0.05)
+        Path("blocked").touch()
+        while Path("block").exists():  # the outer loop stands still
+            time.sleep(0.05)
+
+    async def stop(self):
+        self.task.cancel()
+
+@hookimpl
+def register_services(register):
+    register("blocker", lambda config, context: Blocker())
+"""
+
+
+def test_a_kill_works_while_nothing_else_does(cramped: ServerProcess, disk: Path, tmp_path: Path) -> None:
+    """Event loop blocked by a plugin, disk full, MQTT frozen, all at once: positions are closed all the same."""
+    plugins = tmp_path / "plugins"
+    plugins.mkdir()
+    (plugins / "blocker.py").write_text(BLOCKER)
+    cramped.settings = (*cramped.settings, f"plugins.paths=[{plugins}]")
+    server = cramped.start()
+    server.until(lambda: server.get("/api/positions")["count"], "a position")
+    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
+    brokers = [int(pid) for pid in children if "mosquitto" in Path(f"/proc/{pid}/cmdline").read_text()]
+    assert brokers
+    for pid in brokers:
+        os.kill(pid, signal.SIGSTOP)
+    ballast = fill_up(disk)
+    (tmp_path / "block").touch()
+    server.until((tmp_path / "blocked").exists, "the blocked loop")
+
+    answers = [json.loads(server.sigma9("kill", "--reason", "all is lost", "--format", "json").stdout)]
+    while answers[-1]["result"]["pending"] and len(answers) < 50:
+        answers.append(json.loads(server.sigma9("kill", "--reason", "again", "--format", "json").stdout))
+    assert answers[-1]["ok"], answers[-1]
+    assert answers[-1]["result"]["pending"] == []
+    assert answers[-1]["result"]["closed_positions"]
+
+    ballast.unlink()
+    for pid in brokers:
+        os.kill(pid, signal.SIGCONT)
+    (tmp_path / "block").unlink()
+    server.until(lambda: server.get("/api/status")["kill_switch"]["phase"] == "done", "the word that it is done")
+    assert server.get("/api/positions")["count"] == 0
+    assert server.get("/api/status")["engine"] == "killed"
+    assert server.stop() == 0

@@ -641,3 +641,37 @@ async def test_a_kill_before_a_drill_stays_on(room: MoneyRoom, mocker: MockerFix
         await room.kill.drill("api")
 
     assert room.kill.latched
+
+
+async def test_a_thousand_orders_in_the_queue_do_not_hold_a_kill_up(room: MoneyRoom) -> None:
+    """Orders that wait for their turn are refused or not sent: nothing leaves any more but the kill's own."""
+    held = await room.enter("MSFT")
+    await room.fill(held, "10")
+    submit = room.exchange.submit
+    left: list[str] = []
+
+    async def slow(orders: Any) -> None:
+        left.extend(order.request.intent for order in orders)
+        await asyncio.sleep(0.05)
+        await submit(orders)
+
+    room.exchange.submit = slow  # type: ignore[method-assign]
+    queue = [asyncio.create_task(room.buy(f"S{number}", 1)) for number in range(1000)]
+    await room.until(lambda: len(left) > 20)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    killing = asyncio.create_task(kill(room))
+    await asyncio.sleep(0)
+    assert room.path.gate.closed_for(held.request) is not None
+    before = len(left)
+    await killing
+    assert loop.time() - began < 2.5
+    orders = [(await task) for task in queue]
+
+    assert set(left[before:]) <= {"kill"}
+    sent = set(room.exchange.submitted)
+    assert all(order.order_id in sent or not order.working for order in orders)
+    await room.closing()
+    await fill_closes(room)
+    await room.until(lambda: room.kill.body()["phase"] == "done", within=10)
+    assert room.desk.open_orders() == []
