@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, SecretStr, StringConstraints, model_validator
+from pydantic import Field, SecretStr, StringConstraints, field_validator, model_validator
 
 from sigma9_core.models import Frozen
 
@@ -169,6 +169,8 @@ class DeadManSettings(Frozen):
     broker_lost: Annotated[float, Field(gt=0)] | None = None
 
 
+BUILT_IN_RISK: Final = "built_in"
+"""As the last entry of `risk`: all the built-in rules that are not listed, with their defaults."""
 DEFAULT_RISK = tuple(
     InstanceSettings(plugin=name)
     for name in (
@@ -225,6 +227,19 @@ class Settings(Frozen):
     scheduler: SchedulerSettings = SchedulerSettings()
     kill_switch: KillSwitchSettings = KillSwitchSettings()
     dead_man: DeadManSettings = DeadManSettings()
+
+    @field_validator("risk")
+    @classmethod
+    def _whole_set(cls, listed: tuple[InstanceSettings, ...]) -> tuple[InstanceSettings, ...]:
+        """Put the built-in rules that are not listed in the place of a last entry `built_in`."""
+        names = [entry.plugin for entry in listed]
+        if BUILT_IN_RISK not in names:
+            return listed
+        if names.index(BUILT_IN_RISK) != len(names) - 1:
+            raise ValueError(f"{BUILT_IN_RISK} stands for all the other built-in rules: it must be the last entry")
+        if listed[-1].name is not None or listed[-1].config:
+            raise ValueError(f"{BUILT_IN_RISK} takes no name and no config: list the rule that you want to change")
+        return (*listed[:-1], *(entry for entry in DEFAULT_RISK if entry.plugin not in names))
 
     @model_validator(mode="after")
     def _sense(self) -> Settings:

@@ -80,6 +80,8 @@ MqttState = Literal["connected", "disconnected", "disabled"]
 State = Literal["stopped", "starting", "running", "paused", "stopping", "killed"]
 REFRESH: Final = 1.0
 """Seconds between two looks at numbers that merely move."""
+REPRICE: Final = 5
+"""Every so many of these looks the watchlist takes the newest prices."""
 SWITCH_INTERVAL: Final = 0.0001
 """Seconds a thread may keep the interpreter while another waits: the money lane must not wait 5 ms for it."""
 NOT_RUNNING: Final = "the engine is not running"
@@ -158,7 +160,11 @@ class Engine:
         kind = self.feed.clock_kind
         self.clock: Clock = LiveClock() if kind == "live" else SteppedClock(kind)
         self.journal = Journal(
-            journal_url(settings.database), settings.node, self._on_events, on_health=self._on_journal
+            journal_url(settings.database),
+            settings.node,
+            self._on_events,
+            on_health=self._on_journal,
+            marks=self._data_dir.path,
         )
         self.documents = Documents(self._data_dir.file("documents.json"))
         self.watchlist = Watchlist(self.clock, self._on_watchlist)
@@ -1035,8 +1041,13 @@ class Engine:
             )
 
     async def _refresh(self) -> None:
+        rounds = 0
         while True:
             await asyncio.sleep(REFRESH)
+            rounds += 1
+            due = rounds % REPRICE == 0 and self.clock.kind != "replay"  # which is the same at any speed
+            if due and self.watchlist.reprice(self.quotes.last):
+                self.board.set("watchlist", self.watchlist.body())
             self._look_at_rules()
             self.status.refresh()
             self.quotes.show()

@@ -61,6 +61,15 @@ class Quotes:
             self._waiting.discard(symbol)
             self._board.set(f"quote/{symbol}", None)
 
+    def last(self, symbol: str) -> float | None:
+        """Give the newest price of a kept symbol: a trade's, else a bar's close; None before the first."""
+        newest = self._newest.get(symbol)
+        if newest is None:
+            return None
+        if newest.trade is not None:
+            return newest.trade.price
+        return None if newest.bar is None else newest.bar.close
+
     def show(self) -> None:
         """Put what has changed on the board."""
         for symbol in self._waiting:

@@ -41,6 +41,16 @@ class Watchlist:
         items = [item.model_dump(mode="json") for item in self._items.values()]
         return {"count": len(items), "updated_at": self.updated_at, "items": items}
 
+    def reprice(self, last: Callable[[str], float | None]) -> bool:
+        """Take the newest prices; tell whether any has changed. It is no update: the list is what it was."""
+        changed = {
+            symbol: item.model_copy(update={"last": price})
+            for symbol, item in self._items.items()
+            if (price := last(symbol)) is not None and price != item.last
+        }
+        self._items.update(changed)
+        return bool(changed)
+
     def renew(
         self, items: Sequence[WatchlistItem], strategy: str | None, *, standing: Collection[str] = ()
     ) -> WatchlistUpdate:

@@ -43,8 +43,11 @@ THIRD_PARTY: Mapping[str, frozenset[str] | None] = {
     "pydantic_core": None,
     "pluggy": frozenset(("hookspecs", "plugins")),
     "yaml": None,
-    "polars": frozenset(("scanning", "bars")),
-    "sqlalchemy": frozenset(("money.tables", "money.integrity", "money.history", "money.journal")),
+    "polars": frozenset(("scanning", "bars", "export")),
+    "sqlalchemy": frozenset(
+        f"money.{name}" for name in ("tables", "postgres", "integrity", "history", "snapshot", "journal")
+    ),
+    "psycopg": frozenset(("testing",)),
     "tinydb": frozenset(("state",)),
     "apscheduler": frozenset(("schedule",)),
     "exchange_calendars": frozenset(("calendar_build",)),

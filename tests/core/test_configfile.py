@@ -707,3 +707,34 @@ def _faults(load_it: Callable[[], object]) -> tuple[Fault, ...]:
         return ()
     assert found
     return found
+
+
+# --- the whole set of rules -----------------------------------------------------------------------------------
+
+
+def test_built_in_stands_for_the_rules_that_are_not_listed(tmp_path: Path) -> None:
+    """A rule of one's own, one that is changed, and all the others: nobody has to copy the list."""
+    path = tmp_path / "server_config.yaml"
+    path.write_text("risk: [{plugin: mine}, {plugin: max_open, config: {max_positions: 7}}, {plugin: built_in}]\n")
+    risk = load_settings(path, environ={}).risk
+    others = [rule.plugin for rule in DEFAULT_RISK if rule.plugin != "max_open"]
+
+    assert [entry.plugin for entry in risk] == ["mine", "max_open", *others]
+    assert risk[1].config == {"max_positions": 7}
+
+
+@pytest.mark.parametrize(
+    ("risk", "says"),
+    [
+        ("[{plugin: built_in}, {plugin: mine}]", "must be the last entry"),
+        ("[{plugin: built_in}, {plugin: built_in}]", "must be the last entry"),
+        ("[{plugin: built_in, config: {max_positions: 7}}]", "takes no name and no config"),
+        ("[{plugin: built_in, name: rest}]", "takes no name and no config"),
+    ],
+)
+def test_built_in_stands_alone_and_last(tmp_path: Path, risk: str, says: str) -> None:
+    """What could mean two things is refused."""
+    path = tmp_path / "server_config.yaml"
+    path.write_text(f"risk: {risk}\n")
+    with pytest.raises(ConfigError, match=says):
+        load_settings(path, environ={})

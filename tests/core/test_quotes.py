@@ -157,3 +157,14 @@ def test_a_body_that_was_shown_does_not_change_any_more(board: Board, quotes: Qu
     quotes.take(trade(11.0, at=1))
 
     assert board.get("quote/AAPL") == before
+
+
+def test_the_last_price_is_a_trade_s_else_a_bar_s(quotes: Quotes) -> None:
+    """A quote has no last price; what is not kept has none at all."""
+    quotes.keep(frozenset(("AAPL",)))
+    assert quotes.last("AAPL") is None
+    quotes.take(Slice(NOW, (Quote("AAPL", NOW, 9.9, 10.1),), (), (Bar("AAPL", NOW, 10, 10, 10, 10.2, 5),)))
+    assert quotes.last("AAPL") == 10.2
+    quotes.take(trade(10.3))
+    assert quotes.last("AAPL") == 10.3
+    assert quotes.last("MSFT") is None

@@ -192,3 +192,14 @@ def test_the_body_is_that_of_the_contract(room: Room) -> None:
     assert body["updated_at"] == "2026-03-02T15:01:00.000000Z"
     assert set(body["items"][0]) == set(WatchlistItem.model_fields)
     assert room.list.symbols() == {"A"}
+
+
+def test_prices_move_and_the_list_stays_what_it_was(room: Room) -> None:
+    """`last` follows the market without an update: nothing was added, and nobody is told of it."""
+    room.scan(room.item("A"), room.item("B"))
+    told, seen = len(room.told), room.list.body()["updated_at"]
+    assert room.list.reprice({"A": 5.25}.get)
+    assert not room.list.reprice({"A": 5.25}.get)
+
+    assert {item.symbol: item.last for item in room.list.items()}["A"] == 5.25
+    assert (len(room.told), room.list.body()["updated_at"]) == (told, seen)

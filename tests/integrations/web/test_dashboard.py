@@ -157,7 +157,7 @@ async def log_in(tab: Tab, node: Node) -> None:
     await tab.until("document.activeElement.id === 'token'")
     await tab.write("secret-admin")
     await tab.press("Enter")
-    await tab.says("#connection", "live")
+    await tab.says("#connection", "connected")
 
 
 async def events(tab: Tab) -> list[str]:
@@ -249,7 +249,7 @@ async def test_a_page_that_was_cut_off_goes_on_where_it_was(serve: Serve, tab: T
         node.service = WebService()
         await node.service.start(node.server)
         try:
-            await tab.says("#connection", "live")
+            await tab.says("#connection", "connected")
             expected += numbered(node.server, 6, 7)
             await tab.says("#events", "N6")
             assert symbols(await events(tab)) == expected

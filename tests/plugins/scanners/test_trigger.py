@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -392,7 +393,7 @@ def test_a_restart_in_the_middle_of_a_position_changes_nothing(
             average = Decimal(sold if side == "sell" else price) if filled else None
             desk.event(status, 10, order, side, filled_quantity=Decimal(filled), average_price=average)
 
-    caplog.set_level("INFO")
+    caplog.set_level("DEBUG")
     first, second = Desk(), Desk()
     first.slice(0)
     tell(first, RESTART)
@@ -400,13 +401,62 @@ def test_a_restart_in_the_middle_of_a_position_changes_nothing(
     second.slice(60)  # the first slice after the restart begins the day, and forgets nothing of it
     tell(second, RESTART[stop:])
 
-    left = [record.message for record in caplog.records if " left ABCD" in record.message]
-    assert len(left) == 2
-    assert left[0] == left[1]
+    left = [record for record in caplog.records if " left ABCD" in record.message]
+    assert [record.levelname for record in left] == ["INFO", "DEBUG" if stop == len(RESTART) else "INFO"]
+    assert left[0].message == left[1].message
     profit = (Decimal(sold) - Decimal("5.10")) * 100
-    assert left[0].startswith(f"seismograph left ABCD with {profit:+.2f} before fees")
+    assert left[0].message.startswith(f"seismograph left ABCD with {profit:+.2f} before fees")
     assert second.state() is first.state()
     assert second.tap.quantity == first.tap.quantity == 50
+
+
+AGAIN: list[tuple[str, tuple[tuple[OrderStatus, str, str, int], ...], Tap]] = [
+    ("the re-entry works", ((OrderStatus.ACCEPTED, "3", "buy", 0),), Tap.TRIGGERED),
+    ("a person has cancelled it", ((OrderStatus.CANCELLED, "3", "buy", 0),), Tap.CANCELLED),
+    ("it has filled", ((OrderStatus.FILLED, "3", "buy", 50),), Tap.ENTERED),
+    ("it was sold", ((OrderStatus.FILLED, "3", "buy", 50), (OrderStatus.FILLED, "4", "sell", 50)), Tap.COMPLETED),
+    ("it was refused", ((OrderStatus.RISK_REJECTED, "3", "buy", 0),), Tap.WATCHING),
+]
+
+
+@pytest.mark.parametrize(("name", "steps", "state"), AGAIN, ids=[row[0] for row in AGAIN])
+def test_a_restart_knows_of_the_re_entry(
+    name: str, steps: tuple[tuple[OrderStatus, str, str, int], ...], state: Tap
+) -> None:
+    """Told its past, the trigger has its double tap where it was: no third entry, none that was cancelled."""
+    seen = [*flat_bars(), Bar("ABCD", START, 5.0, 5.1, 4.98, 5.1, 600)]
+    live, again = Desk(), Desk(seen)
+    live.trade(5)
+    assert len(live.slice(246, 5.1)) == 1
+    for desk in (live, again):
+        if desk is again:
+            desk.fill(6, "1", "5.10")
+            desk.fill(65, "2", "5.20", "sell")
+        for number, (status, order, side, filled) in enumerate(steps):
+            average = Decimal("5.15") if filled else None
+            desk.event(status, 250 + number, order, side, filled_quantity=Decimal(filled), average_price=average)
+    assert live.state() is state, name
+    again.slice(260, 5.1)
+
+    assert again.state() is live.state()
+    sent = [len(desk.slice(seconds, 5.1)) for desk in (live, again) for seconds in (400, 401)]
+    assert sent == ([1, 0, 1, 0] if state is Tap.WATCHING else [0, 0, 0, 0])
+
+
+def test_a_re_entry_that_is_always_refused_is_given_up() -> None:
+    """The pause doubles with each refusal, and after five the day is over in that symbol."""
+    desk = Desk()
+    desk.trade(5)
+    tries: list[float] = []
+    for seconds in range(246, 7000, 10):
+        if desk.slice(seconds, 5.1):
+            tries.append(seconds)
+            desk.event(OrderStatus.RISK_REJECTED, seconds, f"r{seconds}")
+    pauses = [later - earlier for earlier, later in pairwise(tries)]
+
+    assert len(tries) == 5
+    assert all(later >= earlier * 1.5 for earlier, later in pairwise(pauses)), pauses
+    assert (desk.state(), desk.tap.reason) == (Tap.CANCELLED, "its order was refused 5 times")
 
 
 def test_what_was_traded_yesterday_is_told_and_is_no_part_of_today() -> None:

@@ -120,7 +120,7 @@ export function freshness() {
   if (current) state.lost = null;
   else state.lost ??= new Date();
   document.body.classList.toggle("stale", !current);
-  put($("connection"), current ? "live" : state.live ? "no data" : state.tries ? "reconnecting" : "connecting", `badge ${current ? "good" : "warn"}`);
+  put($("connection"), current ? "connected" : state.live ? "no data" : state.tries ? "reconnecting" : "connecting", `badge ${current ? "good" : "warn"}`);
   // A moment's grace, so that an ordinary reconnect does not flash.
   const old = !current && Date.now() - state.lost > 1500;
   $("stale").hidden = !old;

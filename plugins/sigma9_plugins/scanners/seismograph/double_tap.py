@@ -15,6 +15,8 @@ from enum import StrEnum
 from sigma9_plugins.scanners.seismograph.trigger_config import DoubleTapConfig
 
 CENT = Decimal("0.01")
+MOST_REFUSALS = 5
+"""Refusals of the re-entry's order that end it for the day."""
 
 
 class Tap(StrEnum):
@@ -55,7 +57,7 @@ class Order:
 class DoubleTap:
     """The state of one symbol's re-entry on one day; everything that happens to it is a method."""
 
-    __slots__ = ("_config", "high", "quantity", "reason", "state", "until")
+    __slots__ = ("_config", "high", "quantity", "reason", "refusals", "state", "until")
 
     def __init__(self, config: DoubleTapConfig) -> None:
         self._config = config
@@ -65,6 +67,7 @@ class DoubleTap:
         self.high: float | None = None
         """The high of the day, frozen at the end of the cool-down."""
         self.quantity = Decimal(0)
+        self.refusals = 0
         self.reason: str | None = None
         """Why it was cancelled."""
 
@@ -109,15 +112,25 @@ class DoubleTap:
         self.state = Tap.TRIGGERED
         return Order(stop, limit, self.quantity)
 
+    def placed(self) -> None:
+        """Take an entry that was sent after the first exit: it is the re-entry, also one from before a restart."""
+        if self.state in (Tap.COOLDOWN, Tap.WATCHING):
+            self.state = Tap.TRIGGERED
+
     def filled(self) -> None:
         """Take a fill of the re-entry."""
         if self.state is Tap.TRIGGERED:
             self.state = Tap.ENTERED
 
     def refused(self) -> None:
-        """Take the refusal of the order: it may be tried again."""
-        if self.state is Tap.TRIGGERED:
-            self.state = Tap.WATCHING
+        """Take the refusal of the order: it may be tried again, some times."""
+        if self.state is not Tap.TRIGGERED:
+            return
+        self.refusals += 1
+        if self.refusals >= MOST_REFUSALS:
+            self.cancel(f"its order was refused {self.refusals} times")
+        else:  # after a restart the high has still to be frozen
+            self.state = Tap.COOLDOWN if self.high is None else Tap.WATCHING
 
     def cancel(self, reason: str) -> None:
         """End it for the day."""

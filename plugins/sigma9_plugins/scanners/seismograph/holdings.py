@@ -29,6 +29,8 @@ ORDERS_KEPT: Final = 32
 class Step:
     """What a trade event has changed."""
 
+    placed: bool = False
+    """An entry is heard of for the first time."""
     bought: bool = False
     """An entry was filled, in part or in whole."""
     ended: OrderStatus | None = None
@@ -71,6 +73,7 @@ class Holding:
         """Take one step of an order, an entry's or an exit's; `ts` is the market time."""
         step = Step()
         entry = event.side == "buy"
+        step.placed = entry and event.order_id not in self._orders
         known = self._known(event.order_id)
         change = event.filled_quantity - known.filled
         if change:

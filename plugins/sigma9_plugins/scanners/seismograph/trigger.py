@@ -28,6 +28,8 @@ logger = logging.getLogger("sigma9.seismograph")
 
 SAY_EVERY: Final = timedelta(seconds=60)
 """How often, in market time, it is said that a symbol ignites and a filter holds it back."""
+MOST_DOUBLINGS: Final = 6
+"""How often the pause after a refused entry doubles at most."""
 LEAST_TRAIL: Final = Decimal("0.01")
 TRIED_AGAIN: Final = frozenset((OrderStatus.REJECTED, OrderStatus.RISK_REJECTED))
 """After these a double tap may try once more; whatever else ends its order was somebody's wish."""
@@ -36,7 +38,7 @@ TRIED_AGAIN: Final = frozenset((OrderStatus.REJECTED, OrderStatus.RISK_REJECTED)
 class _Watch:
     """One symbol: whether it is on the list, what the market does, what we hold, and its re-entry of the day."""
 
-    __slots__ = ("heard", "holding", "item", "quote", "said", "tap", "tape")
+    __slots__ = ("heard", "holding", "item", "quote", "refusals", "said", "tap", "tape")
 
     def __init__(self, tap: DoubleTap) -> None:
         self.item: WatchlistItem | None = None
@@ -49,6 +51,8 @@ class _Watch:
         self.heard: datetime | None = None
         """When an order of ours last moved: what happened before a session's open is another day's."""
         self.said: datetime | None = None
+        self.refusals = 0
+        """Entries that were refused in a row."""
 
     @property
     def engaged(self) -> bool:
@@ -118,11 +122,17 @@ class SeismographTrigger:
         watch = self._watch(event.symbol)
         step = watch.holding.take(event, ts)
         watch.heard = ts
+        if step.placed:
+            watch.tap.placed()
         if step.bought:
             watch.tap.filled()
+            watch.refusals = 0
         if step.ended is not None:
-            watch.holding.quiet_until = ts + timedelta(seconds=self._config.cool_off_seconds)
-            if step.ended in TRIED_AGAIN:
+            refused = step.ended in TRIED_AGAIN
+            wait = self._config.cool_off_seconds * 2**watch.refusals  # whoever refuses is asked ever more seldom
+            watch.holding.quiet_until = ts + timedelta(seconds=wait)
+            watch.refusals = min(watch.refusals + 1, MOST_DOUBLINGS) if refused else 0
+            if refused:
                 watch.tap.refused()
             elif watch.tap.state is Tap.TRIGGERED:
                 watch.tap.cancel("its order was cancelled")
@@ -130,7 +140,8 @@ class SeismographTrigger:
             watch.tap.exited(step.left)
             why = f" ({watch.tap.reason})" if watch.tap.reason else ""
             text = f"{self._name} left {event.symbol} with {step.left.profit:+.2f} before fees"
-            logger.info("%s; its double tap: %s%s", text, watch.tap.state, why)
+            level = logging.DEBUG if self._day is None else logging.INFO  # what a start tells is no news
+            logger.log(level, "%s; its double tap: %s%s", text, watch.tap.state, why)
         if watch.tap.state is Tap.COOLDOWN:
             self._cooling[event.symbol] = watch
 
