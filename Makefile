@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-ONCE   := making the environment ($(VENV)) and installing: about half a minute, once
+ONCE   := making the environment ($(VENV)) and installing: under a minute, once
 
 .PHONY: run test test-all check bench clean
 

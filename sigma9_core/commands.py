@@ -274,7 +274,7 @@ BUILT_IN: Final[Mapping[str, CommandSpec]] = {
         _spec("control", ControlArgs, "trade", "Start, stop or kill by one word.", Alias("POST", "/api/control"), word="command", fixed_words=frozenset()),
         _spec("kill_switch", KillArgs, "trade", "Close the gate, cancel our orders, close our positions.", Alias("POST", "/api/kill-switch"), repeats=False),
         _spec("reset_kill_switch", ResetKillArgs, "admin", "Unlatch the kill switch; the engine stays stopped.", Alias("DELETE", "/api/kill-switch"), fixed_words=frozenset()),
-        _spec("kill_drill", NoArgs, "admin", "Try the whole kill on a paper or simulated account.", Alias("POST", "/api/kill-switch/drill")),
+        _spec("kill_drill", NoArgs, "admin", "Really kill a paper or simulated account, then start again.", Alias("POST", "/api/kill-switch/drill")),
         _spec("heartbeat", NoArgs, "trade", "Feed the dead man's switch.", Alias("POST", "/api/heartbeat"), repeats=False, journalled=False),
         _spec("scan", ScanArgs, "trade", "Scan the market and renew the watchlist.", Alias("POST", "/api/scan")),
         _spec("place_order", OrderArgs, "trade", "Send an order through the risk gate.", Alias("POST", "/api/orders"), needs_id=True, fixed_words=frozenset()),

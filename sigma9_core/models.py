@@ -99,7 +99,7 @@ class Slice:
     trades: tuple[Trade, ...] = ()
     bars: tuple[Bar, ...] = ()
     splits: tuple[Split, ...] = ()
-    """Splits that take effect with this slice; its prices are those after them. One that comes again is ignored."""
+    """Splits that take effect with this slice, whose prices are those after them. One that comes again is none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,5 +64,5 @@ def test_it_says_what_takes_so_long(folder: Path) -> None:
         done = subprocess.run(["make", "run"], cwd=folder, capture_output=True, text=True, check=True, timeout=20)
         return done.stdout.splitlines()
 
-    assert run() == ["making the environment (.venv) and installing: about half a minute, once", "started run"]
+    assert run() == ["making the environment (.venv) and installing: under a minute, once", "started run"]
     assert run() == ["started run"]

@@ -12,6 +12,7 @@ import asyncio
 import bisect
 import csv
 import logging
+import math
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NEW_YORK: Final = ZoneInfo("America/New_York")
+QUOTED: Final = 0.1
+"""The share of its bar's volume that a made-up quote shows on each side."""
 NIGHT: Final = timedelta(hours=1)
 """A longer pause between two slices is jumped over."""
 
@@ -253,10 +256,7 @@ class ReplayFeed:
         quotes: tuple[Quote, ...] = ()
         if self._config.synthetic_quotes:
             half = self._config.spread_percent / 200
-            quotes = tuple(
-                Quote(bar.symbol, ts, round(bar.close * (1 - half), 6), round(bar.close * (1 + half), 6))
-                for bar in bars
-            )
+            quotes = tuple(_quote(bar, ts, half) for bar in bars)
         trades: tuple[Trade, ...] = ()
         if self._config.trades_per_bar:
             made = [trade for bar in bars for trade in made_up_trades(bar, self._config.trades_per_bar)]
@@ -344,6 +344,12 @@ class ReplayFeed:
             )
             .rename({"day": "ts"})
         )
+
+
+def _quote(bar: Bar, ts: datetime, half: float) -> Quote:
+    """Make up a quote around a bar's close; it shows a tenth of the bar's volume, not the whole world's."""
+    size = float(math.floor(bar.volume * QUOTED))
+    return Quote(bar.symbol, ts, round(bar.close * (1 - half), 6), round(bar.close * (1 + half), 6), size, size)
 
 
 def read_splits(path: Path) -> list[Split]:

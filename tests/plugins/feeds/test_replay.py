@@ -180,7 +180,7 @@ async def test_made_up_quotes(file: Path) -> None:
     found = await play(file, spread_percent=1)
     (quote,) = found[2].quotes
 
-    assert (quote.symbol, quote.ts, quote.bid_size) == ("A", at(MONDAY, 9, 31), None)
+    assert (quote.symbol, quote.ts, quote.bid_size) == ("A", at(MONDAY, 9, 31), 10.0)
     assert (quote.bid, quote.ask) == (10.149, 10.251)
     assert all(not data.quotes for data in await play(file, synthetic_quotes=False))
 
