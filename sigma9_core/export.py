@@ -24,6 +24,7 @@ DIGITS: Final = 38
 NOTHING: Final = "\\N"
 EMPTY: Final = "\\E"
 """How a value that is not there, and a text of no length, are written on the way to Parquet."""
+_NAMES: Final = ("password", "passwd", "secret", "token", "api", "authorization")
 _SECRET: Final = re.compile(
     r'("[A-Za-z0-9_]*(?:password|passwd|secret|token|api_?key|authorization)"\s*:\s*)"(?:[^"\\]|\\.)*"',
     re.IGNORECASE,
@@ -123,7 +124,10 @@ def _cell(value: Any) -> str | None:
 
 def masked(text: str) -> str:
     """Mask every known secret, and what JSON keeps under a name such as `token` or `password`."""
-    return redacted(_SECRET.sub(rf'\g<1>"{MASK}"', text))
+    small = text.lower()
+    if any(name in small for name in _NAMES):
+        text = _SECRET.sub(rf'\g<1>"{MASK}"', text)
+    return redacted(text)
 
 
 def _make_parquet(source: Path, columns: Mapping[str, Kind], sizes: _Sizes, path: Path) -> None:

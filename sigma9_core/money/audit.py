@@ -27,6 +27,7 @@ from sigma9_core.money.exits import Guard
 from sigma9_core.money.highwater import read_mark
 from sigma9_core.money.history import History
 from sigma9_core.money.ids import made_at
+from sigma9_core.money.integrity import ADVICE
 from sigma9_core.money.life import Life, told
 from sigma9_core.money.snapshot import Snapshot
 from sigma9_core.money.tables import SCHEMA
@@ -99,7 +100,7 @@ class Audit:
 
 
 def audit(history: History, *, marks: Path | None = None) -> Audit:
-    """Audit a journal that is open for reading (blocks: about 20 s for a million events).
+    """Audit a journal that is open for reading (blocks: half a minute for a million events).
 
     `marks` is where the high-water mark lies, if it is not beside the file. Raise JournalError where the journal
     can't be read at all.
@@ -110,6 +111,10 @@ def audit(history: History, *, marks: Path | None = None) -> Audit:
     before = read_mark(mark) if mark is not None else None
     with history.snapshot() as rows:
         found.last_seq = rows.head.seq
+        damage = rows.damage()
+        if damage is not None:
+            found.tell(f"the file is damaged ({damage}): {ADVICE}")
+            return found  # what else there is can't be believed
         _meta(rows, found)
         _numbers(rows, found, before)
         _events(rows, found)
@@ -138,7 +143,7 @@ def _meta(rows: Snapshot, found: Audit) -> None:
         raise JournalError(f"the journal {found.where} has nothing of the node {found.node}: name another node")
     found.journal_id = ids[-1]
     if len(ids) > 1:
-        found.remarks.append(f"the journal was put back to an earlier time {len(ids) - 1} times: see journal_id")
+        found.remarks.append(f"the journal was put back to an earlier time (journal_ids: {', '.join(ids)})")
 
 
 def _numbers(rows: Snapshot, found: Audit, mark: tuple[str, int] | None) -> None:
@@ -216,7 +221,7 @@ def _ids(rows: Snapshot, found: Audit) -> None:
                 f"the id of order {order_id} (row {row['n']}) is older than {highest}, which was written before it"
             )
     if back:
-        found.remarks.append(f"the machine's clock was set back {back} times between intents")
+        found.remarks.append(f"the machine's clock was set back between intents ({back} times)")
 
 
 def _books(rows: Snapshot, found: Audit) -> None:
@@ -306,7 +311,8 @@ def _commands(rows: Snapshot, found: Audit) -> None:
     left = sum(open_.values())
     if left:
         names = ", ".join(sorted({key[0] for key in open_}))
-        found.remarks.append(f"{left} commands have no answer (in progress, or cut off by a crash): {names}")
+        have = "1 command has" if left == 1 else f"{left} commands have"
+        found.remarks.append(f"{have} no answer (in progress, or cut off by a crash): {names}")
 
 
 def _body(row: Row) -> Mapping[str, Any]:

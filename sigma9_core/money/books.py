@@ -13,12 +13,13 @@ from sigma9_core.models import ZERO, Fill
 from sigma9_core.money import rows
 from sigma9_core.money.adoption import ADOPTED
 from sigma9_core.money.days import Days
+from sigma9_core.money.history import SPLIT
 from sigma9_core.money.holding import EXACT, Holding
 
 Row = Mapping[str, Any]
 Tell = Callable[[str], None]
 
-NOTES: Final = ("opening", "transfer", "bust", "days")
+NOTES: Final = ("opening", "transfer", "bust", SPLIT, "days")
 """The notes that the books are made of, or can be compared with."""
 NEAR: Final = Decimal("0.000001")
 
@@ -38,7 +39,9 @@ class Books:
     holdings: dict[str, Holding] = field(default_factory=dict)
     realized: Decimal = ZERO
     day: str | None = None
-    _kept: dict[str, dict[str, tuple[Fill, str | None]]] = field(default_factory=dict)
+    _kept: dict[str, list[tuple[Fill, str | None] | tuple[Decimal, Decimal]]] = field(default_factory=dict)
+    """By symbol: fills, and splits at their place among them."""
+    _splits: dict[tuple[str, str], int] = field(default_factory=dict)
     _opened: int = 0
     """The row of the opening."""
 
@@ -76,7 +79,7 @@ class Books:
             self.tell(f"the fill {row['exec_id']} of order {row['order_id']} (row {row['n']}) can't be counted")
             return
         if fill.symbol in self.watched:
-            self._kept.setdefault(fill.symbol, {})[fill.exec_id] = (fill, record.strategy)
+            self._kept.setdefault(fill.symbol, []).append((fill, record.strategy))
         applied = self._holding(fill.symbol).take(fill, record.strategy)
         with localcontext(EXACT):
             self.realized += applied.realized
@@ -88,8 +91,8 @@ class Books:
         """Take a note into account, or compare it with the books."""
         try:
             body = json.loads(row["body"])
-            take = {"opening": self._open, "transfer": self._transfer, "bust": self._bust, "days": self._compare}
-            take[row["kind"]](row["n"], body)
+            take = {"opening": self._open, "transfer": self._transfer, "bust": self._bust, SPLIT: self._split}
+            take.get(row["kind"], self._compare)(row["n"], body)
         except (ValueError, TypeError, KeyError, AttributeError, InvalidOperation, StateError) as error:
             self.tell(f"the note {row['n']} ({row['kind']}) can't be read: {error or type(error).__name__}")
 
@@ -106,24 +109,44 @@ class Books:
             self.transfers += _amount(body["amount"])
 
     def _bust(self, n: int, body: Mapping[str, Any]) -> None:
-        exec_id = body["exec_id"]
-        symbol = next((symbol for symbol, kept in self._kept.items() if exec_id in kept), None)
+        exec_id, symbol = body["exec_id"], self._symbol_of(body["exec_id"])
         if symbol is None:
             order = body["order_id"]
             self.tell(
                 f"the note {n} takes back the fill {exec_id} of order {order}, which is not held at that time"
             )
             return
-        fill, _ = self._kept[symbol].pop(exec_id)
+        kept = self._kept[symbol]
+        place = next(i for i, (each, _) in enumerate(kept) if isinstance(each, Fill) and each.exec_id == exec_id)
+        fill, _ = kept.pop(place)
         before = self.holdings[symbol].total
         holding = self.holdings[symbol] = Holding(symbol)
-        for each, strategy in self._kept[symbol].values():
-            holding.take(each, strategy)
+        for each, other in kept:
+            if isinstance(each, Fill):
+                holding.take(each, None if isinstance(other, Decimal) else other)
+            elif isinstance(other, Decimal):
+                holding.split(each, other)
         with localcontext(EXACT):
             self.realized += holding.total - before
-            self.fees -= fill.commission
-            if fill.order_id != ADOPTED:
-                self.traded -= paid(fill)
+            if isinstance(fill, Fill):
+                self.fees -= fill.commission
+                self.traded -= ZERO if fill.order_id == ADOPTED else paid(fill)
+
+    def _symbol_of(self, exec_id: str) -> str | None:
+        for symbol, kept in self._kept.items():
+            if any(isinstance(each, Fill) and each.exec_id == exec_id for each, _ in kept):
+                return symbol
+        return None
+
+    def _split(self, n: int, body: Mapping[str, Any]) -> None:
+        symbol, new, old = body["symbol"], _amount(body["new"]), _amount(body["old"])
+        first = self._splits.setdefault((symbol, body["at"]), n)
+        if first != n:
+            self.tell(f"the notes {first} and {n} both tell the split of {symbol} at {body['at']}")
+        if symbol in self.holdings:
+            self.holdings[symbol].split(new, old)
+        if symbol in self._kept:
+            self._kept[symbol].append((new, old))
 
     def _compare(self, n: int, body: Mapping[str, Any]) -> None:
         memory = body["portfolio"]

@@ -86,6 +86,8 @@ class OrderDesk:
         """Orders at the broker that are not ours, by the broker's id."""
         self.in_flight: set[str] = set()
         """Orders that have been decided and are not sent yet, or are being sent at this moment."""
+        self._waiting: set[str] = set()
+        """Those of them whose intent is being written: nothing of them has left."""
         self.changing: set[str] = set()
         """Orders whose change is being judged, written or sent at this moment."""
         self.followers: list[Follower] = []
@@ -150,6 +152,7 @@ class OrderDesk:
                 more = decided(orders) if sending and decided is not None else ()
                 written = [*self._intents(orders, cause), *records, *more]
                 handed_over = True
+                self._waiting.update(order.order_id for order in orders if sending)
                 if urgent:
                     await self._write_down(written)
                 else:
@@ -176,6 +179,7 @@ class OrderDesk:
             raise
         finally:
             self.in_flight.difference_update(order.order_id for order in orders)
+            self._waiting.difference_update(order.order_id for order in orders)
         return orders
 
     async def modify(
@@ -189,12 +193,14 @@ class OrderDesk:
         """Change a working order; the change is judged as a new order would be.
 
         Raise CommandError: `not_found`, `conflict` (not working, or the broker refused), `risk_rejected`, `busy`
-        (being changed), `killed` (a kill came before it was sent), `broker_unavailable` (which says whether it was
-        sent; where it was, reading back tells what became of it).
+        (being sent or changed), `killed` (a kill came before it was sent), `broker_unavailable` (which says whether
+        it was sent; where it was, reading back tells what became of it).
         """
         order = self.working(order_id)
         if order_id in self.changing:
             raise CommandError("busy", f"order {order_id} is being changed at this moment: ask again")
+        if order_id in self.in_flight and order.status is OrderStatus.SUBMITTED:
+            raise CommandError("busy", f"order {order_id} is being sent at this moment: ask again")
         self.changing.add(order_id)
         try:
             await self._change(order, order.request.model_copy(update=dict(changes)), cause, records)
@@ -261,7 +267,13 @@ class OrderDesk:
         return order
 
     async def ask_cancel(self, order: Order) -> None:
-        """Send a cancel for a working order; a broker's failure is logged and leaves the order as it is."""
+        """Send a cancel for a working order; a broker's failure is logged and leaves the order as it is.
+
+        An order that has not left yet, because its intent is being written, is not sent any more.
+        """
+        if order.order_id in self._waiting:
+            self.local(order, "cancelled", "cancelled before it was sent")
+            return
         order.cancel_asked = True
         try:
             async with asyncio.timeout(SUBMIT_TIMEOUT):
@@ -589,6 +601,7 @@ class OrderDesk:
                     if each.working:
                         self.local(each, "cancelled", f"not sent: {closed}")
                 return
+        self._waiting.difference_update(order.order_id for order in orders)
         try:
             async with asyncio.timeout(SUBMIT_TIMEOUT):
                 await self._broker().submit(approved)

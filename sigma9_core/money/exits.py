@@ -120,6 +120,8 @@ class ExitManager:
         """By symbol: one strategy owns a symbol at a time."""
         self.stands_down: Callable[[str, str | None], bool] = lambda _symbol, _strategy: False
         """Tells whether a flattening kill owns the exits of a symbol and strategy."""
+        self.waits: Callable[[], bool] = lambda: False
+        """Tells that it is not known at present what has filled: an exit might sell what a stop has sold."""
         self._over: dict[str, Guard] = {}
         """The last guard of each symbol that has ended."""
         self._desk = desk
@@ -163,10 +165,10 @@ class ExitManager:
             orders = await self._desk.submit([request, *legs], cause=cause, records=records, decided=decided)
         except BaseException:
             if not guard.entry_id or guard.entry_id not in self._desk.orders:
-                self.guards.pop(request.symbol, None)
+                self._forget(guard)
             raise
         if orders[0].status is OrderStatus.RISK_REJECTED:
-            del self.guards[request.symbol]
+            self._forget(guard)
             return orders
         self._review(guard)
         return orders
@@ -174,7 +176,7 @@ class ExitManager:
     def on_market(self, data: Slice) -> None:
         """Start trails and time stops that are due at this market time."""
         now = data.ts
-        if not self.guards:
+        if not self.guards or self.waits():
             return
         best: dict[str, tuple[float, float]] = {}
         for bar in data.bars:
@@ -253,7 +255,7 @@ class ExitManager:
                 self._over[guard.symbol] = guard
 
     def release(self, symbols: Collection[str]) -> None:
-        """Send no more exits for these positions: a person has cancelled them. A new fill of an entry is guarded."""
+        """Send no more exits for these positions, which a person has cancelled; a new fill of an entry is guarded."""
         for guard in [guard for symbol, guard in self.guards.items() if symbol in symbols]:
             guard.released = True
             self._remember(guard)
@@ -403,8 +405,8 @@ class ExitManager:
 
     def _review(self, guard: Guard) -> None:
         """Bring the legs in line with the position: the right quantity, the right price, or the end."""
-        if not guard.entry_id:
-            return
+        if not guard.entry_id or guard.ended or self.waits():
+            return  # the review that follows a reconciliation looks at it
         entry = self._desk.orders.get(guard.entry_id)
         entering = entry is not None and entry.working
         held = self._held(guard.symbol)
@@ -472,9 +474,15 @@ class ExitManager:
             guard.retry_at = self._clock.now() + RETRY  # it stays until every leg has ended
             return
         guard.ended = True
-        self._over[guard.symbol] = guard
-        self.guards.pop(guard.symbol, None)
+        if guard.opened_at is not None:
+            self._over[guard.symbol] = guard
+        self._forget(guard)
         self._remember(guard)
+
+    def _forget(self, guard: Guard) -> None:
+        """Take a guard off its symbol, unless the symbol has another one by now."""
+        if self.guards.get(guard.symbol) is guard:
+            del self.guards[guard.symbol]
 
     def drop(self, order: Order) -> None:
         """Ask once for a cancel; one that fails is asked for again at the next look."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from functools import reduce
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,6 +45,16 @@ class History:
 
     def open(self) -> None:
         """Begin to read, beside whoever writes; raise JournalError where there is no sound journal."""
+        self.open_unchecked()
+        try:
+            with self._read() as connection:
+                verify(connection, self.node, self.where, full=False)
+        except JournalError:
+            self.close()
+            raise
+
+    def open_unchecked(self) -> None:
+        """Begin to read, also what is not sound, so that an audit can say what is wrong with it."""
         path = file_of(self._url)
         if path is not None and not path.is_file():
             raise JournalError(f"there is no journal at {path}: start the server once, or name another file")
@@ -54,7 +65,6 @@ class History:
                     raise JournalError(
                         f"there is no journal at {self.where}: start the server once, or name another one"
                     )
-                verify(connection, self.node, self.where, full=False)
         except JournalError:
             self.close()
             raise
@@ -240,20 +250,27 @@ class History:
 
     def fills(self) -> Iterator[FillRecord]:
         """Give every fill, oldest first, in the order in which they were committed."""
-        return map(rows.fill, self._pages(select(FILLS).where(FILLS.c.node == self.node), FILLS.c.n))
+        return (record for _, record in self._fills())
 
     def books(self) -> Iterator[FillRecord | NoteRecord]:
         """Give every fill and every split (a note), oldest first, in the order in which they were committed."""
-        splits = select(NOTES).where(NOTES.c.node == self.node, NOTES.c.kind == SPLIT)
-        fills = select(FILLS).where(FILLS.c.node == self.node)
-        of_fills: Iterator[tuple[int, FillRecord | NoteRecord]] = (
-            (row["n"], rows.fill(row)) for row in self._pages(fills, FILLS.c.n)
-        )
-        of_splits: Iterator[tuple[int, FillRecord | NoteRecord]] = (
-            (row["n"], rows.note(row)) for row in self._pages(splits, NOTES.c.n)
-        )
-        for _, record in heapq.merge(of_fills, of_splits, key=lambda numbered: numbered[0]):
-            yield record
+        query = select(NOTES).where(NOTES.c.node == self.node, NOTES.c.kind == SPLIT)
+        splits = ((row["n"], rows.note(row)) for row in self._pages(query, NOTES.c.n))
+        fills: Iterator[tuple[int, FillRecord | NoteRecord]] = self._fills()
+        return (record for _, record in heapq.merge(fills, splits, key=itemgetter(0)))
+
+    def _fills(self) -> Iterator[tuple[int, FillRecord]]:
+        columns = [FILLS.c.n, *(FILLS.c[name] for name in rows.FILL_COLUMNS)]
+        query = select(*columns).where(FILLS.c.node == self.node).order_by(FILLS.c.n).limit(PAGE)
+        after = -1
+        while True:
+            with self._read() as connection:
+                page = connection.execute(query.where(FILLS.c.n > after)).all()
+            for row in page:
+                yield row[0], rows.fill_of(row[1:])
+            if len(page) < PAGE:
+                return
+            after = page[-1][0]
 
     # --- commands and notes ---------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from math import isclose
 from typing import Any, Final
 
 from sigma9_core.models import ZERO, OrderStatus
-from sigma9_core.money.orders import ENDED, TRANSITIONS
+from sigma9_core.money.orders import TRANSITIONS, standing
 
 Row = Mapping[str, Any]
 Tell = Callable[[str], None]
@@ -126,7 +126,7 @@ class Life:
             elif event in FILLED:
                 self._fill(seq, event, data)
             elif (self.status, event) in NEXT:
-                self.status = event
+                self.status = standing(self.status, event)
                 if event is _S.BUSTED:
                     self._bust(seq)
             else:
@@ -194,8 +194,8 @@ class Life:
                 f"event {seq}: the order {self.order_id} is {event} with {data['filled_quantity']} "
                 f"of {data['quantity']} filled"
             )
-        if event is _S.FILLED or self.status not in ENDED:
-            self.status = event
+        if self.status is not None:
+            self.status = standing(self.status, event)
 
     def _bust(self, seq: int) -> None:
         if self._busted >= len(self._busts):

@@ -63,6 +63,12 @@ def _table() -> Mapping[tuple[OrderStatus, Message], OrderStatus | None]:
 TRANSITIONS: Final = _table()
 
 
+def standing(status: OrderStatus, event: OrderStatus) -> OrderStatus:
+    """Tell where an order stands after an event: a late fill revives nothing, a bust ends nothing that works."""
+    late = event is _S.PARTIALLY_FILLED and status in ENDED
+    return status if late or (event is _S.BUSTED and status in WORKING) else event
+
+
 class IllegalMessage(Exception):
     """A broker said something that the order's status does not allow; the order stays as it is."""
 
@@ -172,6 +178,12 @@ class Order:
         self.average_price = (cost / self.filled).quantize(GRAIN)
         self.last_quantity, self.last_price = fill.quantity, fill.price
         self.commission = (self.commission or ZERO) + fill.commission
+        if self.filled > self.request.quantity:  # a change has arrived, and its confirmation has not
+            grown = self.replacement
+            if grown is not None and grown.quantity >= self.filled:
+                self.request, self.replacement = grown, None
+            else:
+                self.request = self.request.model_copy(update={"quantity": self.filled})
         event = OrderStatus.FILLED if self.filled >= self.request.quantity else OrderStatus.PARTIALLY_FILLED
         if self.working or event is OrderStatus.FILLED:
             self.status = event

@@ -68,6 +68,7 @@ READ_BACK_EVERY: Final = 5.0
 """Seconds between two read-backs of what is in doubt, and looks at what others do with the account."""
 CANCELLED_WITHIN: Final = 2.0
 CASH_LOOKS: Final = 3
+CENT: Final = Decimal("0.01")
 SOURCES: Final[Mapping[CommandSource, OrderSource]] = {"mqtt": "mqtt", "cli": "cli", "schedule": "schedule"}
 """The order source of a command's source; all others are `api`."""
 
@@ -159,6 +160,9 @@ class MoneyPath:
         self._adopting = asyncio.Lock()
         self._ending = False
         """Entries are to be cancelled as soon as the broker is there."""
+        self._catching_up = False
+        """What the broker has done while it was away is being read back."""
+        self.exits.waits = lambda: not self._up_to_date
 
     # --- life -------------------------------------------------------------------------------------------------
 
@@ -235,6 +239,7 @@ class MoneyPath:
 
     async def enter(self, request: OrderRequest, reference: Decimal) -> list[Order]:
         """Send a strategy's entry with its protective stop."""
+        self._check_link()
         return await self.exits.enter(request, reference)
 
     async def place(self, args: OrderArgs, command: Command, records: Sequence[Record]) -> Mapping[str, Any]:
@@ -277,6 +282,8 @@ class MoneyPath:
         changes = args.model_dump(exclude={"order_id", "reason"}, exclude_none=True)
         if not changes:
             raise CommandError("invalid", "name at least one field that changes, such as limit_price")
+        if self.link.state == "connected":  # where it is not, the desk says that nothing was sent
+            self._check_link()
         order = await self.desk.modify(args.order_id, changes, cause=command.id, records=records)
         await self.desk.settle()
         return {"order": order.view().model_dump(mode="json")}
@@ -529,7 +536,26 @@ class MoneyPath:
             if trip.kill:  # also while killed: a halt becomes a flatten, and a drill a real kill
                 await self.killswitch.fire(reason=trip.reason, source="risk")
 
+    @property
+    def _up_to_date(self) -> bool:
+        """Tell whether the books have what the broker has: nothing is sized from them before."""
+        link = self.link
+        return link.state == "connected" and link.health.link == "up" and not self._catching_up
+
     async def _reconcile(self) -> None:
+        self._catching_up = True
+        try:
+            await self._catch_up()
+        finally:
+            self._catching_up = False
+        if self._ending:
+            self.desk.spawn(self.end_entries(), "end-entries")
+        self.exits.review()
+        await self.desk.settle()
+        self.killswitch.go_on()
+        self._touch()
+
+    async def _catch_up(self) -> None:
         account = await self.link.broker.account()
         if self._opened_with is None:
             self._opened_with = account.cash
@@ -540,25 +566,21 @@ class MoneyPath:
             self.desk.spawn(self.desk.surroundings.look_at_clock(), "broker-clock")
         await self.reconciler.run(self.link)
         await self._settle_cash()
-        if self._ending:
-            self.desk.spawn(self.end_entries(), "end-entries")
-        self.exits.review()
-        await self.desk.settle()
-        self.killswitch.go_on()
-        self._touch()
 
     async def _settle_cash(self) -> None:
         """Take as a transfer what the fills do not explain of the broker's cash, as both are at one moment."""
         for _ in range(CASH_LOOKS):
             before = self.portfolio.cash
             account = await self.link.broker.account()
+            if abs(account.cash - before) >= CENT:  # perhaps by a fill whose report is on its way
+                await self.reconciler.count_fills(self.link)
             if self.portfolio.cash == before:
                 break
         else:
             return  # fills came in all the while: the next reconciliation looks again
         self.portfolio.set_account(account)
         difference = account.cash - before
-        if abs(difference) >= Decimal("0.01"):
+        if abs(difference) >= CENT:
             log.warning("cash differs by %s from what the fills make; taken as a transfer", difference)
             self.portfolio.transfer(difference)
             self.desk.note([NoteRecord("transfer", self._clock.now(), {"amount": str(difference)})])
@@ -578,8 +600,13 @@ class MoneyPath:
             )
 
     def _check_link(self) -> None:
-        """Raise CommandError `broker_unavailable` where nothing can be sent."""
+        """Raise CommandError `broker_unavailable` where nothing can be sent, or sized from what is known."""
         _ = self.link.broker
+        if not self._up_to_date:
+            raise CommandError(
+                "broker_unavailable",
+                f"what the broker {self.link.name} has done while it was away is not reconciled yet: try again",
+            )
 
     async def _read_back(self) -> None:
         while True:

@@ -97,10 +97,9 @@ class Portfolio:
         _check(fill)
         holding = self._holdings.setdefault(fill.symbol, Holding(fill.symbol))
         applied = holding.take(fill, strategy)
-        with localcontext(EXACT):
-            self.cash += _paid(fill)
-            self.fees += fill.commission
-            self._realized += applied.realized
+        self.cash = EXACT.add(self.cash, _paid(fill))
+        self.fees = EXACT.add(self.fees, fill.commission)
+        self._realized = EXACT.add(self._realized, applied.realized)
         self._executions[fill.exec_id] = fill.symbol
         self._history.setdefault(fill.symbol, []).append(_Booked(fill, strategy))
         if applied.closed is not None:
@@ -286,8 +285,7 @@ class Portfolio:
     def marks_fresh(self) -> bool:
         """Tell whether every position of ours has a mark that is recent on the market clock."""
         oldest = self._clock.now() - self._fresh
-        made = [self._marks.at(symbol) for symbol in self._held]
-        return all(at is not None and at >= oldest for at in made)
+        return all((at := self._marks.at(symbol)) is not None and at >= oldest for symbol in self._held)
 
     def account(self) -> Account:
         """Give the account: equity is cash and everything held at its mark (at its cost before the first mark)."""
@@ -435,9 +433,8 @@ class Portfolio:
 
 def _paid(fill: Fill) -> Decimal:
     """Give what a fill does to cash."""
-    with localcontext(EXACT):
-        amount = fill.quantity * fill.price
-        return (amount if fill.side == "sell" else -amount) - fill.commission
+    amount = EXACT.multiply(fill.quantity, fill.price)
+    return EXACT.subtract(amount if fill.side == "sell" else EXACT.minus(amount), fill.commission)
 
 
 def _check(fill: Fill) -> None:

@@ -99,6 +99,12 @@ class Reconciler:
         self._desk.note([NoteRecord("reconciliation", self._clock.now(), found.body())])
         return found
 
+    async def count_fills(self, link: BrokerLink) -> None:
+        """Count the executions that were not told yet."""
+        executions = await link.broker.executions(self._clock.now() - LOOK_BACK)
+        await self._recall(executions)
+        self._count(executions, Differences())
+
     async def resolve_unknown(self, link: BrokerLink) -> None:
         """Read back where an order or a position is in doubt, so that it does not stay so."""
         if link.health.link == "down":

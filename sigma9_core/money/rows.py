@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
@@ -129,20 +130,24 @@ def intent(row: RowMapping) -> IntentRecord:
     )
 
 
+FILL_COLUMNS: Final = (
+    *("exec_id", "order_id", "symbol", "side", "quantity", "price", "commission", "ts", "broker_order_id"),
+    *("strategy", "source", "recovered"),
+)
+"""What a fill is read from, in the order of `fill_of`."""
+
+
 def fill(row: RowMapping) -> FillRecord:
     """Read a fill."""
-    execution = Fill(
-        exec_id=row["exec_id"],
-        order_id=row["order_id"],
-        symbol=row["symbol"],
-        side=row["side"],
-        quantity=Decimal(row["quantity"]),
-        price=Decimal(row["price"]),
-        commission=Decimal(row["commission"]),
-        ts=datetime.fromisoformat(row["ts"]),
-        broker_order_id=row["broker_order_id"],
-    )
-    return FillRecord(execution, row["strategy"], row["source"], row["recovered"])
+    return fill_of([row[name] for name in FILL_COLUMNS])
+
+
+def fill_of(values: Sequence[Any]) -> FillRecord:
+    """Read a fill from the values of its columns: a start reads all there are."""
+    exec_id, order_id, symbol, side, quantity, price, commission, ts, broker_order_id, *more = values
+    amounts = Decimal(quantity), Decimal(price), Decimal(commission)
+    execution = Fill(exec_id, order_id, symbol, side, *amounts, datetime.fromisoformat(ts), broker_order_id)
+    return FillRecord(execution, *more)
 
 
 def command(row: RowMapping) -> CommandRecord:

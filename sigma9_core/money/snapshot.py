@@ -17,10 +17,11 @@ from typing import Any, Final, cast
 from sqlalchemy import ColumnElement, Connection, Select, Table, func, select
 
 from sigma9_core.clock import rfc3339
+from sigma9_core.errors import Sigma9Error
 from sigma9_core.events import EventType
 from sigma9_core.money.adoption import ADOPTED
 from sigma9_core.money.integrity import head_of
-from sigma9_core.money.tables import COMMANDS, EVENTS, FILLS, META, NOTES, NUMBERED, ORDERS
+from sigma9_core.money.tables import COMMANDS, EVENTS, FILLS, META, NOTES, NUMBERED, ORDERS, fault_of
 
 Row = Mapping[str, Any]
 
@@ -50,8 +51,10 @@ class Wanted:
     """The number after which it begins."""
 
 
-class Refusal(ValueError):
+class Refusal(Sigma9Error):
     """A table has no such column; the text names both."""
+
+    exit_code = 2
 
 
 class Snapshot:
@@ -64,6 +67,10 @@ class Snapshot:
         """The newest numbers: of the events, and of all other rows."""
         self.has_order: Callable[[str], bool] = lru_cache(LOOKED_UP)(self._has_order)
         """Tells whether an order has an intent."""
+
+    def damage(self) -> str | None:
+        """Let the database read its whole file; give the first thing that is wrong, None where it is sound."""
+        return fault_of(self._connection)
 
     # --- in the order of their numbers ------------------------------------------------------------------------
 
@@ -138,6 +145,10 @@ class Snapshot:
         return None if row is None else row["n"]
 
     # --- for lists and exports --------------------------------------------------------------------------------
+
+    def columns(self, name: str) -> list[str]:
+        """Name the columns of a table."""
+        return [column.name for column in TABLES[name].c]
 
     def rows(self, name: str, wanted: Wanted, *, newest: int | None = None) -> Iterator[Row]:
         """Give the rows of a table that are wanted, oldest first; of many, only the `newest` so many.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -60,6 +60,8 @@ class MoneyRoom:
         clock: SteppedClock | None = None,
         settings: Settings | None = None,
         rule: RiskRule | None = None,
+        rules: Sequence[RiskRule] = (),
+        sessions: Sequence[Session] = SESSIONS,
         journal: Callable[[str, str, Callable[..., None]], Journal] = Journal,
     ) -> None:
         self.folder = folder
@@ -76,11 +78,11 @@ class MoneyRoom:
         self.path = MoneyPath(
             settings=self.settings,
             clock=self.clock,
-            calendar=Calendar("XNYS", SESSIONS),
+            calendar=Calendar("XNYS", sessions),
             journal=self.journal,
             latch=self.latch,
             broker=self.exchange,
-            rules=[GuardedRule(rule or AllowAll())],
+            rules=[GuardedRule(each) for each in rules or (rule or AllowAll(),)],
             snapshot={},
             show=self.bodies.update,
             on_change=self._changed,

@@ -9,7 +9,7 @@ opened, of a one-cancels-all group one order, and an order id is taken once.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
@@ -29,7 +29,16 @@ from sigma9_core.models import ZERO, ApprovedOrder, Fill, OrderRequest, Side
 from sigma9_core.testing.small_exchange import Resting, SmallExchange
 
 SubmitMode = Literal[
-    "take", "refuse", "lose", "lose_answer", "no_answer", "swallow", "slow", "reject", "reject_stops", "reject_market"
+    "take",
+    "refuse",
+    "lose",
+    "lose_answer",
+    "no_answer",
+    "swallow",
+    "slow",
+    "reject",
+    "reject_stops",
+    "reject_market",
 ]
 """lose: it never arrives, and the call raises. lose_answer: it arrives, and the call raises. no_answer: it arrives, and
 the call never returns. swallow: it never arrives, and nobody says so. slow: it arrives a second later."""
@@ -69,20 +78,29 @@ class RoughExchange(SmallExchange):
     told: list[BrokerReport] = field(default_factory=list)
     """Reports that were delivered."""
     keeps_mail: bool = False
-    submit_mode: SubmitMode = "take"
-    cancel_mode: CancelMode = "take"
-    replace_mode: ReplaceMode = "take"
+    submit_modes: list[SubmitMode] = field(default_factory=list)
+    """What becomes of the next submits; where there is none, the exchange takes it."""
+    cancel_modes: list[CancelMode] = field(default_factory=list)
+    replace_modes: list[ReplaceMode] = field(default_factory=list)
     away: bool = False
     """Nobody can connect."""
     read_seconds: float = 0.0
     """How long each read-back takes."""
-    cancelling: list[str] = field(default_factory=list)
-    """Orders whose cancel was taken and is not carried out yet."""
-    changing: list[ApprovedOrder] = field(default_factory=list)
-    """The same for changes."""
+    mail_seconds: float = 0.0
+    """How long each report is on its way; they arrive in order."""
+    cancel_seconds: float = 0.0
+    """How long it takes until a cancel is carried out."""
+    putting_off: list[Callable[[], None]] = field(default_factory=list)
+    """Cancels and changes that were taken and wait for `carry_out`."""
     old: Old | None = None
     excused: dict[str, str] = field(default_factory=dict)
     """Symbols in which something happened that nobody could have prevented, and what."""
+    causes: dict[str, str] = field(default_factory=dict)
+    """Symbols whose books can't be right before a person settles it, and why."""
+    openers: dict[str, list[OrderRequest]] = field(default_factory=dict)
+    """The entries that have filled since a symbol was flat."""
+    adoptions: dict[str, Fill] = field(default_factory=dict)
+    split_ever: set[str] = field(default_factory=set)
     wrong: list[str] = field(default_factory=list)
     """What must never happen, and did."""
     arrives: Callable[[ApprovedOrder, str], None] = lambda _order, _how: None
@@ -106,6 +124,9 @@ class RoughExchange(SmallExchange):
     def hang_up(self) -> None:
         """Lose the connection, and the mail with it, without a word to anybody."""
         self.listener = None
+        for report in self.mail:
+            if report.kind == "busted":
+                self.causes[self.orders[report.order_id].request.symbol] = "nobody was told of a bust"
         self.mail.clear()
         self.health = BrokerHealth()
 
@@ -132,7 +153,9 @@ class RoughExchange(SmallExchange):
     async def submit(self, orders: Sequence[ApprovedOrder]) -> None:
         """Take orders as the mode says."""
         self._check()
-        mode = "swallow" if self.health.link == "down" else self.submit_mode
+        mode = self.submit_modes.pop(0) if self.submit_modes else "take"
+        if self.health.link == "down":
+            mode = "swallow"
         if mode == "refuse":
             raise BrokerRefused("the exchange is closed to you")
         if mode == "lose":
@@ -141,20 +164,22 @@ class RoughExchange(SmallExchange):
             return
         if mode == "slow":
             for order in orders:
-                self.arrives(order, "sent")  # decided and sent now; what happens on the way is not its sender's doing
+                self.arrives(
+                    order, "sent"
+                )  # decided and sent now; what happens on the way is not its sender's doing
             await asyncio.sleep(SLOW)
             self._check()
-            self._take(orders, told=True)
+            self._take(orders, mode)
             return
         for order in orders:
             self.arrives(order, "sent")
-        self._take(orders, told=mode not in ("no_answer", "lose_answer"))
+        self._take(orders, mode)
         if mode == "no_answer":
             await asyncio.Event().wait()
         if mode == "lose_answer":
             raise BrokerError("the line broke before the answer came")
 
-    def _take(self, orders: Sequence[ApprovedOrder], *, told: bool) -> None:
+    def _take(self, orders: Sequence[ApprovedOrder], mode: SubmitMode) -> None:
         for order in orders:
             if order.order_id in self.orders:
                 self.wrong.append(f"order {order.order_id} was sent twice")
@@ -164,9 +189,9 @@ class RoughExchange(SmallExchange):
         for order in orders:
             resting, ask = self.orders[order.order_id], order.request
             refused = (
-                self.submit_mode == "reject"
-                or (self.submit_mode == "reject_stops" and ask.order_type == "stop")
-                or (self.submit_mode == "reject_market" and ask.order_type == "market")
+                mode == "reject"
+                or (mode == "reject_stops" and ask.order_type == "stop")
+                or (mode == "reject_market" and ask.order_type == "market")
             )
             if resting.state != "working":
                 continue  # its parent was rejected a moment ago
@@ -174,7 +199,7 @@ class RoughExchange(SmallExchange):
                 self.end(order.order_id, "rejected", "not here")
             elif self._group_has_filled(ask):
                 self.end(order.order_id, "cancelled", "its one-cancels-all group has filled")
-            elif told:
+            elif mode not in ("no_answer", "lose_answer"):
                 self.report("accepted", order.order_id)
 
     def _group_has_filled(self, ask: OrderRequest) -> bool:
@@ -187,7 +212,9 @@ class RoughExchange(SmallExchange):
     async def replace(self, order: ApprovedOrder) -> None:
         """Change a working order as the mode says."""
         self._check()
-        mode = "lose" if self.health.link == "down" else self.replace_mode
+        mode = self.replace_modes.pop(0) if self.replace_modes else "take"
+        if self.health.link == "down":
+            mode = "lose"
         resting = self._working(order.order_id)
         if mode == "refuse" or order.request.quantity <= resting.filled:
             raise BrokerRefused("it stays as it is")
@@ -195,7 +222,7 @@ class RoughExchange(SmallExchange):
             raise BrokerError("the line broke before it left")
         self.arrives(order, "changed")
         if mode == "slow":
-            self.changing.append(order)
+            self.putting_off.append(lambda: self.change(order))
             return
         self.change(order)
         if mode == "lose_answer":
@@ -208,8 +235,10 @@ class RoughExchange(SmallExchange):
             return
         parent = self._parent(resting)
         request = order.request
-        if parent is not None and parent.state != "working":
-            request = request.model_copy(update={"parent_id": None})  # its sender knows what the parent has come to
+        if parent is None or parent.state != "working":
+            request = request.model_copy(
+                update={"parent_id": None}
+            )  # its sender knows what the parent has come to
         resting.request = request
         self.report("replaced", order.order_id)
 
@@ -218,12 +247,20 @@ class RoughExchange(SmallExchange):
         self._check()
         self.cancels.append(order_id)
         resting = self._working(self._key(order_id))
-        mode = "swallow" if self.health.link == "down" else self.cancel_mode
+        mode = self.cancel_modes.pop(0) if self.cancel_modes else "take"
+        if self.health.link == "down":
+            mode = "swallow"
         if mode == "lose":
             raise BrokerError("the line broke before it left")
         if mode == "slow":
-            self.cancelling.append(self._key(order_id))
+            self.putting_off.append(lambda: self._cancel(resting))
+        elif mode == "take" and self.cancel_seconds:
+            asyncio.get_running_loop().call_later(self.cancel_seconds, self._cancel, resting)
         elif mode == "take":
+            self._cancel(resting)
+
+    def _cancel(self, resting: Resting) -> None:
+        if resting.state == "working":
             self.end(self._key_of(resting), "cancelled", "cancelled on request")
 
     def _key(self, name: str) -> str:
@@ -236,9 +273,8 @@ class RoughExchange(SmallExchange):
 
     # --- reading back ---------------------------------------------------------------------------------------
 
-    def freeze(self) -> None:
-        """Let the read-backs show this moment for a while."""
-        now = asyncio.get_event_loop().time()
+    def freeze(self, now: float) -> None:
+        """Let the read-backs show this moment for a while; `now` is the loop's time."""
         self.old = Old(now, self._works(), self._ended(), [*self.fills], self._held())
 
     async def _read(self) -> None:
@@ -308,7 +344,9 @@ class RoughExchange(SmallExchange):
         if not ZERO < size <= ask.quantity - order.filled:
             raise ValueError(f"{size} of {order} can't fill")
         order.filled += size
-        fill = self._book(order_id if order.order_id else "", order.number, ask.symbol, ask.side, size, price, commission)
+        fill = self._book(
+            order_id if order.order_id else "", order.number, ask.symbol, ask.side, size, price, commission
+        )
         self._watch(order, fill)
         if order.filled >= ask.quantity:
             order.state = "filled"
@@ -319,12 +357,24 @@ class RoughExchange(SmallExchange):
                 if other.state == "working":
                     self.end(key, "cancelled", "one cancels all")
         parent = self._parent(order)
-        if order.state == "working" and parent is not None and parent.state != "working" and not self.fillable(order):
+        if (
+            order.state == "working"
+            and parent is not None
+            and parent.state != "working"
+            and not self.fillable(order)
+        ):
             self.end(order_id, "cancelled", "its parent has filled no more")
         return fill
 
     def _book(
-        self, order_id: str, number: str, symbol: str, side: Side, size: Decimal, price: Decimal, commission: Decimal
+        self,
+        order_id: str,
+        number: str,
+        symbol: str,
+        side: Side,
+        size: Decimal,
+        price: Decimal,
+        commission: Decimal,
     ) -> Fill:
         self._fills += 1
         fill = Fill(
@@ -349,15 +399,23 @@ class RoughExchange(SmallExchange):
         signed = fill.quantity if fill.side == "buy" else -fill.quantity
         after = self.own[ask.symbol]
         before = after - signed
+        if not before:
+            self.openers[ask.symbol] = []
+        if ask.intent == "entry":
+            self.openers.setdefault(ask.symbol, []).append(ask)
         if ask.intent == "entry":
             if before * signed < 0:
                 self.excuse(ask.symbol, "an entry has shrunk the position that exits were made for")
             return
         if before * after < 0 or (before == 0 and after != 0):
-            self._blame(ask.symbol, f"the {ask.intent} order {order.order_id} took {ask.symbol} from {before} to {after}")
+            self._blame(
+                ask.symbol, f"the {ask.intent} order {order.order_id} took {ask.symbol} from {before} to {after}"
+            )
         net = self.holdings[ask.symbol]
         if ask.intent == "kill" and (net - signed) * net < 0:
-            self._blame(ask.symbol, f"the kill's order {order.order_id} took the account from {net - signed} to {net}")
+            self._blame(
+                ask.symbol, f"the kill's order {order.order_id} took the account from {net - signed} to {net}"
+            )
 
     def _blame(self, symbol: str, what: str) -> None:
         if symbol not in self.excused:
@@ -378,6 +436,17 @@ class RoughExchange(SmallExchange):
             if orphan and not self.fillable(child):
                 self.end(key, "cancelled", "its parent has ended")
 
+    def expire(self) -> None:
+        """End the day orders with the session."""
+        for order in [*self.orders.values()]:
+            if order.order_id and order.state == "working" and order.request.time_in_force == "day":
+                self.end(order.order_id, "expired", "the day is over")
+
+    def carry_out(self) -> None:
+        """Do the next thing that was put off."""
+        if self.putting_off:
+            self.putting_off.pop(0)()
+
     def fill_late(self, order_id: str, price: Decimal) -> None:
         """Fill an order after its cancel was told: rare, and nobody's fault."""
         order = self.orders[order_id]
@@ -394,15 +463,22 @@ class RoughExchange(SmallExchange):
         sign = 1 if fill.side == "buy" else -1
         self.cash += sign * fill.quantity * fill.price + fill.commission
         self.own[fill.symbol] -= sign * fill.quantity
+        if not self.own[fill.symbol]:
+            self.openers[fill.symbol] = []
         self._sum(fill.symbol)
+        if self.listener is None:
+            self.causes[fill.symbol] = "nobody was told of a bust"
         self.report("busted", fill.order_id, fill=fill, reason="clearly erroneous")
 
     def trade_by_hand(self, symbol: str, side: Side, size: Decimal, price: Decimal) -> None:
         """Trade as a person does at the broker's own screen."""
-        if any(
-            order.state == "working" and order.request.intent == "kill" and order.request.symbol == symbol
-            for order in self.orders.values()
-        ) or self.old is not None:
+        if (
+            any(
+                order.state == "working" and order.request.intent == "kill" and order.request.symbol == symbol
+                for order in self.orders.values()
+            )
+            or self.old is not None
+        ):
             self.excuse(symbol, "a person traded while a kill's close worked")
         self._book("", "", symbol, side, size, price, ZERO)
 
@@ -414,18 +490,30 @@ class RoughExchange(SmallExchange):
 
     def adopted(self, fill: Fill) -> None:
         """A position that was traded by hand has been made ours."""
-        signed = fill.quantity if fill.side == "buy" else -fill.quantity
-        self.own[fill.symbol] = self.own.get(fill.symbol, ZERO) + signed
-        self.by_hand[fill.symbol] = self.by_hand.get(fill.symbol, ZERO) - signed
+        self.adoptions[fill.exec_id] = fill
+        self._hand_over(fill, 1)
+
+    def forget_adoptions(self, known: Collection[str]) -> None:
+        """Take back the adoptions that no journal knows of."""
+        for exec_id in [exec_id for exec_id in self.adoptions if exec_id not in known]:
+            self._hand_over(self.adoptions.pop(exec_id), -1)
+
+    def _hand_over(self, fill: Fill, sign: int) -> None:
+        symbol, signed = fill.symbol, sign * (fill.quantity if fill.side == "buy" else -fill.quantity)
+        if not self.own.get(symbol):
+            self.openers[symbol] = []
+        self.own[symbol] = self.own.get(symbol, ZERO) + signed
+        self.by_hand[symbol] = self.by_hand.get(symbol, ZERO) - signed
 
     def split(self, symbol: str, new: int) -> None:
-        """Give `new` shares for one; orders in the symbol are cancelled, as exchanges do with what is not adjusted."""
+        """Give `new` shares for one; what works in the symbol is cancelled, as exchanges do with many orders."""
         for key, order in self.orders.items():
             if order.state == "working" and order.request.symbol == symbol:
                 self.end(key, "cancelled", "split")
         for books in (self.own, self.by_hand):
             books[symbol] = books.get(symbol, ZERO) * new
         self._sum(symbol)
+        self.split_ever.add(symbol)
 
     # --- the mail ---------------------------------------------------------------------------------------------
 
@@ -435,9 +523,23 @@ class RoughExchange(SmallExchange):
         """Put a report in the mail; it is delivered at once unless the mail is kept. Without a line it is lost."""
         if self.listener is None:
             return
-        self.mail.append(BrokerReport(kind, order_id, self.clock.now(), self.orders[order_id].number, fill, reason))
+        self.mail.append(
+            BrokerReport(kind, order_id, self.clock.now(), self.orders[order_id].number, fill, reason)
+        )
         if not self.keeps_mail and self.health.link == "up":
-            self.deliver_all()
+            if self.mail_seconds:
+                asyncio.get_running_loop().call_later(self.mail_seconds, self._arrive, self.mail[-1])
+            else:
+                self.deliver_all()
+
+    def _arrive(self, report: BrokerReport) -> None:
+        """Deliver a report that was on its way, and those before it."""
+        if not self.keeps_mail and self.health.link == "up" and any(each is report for each in self.mail):
+            while self.mail:
+                last = self.mail[0] is report
+                self.deliver()
+                if last:
+                    break
 
     def deliver(self, index: int = 0) -> None:
         """Deliver one report; another than the first one overtakes those before it."""
@@ -458,17 +560,11 @@ class RoughExchange(SmallExchange):
 
     def calm(self) -> None:
         """Behave, and carry out what was put off."""
-        self.submit_mode = self.cancel_mode = self.replace_mode = "take"
+        self.submit_modes, self.cancel_modes, self.replace_modes = [], [], []
         self.keeps_mail = self.away = False
-        self.read_seconds = 0.0
         self.old = None
-        for order_id in [*self.cancelling]:
-            if self.orders[order_id].state == "working":
-                self.end(order_id, "cancelled", "cancelled on request")
-        for order in [*self.changing]:
-            self.change(order)
-        self.cancelling.clear()
-        self.changing.clear()
+        while self.putting_off:
+            self.carry_out()
         if self.health.link == "down":
             self.link(up=True)
         self.deliver_all()

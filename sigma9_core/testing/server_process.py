@@ -27,6 +27,8 @@ class ServerProcess:
         self.folder = folder
         self.data = folder / "data"
         self.settings = ("server.port=0", "mqtt.port=0", f"data_dir={self.data}", *settings)
+        self.environment: dict[str, str] = {}
+        """Variables that the server has beside the test's own."""
         self.lines: list[str] = []
         self.started = 0.0
         self._process: subprocess.Popen[str] | None = None
@@ -49,7 +51,7 @@ class ServerProcess:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.lines.clear()
         options = [part for each in self.settings for part in ("--set", each)]
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("SIGMA9_")}
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("SIGMA9_")} | self.environment
         self.started = time.monotonic()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "sigma9_core", "run", *options],

@@ -32,7 +32,7 @@ def on_terminal(
 ) -> tuple[int, str]:
     """Run a program in a folder and give its exit code and all that the terminal got.
 
-    `keys` are pairs: once the text is there, the key is pressed. Raise AssertionError where the program does not end.
+    `keys` are pairs: once the text is there, the key is pressed. Raise AssertionError where the program hangs.
     """
     process = subprocess.Popen(
         [sys.executable, "-c", _TERMINAL, *command],

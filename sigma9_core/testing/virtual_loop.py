@@ -1,4 +1,4 @@
-"""An event loop on which time passes only when a test says so: seconds of waiting cost nothing, and repeat exactly.
+"""An event loop on which time passes only when a test says so: waiting costs nothing, and everything repeats exactly.
 
 Work of threads is done in place: what is given to an executor runs at once, and its result comes as the next thing
 on the loop. So nothing but the test decides what happens first.

@@ -1,7 +1,7 @@
-"""The exchange's book: orders, one-cancels-all groups, parents, executions, positions and cash, all in memory.
+"""The exchange's book: orders, one-cancels-all groups, parents, executions, positions and cash, in memory.
 
-Nothing here knows of clients or faults: what the book says is the truth. Everything is a plain JSON object, amounts
-as the text of their decimal, because nothing but the standard library is loaded into the exchange's process.
+Nothing here knows of clients or faults: what the book says is the truth. Everything is a plain JSON object with
+amounts as the text of their decimal: nothing but the standard library is loaded into the exchange's process.
 """
 
 from __future__ import annotations
@@ -120,6 +120,10 @@ class Execution:
     fill: Body
     """The fields of `models.Fill`."""
     busted: bool = False
+    after: str = "0"
+    """The position that it left."""
+    told_at: str | None = None
+    """When the client was told of it, by a report or by a read-back."""
 
 
 @dataclass(slots=True)
@@ -137,8 +141,6 @@ class Book:
     holdings: dict[str, Holding] = field(default_factory=dict)
     last: dict[str, Decimal] = field(default_factory=dict)
     """The newest price of each symbol."""
-    lowest: dict[str, Decimal] = field(default_factory=dict)
-    """The smallest position that there ever was in a symbol."""
     count: int = 0
     """How many orders there have been."""
     _working: dict[str, Ticket] = field(default_factory=dict)
@@ -217,7 +219,7 @@ class Book:
     def trade(self, symbol: str, price: Decimal, depth: Decimal | None = None) -> None:
         """Let a symbol trade; each order that the price reaches fills, up to `depth` shares a side."""
         self.last[symbol] = price
-        left = {side: depth for side in ("buy", "sell")}
+        left = dict.fromkeys(("buy", "sell"), depth)
         for ticket in [each for each in self._working.values() if each.symbol == symbol and each.active]:
             if ticket.state != "working" or not self._meets(ticket, price):
                 continue
@@ -231,22 +233,20 @@ class Book:
                 self.end(ticket, "cancelled", "the rest could not be had at once")
 
     def bust(self, execution: Execution) -> None:
-        """Take an execution back: position and cash are as if it had never been."""
+        """Take an execution back: position and cash are as if it had never been, the order stays as it is."""
         execution.busted = True
         fill = execution.fill
         quantity, price = Decimal(fill["quantity"]), Decimal(fill["price"])
         signed = quantity if fill["side"] == "buy" else -quantity
         self._move(fill["symbol"], -signed, price)
         self.cash += signed * price + Decimal(fill["commission"])
-        ticket = self.tickets[fill["broker_order_id"]]
-        ticket.filled -= quantity
-        self._report("busted", ticket, fill=fill)
+        self._report("busted", self.tickets[fill["broker_order_id"]], fill=fill)
 
     def _fill(self, ticket: Ticket, quantity: Decimal, price: Decimal) -> None:
         ticket.filled += quantity
         commission = quantity * COMMISSION
         signed = quantity if ticket.side == "buy" else -quantity
-        self._move(ticket.symbol, signed, price)
+        after = self._move(ticket.symbol, signed, price)
         self.cash -= signed * price + commission
         fill = {
             "exec_id": f"x{len(self.executions) + 1}",
@@ -259,7 +259,7 @@ class Book:
             "ts": self.now(),
             "broker_order_id": ticket.number,
         }
-        self.executions.append(Execution(fill))
+        self.executions.append(Execution(fill, after=str(after)))
         if ticket.filled >= ticket.quantity:
             ticket.state, ticket.ended_at = "filled", fill["ts"]
             self._working.pop(ticket.number, None)
@@ -275,12 +275,12 @@ class Book:
             if not child.active:
                 child.active, child.best = True, price
 
-    def _move(self, symbol: str, signed: Decimal, price: Decimal) -> None:
+    def _move(self, symbol: str, signed: Decimal, price: Decimal) -> Decimal:
         holding = self.holdings.setdefault(symbol, Holding())
         holding.take(signed, price)
-        self.lowest[symbol] = min(self.lowest.get(symbol, ZERO), holding.quantity)
         if holding.quantity == ZERO:
             del self.holdings[symbol]
+        return holding.quantity
 
     def _meets(self, ticket: Ticket, price: Decimal) -> bool:
         buys = ticket.side == "buy"
@@ -313,7 +313,15 @@ class Book:
 
     def fills(self, since: str) -> list[Body]:
         """Show the executions that stand since a time, oldest first."""
-        return [each.fill for each in self.executions if not each.busted and each.fill["ts"] >= since]
+        shown = [each for each in self.executions if not each.busted and each.fill["ts"] >= since]
+        for each in shown:
+            each.told_at = each.told_at or self.now()
+        return [each.fill for each in shown]
+
+    def told(self, exec_id: str) -> None:
+        """Note that the client was told of an execution."""
+        each = self.executions[int(exec_id[1:]) - 1]
+        each.told_at = each.told_at or self.now()
 
     def positions(self) -> list[Body]:
         """Show the net positions."""
@@ -331,8 +339,7 @@ class Book:
 
     def _ticket(self, order: Body, *, by_hand: bool) -> Ticket:
         self.count += 1
-        amounts = {name: None if order[name] is None else Decimal(order[name]) for name in AMOUNTS}
-        return Ticket(
+        ticket = Ticket(
             number=f"E{self.count}",
             order_id=None if by_hand else order["order_id"],
             symbol=order["symbol"],
@@ -343,8 +350,10 @@ class Book:
             oca_group=order["oca_group"],
             parent_id=order["parent_id"],
             best=self.last.get(order["symbol"]),
-            **amounts,
         )
+        for name in AMOUNTS:
+            setattr(ticket, name, None if order[name] is None else Decimal(order[name]))
+        return ticket
 
     def _join(self, ticket: Ticket, group: Iterable[Ticket]) -> str | None:
         """Tie a child to its parent; say why where that can't be done."""

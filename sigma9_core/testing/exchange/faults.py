@@ -1,13 +1,11 @@
-"""What goes wrong between the exchange and its clients, by chance and by seed; the book's truth is never touched."""
+"""What goes wrong between the exchange and its clients, by chance and by seed; the book's truth stays whole."""
 
 from __future__ import annotations
 
 import random
 from collections import Counter
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
-
-Chances = dict[str, float]
 
 
 @dataclass(slots=True)
@@ -33,7 +31,7 @@ class FaultRates:
     cut: float = 0.0
     """The client's connection is closed, at each step of the market."""
     outage: float = 0.0
-    """The link behind the connection is away for up to `late` seconds, at each step: reports are lost meanwhile."""
+    """The link behind the connection is away for up to `late` seconds, at each step; reports are lost then."""
     cancel: float = 0.0
     """A resting order is cancelled or expires, each at each step."""
     bust: float = 0.0
@@ -59,7 +57,7 @@ class Faults:
 
     def strikes(self, name: str) -> bool:
         """Tell whether it goes wrong this time."""
-        chance = asdict(self.rates)[name]
+        chance: float = getattr(self.rates, name)
         struck = chance > 0 and self._streams[name].random() < chance
         if struck:
             self.happened[name] += 1

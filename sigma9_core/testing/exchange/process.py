@@ -1,4 +1,4 @@
-"""The exchange's process: `python -m sigma9_core.testing.exchange.process --seed 7`, JSON lines on a loopback port.
+"""The exchange's process: `python -m sigma9_core.testing.exchange.process`, JSON lines on a loopback port.
 
 It prints its port and ends when its standard input does, so that it never outlives the test that started it. A
 client says first who it is: `broker` (the newest one hears the reports), `feed` (hears the prices) or `control`.
@@ -36,6 +36,8 @@ class Client:
 
     writer: asyncio.StreamWriter
     role: Role
+    at_once: bool = False
+    """What it sends is taken in the moment that it comes."""
     closed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def send(self, message: Body) -> None:
@@ -53,7 +55,7 @@ class Market:
     step: float
     """How far a price goes in one step, as a share of it."""
     base: dict[str, float]
-    thin: float = 0.4
+    thin: float = 0.6
     """How often there are few shares to be had."""
     busts: tuple[str, ...] = ()
     """Symbols in which a trade may be taken back."""
@@ -70,6 +72,7 @@ class Exchange:
         self._client: Client | None = None
         self._feeds: set[Client] = set()
         self._sessions = 0
+        self._session_began = ""
         self._intake: deque[tuple[float, Client, Body]] = deque()
         self._due = 0.0
         """When the newest message of the intake is taken."""
@@ -93,9 +96,9 @@ class Exchange:
         client: Client | None = None
         try:
             hello = json.loads(await reader.readline())
-            client = Client(writer, hello["role"])
+            client = Client(writer, hello["role"], bool(hello.get("at_once")))
             if client.role == "broker":
-                await self._take_over(client, at_once=hello["at_once"])
+                await self._take_over(client)
             elif client.role == "feed":
                 self._feeds.add(client)
             client.send({"n": hello["n"], "ok": True, "body": None})
@@ -112,10 +115,11 @@ class Exchange:
                     self._client = None
             writer.close()
 
-    async def _take_over(self, client: Client, *, at_once: bool) -> None:
+    async def _take_over(self, client: Client) -> None:
         """Let a client in once everything that the one before it had sent is there, as a session's login does."""
         before, self._client = self._client, client
         self._sessions += 1
+        self._session_began = self.book.now()
         self._held_back.clear()
         if before is not None:
             try:
@@ -123,7 +127,7 @@ class Exchange:
                     await before.closed.wait()
             except TimeoutError:
                 before.writer.close()
-        if at_once:
+        if client.at_once:
             self._away_until = 0.0
             while self._intake:
                 _, sender, message = self._intake.popleft()
@@ -135,7 +139,7 @@ class Exchange:
             self._answer(client, message, lambda: self._ask(what, message))
             return
         now = asyncio.get_running_loop().time()
-        wait = self.faults.seconds() if self.faults.strikes("intake") else 0.0
+        wait = self.faults.seconds() if not client.at_once and self.faults.strikes("intake") else 0.0
         self._due = max(now + wait, self._due, self._away_until)
         self._intake.append((self._due, client, message))
         if self._due <= now:
@@ -194,8 +198,7 @@ class Exchange:
             kind = {"filled": "fills", "busted": "busts"}.get(report["kind"], "ends")
             self._away[kind] += 1
         if client is None or away or self.faults.strikes("drop"):
-            if report["kind"] == "busted":
-                self._untold.add(report["fill"]["exec_id"])
+            self._lost(report)
             return
         message = {"report": report}
         if self.faults.strikes("delay"):
@@ -218,6 +221,14 @@ class Exchange:
     def _send(self, client: Client, message: Body) -> None:
         if client is self._client:  # a session's reports end with it
             client.send(message)
+            if message["report"]["kind"] == "filled":
+                self.book.told(message["report"]["fill"]["exec_id"])
+        else:
+            self._lost(message["report"])
+
+    def _lost(self, report: Body) -> None:
+        if report["kind"] == "busted":  # no read-back tells it
+            self._untold.add(report["fill"]["exec_id"])
 
     # --- the market ---------------------------------------------------------------------------------------------
 
@@ -233,7 +244,7 @@ class Exchange:
             drift = 0.1 * (base - price) / base
             price *= 1 + drift * market.step + self._prices.gauss(0, market.step)
             market.now[symbol] = price
-            depth = Decimal(self._prices.randrange(5, 80)) if self._prices.random() < market.thin else None
+            depth = Decimal(self._prices.randrange(1, 60)) if self._prices.random() < market.thin else None
             traded = max(CENT, Decimal(price).quantize(CENT))
             self.book.trade(symbol, traded, depth)
             ticks.append((symbol, float(traded)))
@@ -245,20 +256,21 @@ class Exchange:
                 self.book.end(ticket, state, "the exchange has ended it")
         if self.faults.strikes("bust"):
             self._bust(market.busts)
-        if self._client is not None and self.faults.strikes("outage"):
+        if self._client is not None and not self._client.at_once and self.faults.strikes("outage"):
             self._lose_link(self._client, self.faults.seconds())
         if self._client is not None and self.faults.strikes("cut"):
             self._client.writer.close()
 
     def _bust(self, symbols: tuple[str, ...]) -> None:
-        """Take a trade back whose order has filled whole, while somebody is there to be told."""
+        """Take a trade back that an earlier session was told of, while somebody is there to be told."""
         able = [
             each
             for each in self.book.executions[-200:]
             if not each.busted
             and each.fill["order_id"]
             and each.fill["symbol"] in symbols
-            and self.book.tickets[each.fill["broker_order_id"]].state == "filled"
+            and each.told_at is not None
+            and each.told_at < self._session_began
         ]
         if able and self._client is not None:
             self.book.bust(able[self.faults.pick("bust", len(able))])
@@ -286,9 +298,7 @@ class Exchange:
                 return {"account": "EXCHANGE", "mode": "paper", "currency": "USD", "cash": str(book.cash)}
             case "trade":
                 depth = message.get("depth")
-                book.trade(
-                    message["symbol"], Decimal(message["price"]), None if depth is None else Decimal(depth)
-                )
+                book.trade(message["symbol"], Decimal(message["price"]), None if depth is None else Decimal(depth))
             case "by_hand":
                 book.submit([message["order"]], by_hand=True)
             case "cancel":
@@ -317,7 +327,9 @@ class Exchange:
         """Let the market run by itself."""
         self._hold()
         if self._market is None:
-            self._market = Market(message["every"], message["step"], message["base"], busts=tuple(message["busts"]))
+            self._market = Market(
+                message["every"], message["step"], message["base"], busts=tuple(message["busts"])
+            )
         self._ticking = asyncio.get_running_loop().create_task(self._tick(self._market), name="market")
 
     def _hold(self) -> None:
@@ -336,7 +348,6 @@ class Exchange:
             "executions": [asdict(each) for each in book.executions],
             "untold_busts": sorted(self._untold),
             "positions": {symbol: str(held.quantity) for symbol, held in book.holdings.items()},
-            "lowest": {symbol: str(quantity) for symbol, quantity in book.lowest.items()},
             "cash": str(book.cash),
             "sessions": self._sessions,
             "connected": self._client is not None,

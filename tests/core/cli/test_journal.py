@@ -26,7 +26,14 @@ class Journal:
     def event(self, seq: int) -> dict[str, Any]:
         """Make an event: every third one is a watchlist update."""
         kind = "watchlist_update" if seq % 3 == 0 else "trade_event"
-        return {"type": kind, "v": 1, "seq": seq, "ts": "2026-11-20T14:45:00.000000Z", "node": "main", "data": {}}
+        data = {
+            "symbol": f"S{seq % 5}",
+            "order_id": f"O{seq // 2}",
+            "strategy": "even" if seq % 2 == 0 else "odd",
+            "source": "exit" if seq % 7 == 0 else "strategy",
+        }
+        at = f"2026-11-20T{14 + seq // 3600:02d}:{seq // 60 % 60:02d}:{seq % 60:02d}.000000Z"
+        return {"type": kind, "v": 1, "seq": seq, "ts": at, "node": "main", "data": data}
 
     def __call__(self, asked: Any) -> tuple[int, Any]:
         """Answer the two paths that the command reads, by the rules of the contract."""
@@ -72,6 +79,48 @@ def test_the_newest_of_a_type(cli: Any, web: Any) -> None:
     result = cli("journal", "list", "--type", "watchlist_update", "--limit", "700", "--format", "json")
     assert numbers(result.out) == [seq for seq in range(1, 5001) if seq % 3 == 0][-700:]
     assert len(web.asked) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        (("--symbol", "S2"), lambda seq: seq % 5 == 2),
+        (("--order", "O7"), lambda seq: seq in (14, 15)),
+        (("--strategy", "odd"), lambda seq: seq % 2 == 1),
+        (("--source", "exit"), lambda seq: seq % 7 == 0),
+        (("--since", "2026-11-20T14:40"), lambda seq: seq >= 2400),
+        (("--until", "2026-11-20T14:01:00+00:00"), lambda seq: seq < 60),
+        (("--since", "2026-11-20T15:00+01:00", "--until", "2026-11-20T14:00:30Z"), lambda seq: seq < 30),
+        (("--until", "2026-11-20"), lambda seq: False),
+        (("--symbol", "S2", "--type", "trade_event", "--strategy", "even"), lambda s: s % 30 in (2, 22)),
+    ],
+)
+def test_filters(cli: Any, web: Any, options: tuple[str, ...], wanted: Any) -> None:
+    """Each filter leaves out what it says, reading backwards from the newest or forwards from a number."""
+    Journal(web, 1, 2500)
+    right = [seq for seq in range(1, 2501) if wanted(seq)]
+    newest = cli("journal", "list", "--format", "json", "--limit", "40", *options)
+    assert numbers(newest.out) == right[-40:]
+    oldest = cli("journal", "list", "--format", "json", "--limit", "40", "--after", "0", *options)
+    assert numbers(oldest.out) == right[:40]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--since", "noon"), "'noon' is no time"),
+        (("--after", "-1"), "'-1' is no number of an event"),
+        (("--limit", "0"), "'0' is no positive whole number"),
+        (("--type", "log"), "invalid choice: 'log'"),
+        (("--url", "http://x", "--local"), "--url goes with what a server can tell"),
+        (("--url", "http://x", "--cause", "c"), "--url goes with what a server can tell"),
+    ],
+)
+def test_wrong_filters(cli: Any, options: tuple[str, ...], said: str) -> None:
+    """What can't be understood is named, with exit code 2."""
+    result = cli("journal", "list", *options)
+    assert result.code == 2
+    assert said in result.err
 
 
 def test_a_journal_with_a_past(cli: Any, web: Any) -> None:
@@ -144,6 +193,18 @@ def test_follow_from_a_number_by_type(cli: Any, web: Any, monkeypatch: pytest.Mo
     assert len(web.asked) == 5  # three pages, then one look a round
 
 
+def test_follow_filters(cli: Any, web: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what is wanted is printed."""
+    Journal(web, 1, 100)
+
+    def pause(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(time, "sleep", pause)
+    result = cli("journal", "follow", "--after", "0", "--symbol", "S2", "--strategy", "odd", "--format", "json")
+    assert [json.loads(line)["seq"] for line in result.out.splitlines()] == [*range(7, 101, 10)]
+
+
 def test_follow_without_a_server(cli: Any) -> None:
     """Without a server there is nothing to follow."""
     assert cli("journal", "follow", "--url", "127.0.0.1:9").code == 3
@@ -156,4 +217,4 @@ def test_broken_pages_do_not_loop(web: Any) -> None:
     web.says("/api/status", {"seq": 5})
     client = Client(Target(web.url, "the-right-token"))
     with pytest.raises(Refused, match="odd"):
-        journal._newest(client, None, 5)
+        journal._newest(client, journal.Filter(), 5)

@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pytest_mock import MockerFixture
@@ -295,6 +296,28 @@ async def test_a_stopped_submit_leaves_no_phantom(room: MoneyRoom) -> None:
     assert room.desk.in_flight == set()
 
 
+async def test_a_submit_that_is_stopped_while_it_is_decided_leaves_nothing(room: MoneyRoom) -> None:
+    """Of a group whose asker is stopped before anything was written down there is no order and no event."""
+    decide, pause = room.desk.gate.decide, asyncio.Event()
+
+    async def slow(*args: Any, **more: Any) -> Any:
+        if room.desk.open_orders():
+            await pause.wait()
+        return await decide(*args, **more)
+
+    room.desk.gate.decide = slow  # type: ignore[method-assign]
+    before = room.journal.last_seq
+    entering = asyncio.create_task(room.enter("AAPL"))
+    await room.until(room.desk.open_orders)
+    entering.cancel()
+    await asyncio.gather(entering, return_exceptions=True)
+    await room.desk.settle()
+
+    assert room.desk.open_orders() == []
+    assert room.desk.in_flight == set()
+    assert room.journal.last_seq == before
+
+
 async def test_an_order_that_ended_before_it_was_sent_is_not_sent(room: MoneyRoom) -> None:
     """What is no longer submitted when its intent is durable never leaves."""
     commit = room.journal.commit
@@ -337,3 +360,30 @@ async def test_settling_bears_facts_that_the_journal_finishes_meanwhile(room: Mo
     await room.desk.settle()
 
     assert not room.desk._facts
+
+
+async def test_what_waits_for_the_disk_can_be_cancelled_and_not_changed(room: MoneyRoom) -> None:
+    """An order whose intent is being written is not sent once it is cancelled; a change of it is `busy`."""
+    pause, write = asyncio.Event(), room.journal.commit
+
+    async def slow(records: Any, **more: Any) -> Any:
+        found = write(records, **more)
+        task = asyncio.ensure_future(found)
+        await pause.wait()
+        return await task
+
+    room.journal.commit = slow  # type: ignore[method-assign]
+    sending = asyncio.create_task(room.enter())
+    await room.until(lambda: len(room.desk.open_orders()) == 2)
+    entry = room.desk.open_orders()[0]
+    with pytest.raises(CommandError, match="is being sent at this moment") as caught:
+        await room.desk.modify(entry.order_id, {"quantity": Decimal(50)})
+    await room.desk.cancel(entry.order_id)
+    pause.set()
+    await sending
+    await room.desk.settle()
+
+    assert caught.value.code == "busy"
+    assert (room.exchange.submitted, room.exchange.cancels) == ([], [])
+    assert [order.status for order in room.desk.orders.values()] == [OrderStatus.CANCELLED] * 2
+    assert (room.desk.open_orders(), room.exits.guards) == ([], {})

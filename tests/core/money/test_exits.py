@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -308,3 +310,28 @@ async def test_a_sale_of_somebody_else_that_is_taken_back_wakes_no_guard(room: M
 
     assert room.path.portfolio.quantity("AAPL") == 100
     assert (room.exits.guards, room.desk.open_orders()) == ({}, [])
+
+
+async def test_a_guard_that_has_ended_leaves_the_next_one_alone(room: MoneyRoom) -> None:
+    """An entry that was cancelled before it was sent does not take the guard of the next entry along."""
+    pause, commit = asyncio.Event(), room.journal.commit
+
+    async def slow(records: Any, **more: Any) -> Any:
+        found = await commit(records, **more)
+        await pause.wait()
+        return found
+
+    room.journal.commit = slow  # type: ignore[method-assign]
+    first = asyncio.create_task(room.enter())
+    await room.until(room.desk.open_orders)
+    await room.desk.cancel(room.desk.open_orders()[0].order_id)
+    await room.until(lambda: not room.exits.guards)
+    second = asyncio.create_task(room.enter())
+    await room.until(room.desk.open_orders)
+    pause.set()
+    await first
+    order = await second
+    await room.fill(order, "10")
+
+    assert room.exits.guards["AAPL"].entry_id == order.order_id
+    assert len(room.working(protective=True)) == 1

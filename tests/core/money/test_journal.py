@@ -680,8 +680,11 @@ def test_commit_of_unknown_outcome_is_settled_later(
     assert gapless(place) == 5
 
 
-def test_second_server_of_a_node_is_refused(journal: Journal, place: Place) -> None:
+def test_second_server_of_a_node_is_refused(
+    journal: Journal, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Who would write a node's journal while another does is told so, and the first one goes on."""
+    monkeypatch.setattr(journal_module, "LOCK_SECONDS", 0.1)
     with pytest.raises(JournalError, match=r"another server writes the journal .* as the node main") as caught:
         make(place, Heard())
 
@@ -790,6 +793,11 @@ while True:
 """
 
 
+@pytest.mark.parametrize(
+    "place",
+    ["sqlite", pytest.param("postgresql", marks=[pytest.mark.postgres, pytest.mark.slow])],  # see test_postgres
+    indirect=True,
+)
 def test_kill_9_leaves_whole_calls_without_a_gap(place: Place, heard: Heard) -> None:
     """After each of 6 kills in the middle of commits every answered call is there, whole, without a gap."""
     answered = 0

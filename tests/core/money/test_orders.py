@@ -96,6 +96,18 @@ def test_the_rest_works_on_when_a_fill_is_taken_back() -> None:
     assert order.status is OrderStatus.BUSTED
 
 
+def test_fills_beyond_the_size_are_proof_of_a_change() -> None:
+    """What fills is never more than what was ordered: a change whose confirmation was lost has been made."""
+    order = make()
+    order.replacement = order.request.model_copy(update={"quantity": Decimal(150)})
+    assert order.take("filled", fill=fill(120)) is OrderStatus.PARTIALLY_FILLED
+    assert (order.request.quantity, order.replacement, order.remaining) == (150, None, 30)
+
+    forgotten = make()  # a restart takes an order as the broker has confirmed it
+    assert forgotten.take("filled", fill=fill(120)) is OrderStatus.FILLED
+    assert forgotten.view().quantity == forgotten.view().filled_quantity == 120
+
+
 def test_unknown_is_working_until_it_is_settled() -> None:
     """A lost order is `unknown`, counts as working, and is settled by what is read back."""
     order = make()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -23,7 +24,7 @@ from sigma9_core.commands import (
     ModifyOrderArgs,
     OrderArgs,
 )
-from sigma9_core.contracts import BrokerPosition, BrokerReport, RiskView, Signal, Trip
+from sigma9_core.contracts import BrokerAccount, BrokerOrder, BrokerPosition, BrokerReport, RiskView, Signal, Trip
 from sigma9_core.errors import BrokerError, CommandError, JournalError
 from sigma9_core.models import ExitPlan, OrderStatus, RuleUsage, Slice, Trade, Verdict
 from sigma9_core.money import path as path_module
@@ -259,6 +260,30 @@ async def test_a_change_without_a_broker_was_not_sent(room: MoneyRoom) -> None:
 
     assert caught.value.code == "broker_unavailable"
     assert order.replacement is None
+
+
+async def test_nothing_is_changed_before_it_is_known_what_has_happened(room: MoneyRoom) -> None:
+    """While a reconnect is being reconciled a change is refused: it would be sized from what was."""
+    order = room.desk.orders[(await place(room, order_type="limit", limit_price=Decimal(9)))["order"]["order_id"]]
+    await room.path.link.disconnect()
+    pause, read = asyncio.Event(), room.exchange.open_orders
+
+    async def slow() -> Any:
+        await pause.wait()
+        return await read()
+
+    room.exchange.open_orders = slow  # type: ignore[method-assign]
+    room.path.link.connect()
+    await room.until(lambda: room.path.link.state == "connected")
+    args = ModifyOrderArgs(order_id=order.order_id, quantity=Decimal(50))
+    with pytest.raises(CommandError, match="is not reconciled yet") as caught:
+        await room.path.modify(args, command("modify_order"), [])
+    pause.set()
+    await room.path.link.wait_ready()
+    await room.path.modify(args, command("modify_order"), [])
+
+    assert caught.value.code == "broker_unavailable"
+    assert order.request.quantity == 50
 
 
 async def test_a_cancel_is_answered_when_it_is_done(room: MoneyRoom) -> None:
@@ -716,6 +741,28 @@ async def test_a_deposit_is_no_gain(room: MoneyRoom) -> None:
         assert after.path.portfolio.put_in == Decimal(105_000)
 
 
+async def test_a_fill_that_is_told_late_is_no_transfer(room: MoneyRoom) -> None:
+    """Cash that has moved by a fill whose report is still on its way is explained by the execution."""
+    order, read, looks = await room.buy(), room.exchange.account, 0
+
+    async def account() -> BrokerAccount:
+        nonlocal looks
+        looks += 1
+        if looks == 2:  # behind the read-back of the executions, before that of the cash
+            listener, room.exchange.listener = room.exchange.listener, None
+            room.exchange.fill(order.order_id, Decimal(10))
+            room.exchange.listener = listener
+        return await read()
+
+    await room.path.link.disconnect()
+    room.exchange.account = account  # type: ignore[method-assign]
+    room.path.link.connect()
+    await room.path.link.wait_ready()
+    assert room.journal.notes("transfer", 10) == []
+    assert room.path.portfolio.quantity("AAPL") == 100
+    assert room.path.portfolio.cash == room.exchange.cash
+
+
 async def test_less_than_a_cent_is_no_transfer(room: MoneyRoom) -> None:
     """What brokers round is left alone."""
     await room.path.link.disconnect()
@@ -875,3 +922,72 @@ async def test_time_stops_need_no_data(room: MoneyRoom) -> None:
     await room.path.on_market(Slice(room.clock.now()))
 
     assert [order.request.reason for order in room.working(order_type="market")] == ["time stop"]
+
+
+@asynccontextmanager
+async def catching_up(room: MoneyRoom, *stops: Order) -> AsyncIterator[tuple[MoneyRoom, asyncio.Event]]:
+    """Start anew after a crash in which stops have filled, on an exchange whose read-back waits for the event."""
+    open_orders, answer = room.exchange.open_orders, asyncio.Event()
+
+    async def slowly() -> Sequence[BrokerOrder]:
+        await answer.wait()
+        return await open_orders()
+
+    after = await room.crash()
+    for stop in stops:
+        after.exchange.fill(stop.order_id, Decimal("9.8"))
+    after.exchange.open_orders = slowly  # type: ignore[method-assign]
+    after.journal.open()
+    await after.path.start()
+    after.path.link.connect()
+    await after.until(lambda: after.path.link.state == "connected")
+    try:
+        yield after, answer
+    finally:
+        answer.set()
+        await after.__aexit__()
+
+
+async def test_exits_wait_until_the_broker_is_reconciled(room: MoneyRoom) -> None:
+    """A time stop that is due at a start is not sent before it is known what filled meanwhile: it would sell what
+    the protective stop has sold already."""
+    entry = await room.enter(plan=ExitPlan(time_stop_seconds=60))
+    await room.fill(entry, "10")
+    (stop,) = room.working(protective=True)
+    async with catching_up(room, stop) as (after, answer):
+        before = list(after.exchange.submitted)
+        await after.tick("AAPL", 9.9, seconds=120)
+        assert after.exchange.submitted == before
+
+        answer.set()
+        await after.path.link.wait_ready()
+        await after.tick("AAPL", 9.9)
+        assert after.exchange.submitted == before
+        assert after.path.portfolio.quantity("AAPL") == 0
+
+
+async def test_exits_that_were_due_go_out_once_the_broker_is_reconciled(room: MoneyRoom) -> None:
+    """What had to wait for the read-back is sent with the first market data after it."""
+    entry = await room.enter(plan=ExitPlan(time_stop_seconds=60))
+    await room.fill(entry, "10")
+    async with catching_up(room) as (after, answer):
+        await after.tick("AAPL", 9.9, seconds=120)
+        assert not after.working(reason="time stop")
+
+        answer.set()
+        await after.path.link.wait_ready()
+        await after.tick("AAPL", 9.9)
+        assert [order.request.quantity for order in after.working(reason="time stop")] == [100]
+
+
+async def test_nobody_trades_until_the_broker_is_reconciled(room: MoneyRoom) -> None:
+    """A close, an order and an entry are refused while it is not known what filled meanwhile."""
+    await room.fill(await room.buy(), "10")
+    async with catching_up(room) as (after, answer):
+        for work in (close(after, "AAPL"), place(after, "MSFT"), after.enter("TSLA")):
+            with pytest.raises(CommandError, match="reconciled") as error:
+                await work
+            assert error.value.code == "broker_unavailable"
+        answer.set()
+        await after.path.link.wait_ready()
+        assert (await close(after, "AAPL"))["orders"]

@@ -1,0 +1,42 @@
+"""How long the torture is, and by which seed: `--crashes 200 --seed 7`, or SIGMA9_CRASHES and SIGMA9_SEED."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+CRASHES = 30
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Offer the two numbers; pytest reads them where it is started with this folder."""
+    group = parser.getgroup("crash torture")
+    group.addoption("--crashes", type=int, default=None, help=f"how often the server is killed ({CRASHES})")
+    group.addoption("--seed", type=int, default=None, help="what is drawn by chance (1)")
+
+
+def number(config: pytest.Config, option: str, default: int) -> int:
+    """Give a number of the command line, else of the environment, else the default."""
+    given = config.getoption(f"--{option}", default=None)
+    return int(given if given is not None else os.environ.get(f"SIGMA9_{option.upper()}", default))
+
+
+@pytest.fixture(name="crashes")
+def _crashes(request: pytest.FixtureRequest) -> int:
+    """Give how often the server is killed."""
+    return number(request.config, "crashes", CRASHES)
+
+
+@pytest.fixture(name="seed")
+def _seed(request: pytest.FixtureRequest) -> int:
+    """Give the seed."""
+    return number(request.config, "seed", 1)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Give the torture the time that it needs: every wait in it has a limit of its own."""
+    seconds = 120 + 10 * number(config, "crashes", CRASHES)
+    for item in items:
+        if item.path.name == "test_crash_torture.py":
+            item.add_marker(pytest.mark.timeout(seconds))
