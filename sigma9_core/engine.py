@@ -80,6 +80,8 @@ MqttState = Literal["connected", "disconnected", "disabled"]
 State = Literal["stopped", "starting", "running", "paused", "stopping", "killed"]
 REFRESH: Final = 1.0
 """Seconds between two looks at numbers that merely move."""
+KEEP_CLOCK: Final = 2
+"""Every so many of these looks the simulated market's clock is kept."""
 REPRICE: Final = 5
 """Every so many of these looks the watchlist takes the newest prices."""
 SWITCH_INTERVAL: Final = 0.0001
@@ -369,9 +371,7 @@ class Engine:
         self._undo.append(("dead man", self.dead_man.stop))
 
     def _load_calendar(self) -> None:
-        loading = start_loading(
-            self.calendar, self._data_dir.path, now=self.clock.now, told=self._calendar_told
-        )
+        loading = start_loading(self.calendar, self._data_dir.path, now=self.clock.now, told=self._calendar_told)
         self._undo.append(("calendar", lambda: _end(loading)))
 
     def _calendar_told(self, error: str | None) -> None:
@@ -427,7 +427,7 @@ class Engine:
                 await asyncio.gather(self.schedule.catch_up(), self._auto_start())
                 return
             await self._auto_start()
-            self._start_market(self.journal.last_ts() if self.clock.kind == "simulated" else None)
+            self._start_market(self._stopped_at())
             if self.clock.kind != "replay":
                 await self.schedule.catch_up()
         except Exception:
@@ -474,8 +474,8 @@ class Engine:
 
     # --- trading ----------------------------------------------------------------------------------------------
 
-    async def start_trading(self, *, reason: str, person: bool = False) -> None:
-        """Start the engine; starting what runs is fine.
+    async def start_trading(self, *, reason: str, person: bool = False, paused: bool = False) -> None:
+        """Start the engine, or begin it as paused; starting what runs is fine.
 
         Raise CommandError: `killed`, `broker_unavailable`, `conflict` where it is stopped while it starts.
         """
@@ -494,7 +494,11 @@ class Engine:
                 return
             self._set_state("starting", reason)
             await self._watch()
-            await self._open_gate("starting", reason)
+            if paused and self.state == "starting":
+                await self.money.ask(self.path.gate.pause, "the engine is paused")
+                self._set_state("paused", reason)
+            else:
+                await self._open_gate("starting", reason)
             self._host.call_hook("engine_started", server=self)
 
     async def stop_trading(self, *, reason: str, person: bool = False) -> None:
@@ -886,10 +890,19 @@ class Engine:
 
     def _set_clock(self) -> None:
         if isinstance(self.clock, SteppedClock):
-            last = self.journal.last_ts() if self.clock.kind == "simulated" else None
-            first = last or getattr(self.feed, "starts_at", None)
+            first = self._stopped_at() or getattr(self.feed, "starts_at", None)
             if first is not None:
                 self.clock.advance(first)
+
+    def _stopped_at(self) -> datetime | None:
+        """Tell where the simulated market stopped; None where it begins."""
+        if self.clock.kind != "simulated":
+            return None
+        kept = (self.documents.get("clock") or {}).get("ts")
+        last = self.journal.last_ts()
+        if last is None or kept is None:
+            return last
+        return max(last, datetime.fromisoformat(kept))
 
     async def _recall(self) -> None:
         """Tell the triggers what became of their orders in the last day, and since their positions were opened."""
@@ -897,6 +910,12 @@ class Engine:
         opened = [position.opened_at for position in positions if position.opened_at is not None]
         since = min([self.clock.now() - RECALLED, *(at - RECALLED for at in opened)])
         await self.runner.recall(await asyncio.to_thread(self.journal.trade_events, since))
+
+    def _keep_clock(self) -> None:
+        """Keep where the simulated market is: after a crash it goes on from here, not from its last event."""
+        now = rfc3339(self.clock.now())
+        if (self.documents.get("clock") or {}).get("ts") != now:
+            self._keep("clock", {"ts": now})
 
     async def _restore_documents(self) -> None:
         document = self.documents.get("watchlist")
@@ -984,9 +1003,9 @@ class Engine:
             if self._watch_at_start is not None:
                 self._watch_list(self._watch_at_start(self.feed))
             try:
-                await self.start_trading(reason="automatic start")
-                if commanded == "pause":
-                    await self.pause_trading(reason="it was paused before the restart")
+                paused = commanded == "pause"
+                reason = "it was paused before the restart" if paused else "automatic start"
+                await self.start_trading(reason=reason, paused=paused)
             except CommandError as error:  # such as a kill in the middle of it; the market goes on all the same
                 log.warning("the engine was not started: %s", error)
 
@@ -1045,6 +1064,8 @@ class Engine:
         while True:
             await asyncio.sleep(REFRESH)
             rounds += 1
+            if self.clock.kind == "simulated" and rounds % KEEP_CLOCK == 0:
+                self._keep_clock()
             due = rounds % REPRICE == 0 and self.clock.kind != "replay"  # which is the same at any speed
             if due and self.watchlist.reprice(self.quotes.last):
                 self.board.set("watchlist", self.watchlist.body())

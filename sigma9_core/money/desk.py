@@ -193,8 +193,8 @@ class OrderDesk:
         """Change a working order; the change is judged as a new order would be.
 
         Raise CommandError: `not_found`, `conflict` (not working, or the broker refused), `risk_rejected`, `busy`
-        (being sent or changed), `killed` (a kill came before it was sent), `broker_unavailable` (which says whether
-        it was sent; where it was, reading back tells what became of it).
+        (being sent or changed), `killed` (a kill came before it was sent), `broker_unavailable` (which says
+        whether it was sent; where it was, reading back tells what became of it).
         """
         order = self.working(order_id)
         if order_id in self.changing:

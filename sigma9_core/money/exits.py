@@ -255,7 +255,7 @@ class ExitManager:
                 self._over[guard.symbol] = guard
 
     def release(self, symbols: Collection[str]) -> None:
-        """Send no more exits for these positions, which a person has cancelled; a new fill of an entry is guarded."""
+        """Send no more exits for these positions, which a person has cancelled; a new fill is guarded."""
         for guard in [guard for symbol, guard in self.guards.items() if symbol in symbols]:
             guard.released = True
             self._remember(guard)

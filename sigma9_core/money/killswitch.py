@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -196,7 +196,7 @@ class KillSwitch:
         """Kill: gate, latch, strategies, cancels, closes. Answer once the cancels have left, or after 2 s."""
         joined = key_of(scope) in self._kills
         kill = self.gate_now(reason=reason, source=source, flatten=flatten, scope=scope)
-        log.critical("KILL SWITCH (%s) by %s: %s", scope_body(kill.key) or "everything", source, reason)
+        log.critical("KILL SWITCH (%s) by %s: %s", _told(kill.key), source, reason)
         await self._write_latch(kill)
         self._work(kill)
         self._say(lambda: self._fired(kill.key))
@@ -322,6 +322,21 @@ class KillSwitch:
         await self.reset("the drill is over", None, source)
         return result
 
+    def remember(self, notes: Sequence[NoteRecord]) -> None:
+        """Take back, from the newest notes on, what the kills that are in force have done before a restart."""
+        seen: set[Key] = set()
+        for note in notes:
+            scope = note.body.get("scope")
+            key = None if scope is None else key_of(Scope.model_validate(scope))
+            kill = self._kills.get(key)
+            if kill is None or key in seen or note.body.get("what") == "reset":
+                seen.add(key)  # what came before a reset belongs to another kill
+                continue
+            seen.add(key)
+            kill.cancelled, kill.closed = [*note.body["cancelled"]], [*note.body["closed"]]
+            if note.body["what"] == "done":
+                kill.phase = "done"  # the broker is read again; what is as it was is not told again
+
     def resume(self, state: LatchState) -> None:
         """Take up after a restart what was latched: the gate closes at once, the work goes on."""
         for latched in state.scopes:
@@ -337,7 +352,7 @@ class KillSwitch:
             self._gate.close(latched.key, halt=not kill.flatten)
             if latched.key is None and state.error is not None:
                 kill.error = state.error
-            log.critical("still killed (%s): %s", scope_body(latched.key) or "everything", latched.reason)
+            log.critical("still killed (%s): %s", _told(latched.key), latched.reason)
         self._tell()
 
     def go_on(self) -> None:
@@ -391,6 +406,7 @@ class KillSwitch:
             await asyncio.gather(task, return_exceptions=True)
 
     async def _run(self, kill: Kill) -> None:
+        again = kill.phase == "done"
         while not kill.ending:
             before = self._progress(kill)
             error: str | None = None
@@ -405,6 +421,11 @@ class KillSwitch:
                 log.exception("a round of the kill failed; it goes on")
             if error is not None:
                 kill.error = error
+            if done and again:
+                return  # it was done before this look, and still is
+            if again and error is None:
+                again, kill.phase = False, "gated"  # there is something left after all
+                continue
             if done:
                 kill.phase, kill.detail, kill.error, kill.pending = "done", None, None, []
                 kill.cancels_sent.set()
@@ -769,6 +790,11 @@ class KillSwitch:
             for order in self._desk.open_orders()
         )
         return orders or (kill.flatten and bool(self._positions(kill)))
+
+
+def _told(key: Key) -> str:
+    """Name what a kill covers in a sentence."""
+    return "everything" if key is None else f"{key[0]} {key[1]}"
 
 
 def _closes(order: Order) -> bool:

@@ -170,6 +170,7 @@ class MoneyPath:
         """Read the latch and the journal; the kill works from here on, the broker not yet."""
         self.killswitch.resume(self._latch.read())
         known = await asyncio.to_thread(read, self._journal, self._clock.now(), self._calendar)
+        self.killswitch.remember(known.kills)
         if known.opening is not None:
             self._opened_with = known.opening
         restore(known, self.portfolio, self.desk, self.gate, self.exits)

@@ -26,6 +26,8 @@ from sigma9_core.money.recall import recalled
 from sigma9_core.money.records import FillRecord, NoteRecord
 
 MANY: Final = 10_000
+TRAIL: Final = 100
+"""Notes of the kills' trail that a start looks at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,8 @@ class Known:
     days: Mapping[str, Any]
     guards: Mapping[str, Mapping[str, Any]]
     """The newest note of each guard, by symbol."""
+    kills: Sequence[NoteRecord]
+    """The newest notes of the kills' trail, newest first."""
 
 
 @contextmanager
@@ -100,6 +104,7 @@ def read(journal: Journal, now: datetime, calendar: Calendar) -> Known:
         recent=tuple(recent.values()),
         days={} if days is None else days.body,
         guards=guards,
+        kills=journal.notes("kill", TRAIL),
     )
 
 

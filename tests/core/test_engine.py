@@ -19,6 +19,7 @@ import pytest
 from sigma9_core import deadman as deadman_module
 from sigma9_core import engine as engine_module
 from sigma9_core import watchdog as watchdog_module
+from sigma9_core.clock import rfc3339
 from sigma9_core.errors import CommandError, JournalError, PluginError, StateError
 from sigma9_core.events import StatusUpdate, TradeEvent, WatchlistUpdate
 from sigma9_core.models import Slice, Trade
@@ -495,6 +496,30 @@ async def test_what_a_kill_means_for_the_next_start_is_saved_once_it_can_be(
     await room.do("start")
     await asyncio.sleep(0.1)
     assert room.engine.documents.get("commanded") == {"state": "start"}
+
+
+async def test_what_was_paused_starts_paused(room: EngineRoom) -> None:
+    """A restart of a paused engine never passes through `running`: no entry can slip in."""
+    await room.do("pause")
+    await room.__aexit__()
+    async with room.again() as after:
+        assert after.engine.state == "paused"
+        assert await entry(after) == "not_running"
+        states = [update.status["engine"] for update in after.updates()]
+        assert "running" not in states
+        await after.do("resume")
+        assert await entry(after) == "accepted"
+
+
+async def test_a_simulated_market_goes_on_where_it_was_though_it_crashed(room: EngineRoom) -> None:
+    """The clock is kept now and then, so that a quiet hour is not played again after a kill -9."""
+    await room.tick("AAPL", seconds=3600)
+    now = room.engine.clock.now()
+    await room.until(lambda: (room.engine.documents.get("clock") or {}).get("ts") == rfc3339(now))
+    await room.__aexit__()
+    async with room.again() as after:
+        assert after.engine.clock.now() == now
+        assert after.feed.connected_since == [now]
 
 
 async def test_a_trigger_hears_after_a_restart_what_became_of_its_orders(trading: EngineRoom) -> None:

@@ -675,3 +675,42 @@ async def test_a_thousand_orders_in_the_queue_do_not_hold_a_kill_up(room: MoneyR
     await fill_closes(room)
     await room.until(lambda: room.kill.body()["phase"] == "done", within=10)
     assert room.desk.open_orders() == []
+
+
+async def test_a_finished_kill_keeps_its_record_over_a_restart(tmp_path: Path) -> None:
+    """What was cancelled and closed is still shown, and what is done is not told as if it happened again."""
+    async with MoneyRoom(tmp_path) as room:
+        await room.fill(await room.enter(), "10")
+        await kill(room)
+        await room.closing()
+        await fill_closes(room)
+        await room.until(lambda: room.kill.body()["phase"] == "done")
+        before = room.kill.body()
+        told = len(room.journal.notes("kill", 99))
+    async with room.again() as after:
+        await asyncio.sleep(0.1)
+        now = after.kill.body()
+        assert {name: now[name] for name in ("phase", "cancelled", "closed", "pending", "reason")} == {
+            name: before[name] for name in ("phase", "cancelled", "closed", "pending", "reason")
+        }
+        assert before["closed"] == ["AAPL"]
+        assert len(after.journal.notes("kill", 99)) == told
+
+
+async def test_a_finished_kill_goes_on_where_something_came_meanwhile(tmp_path: Path) -> None:
+    """A fill of ours that came while the server was down is closed: done is said once nothing is left again."""
+    async with MoneyRoom(tmp_path) as room:
+        order = await room.buy(order_type="limit", limit_price=Decimal(5))
+        room.exchange.faults.add("no_cancel")
+        await kill(room)
+        room.exchange.faults.clear()
+        room.exchange.end(order.order_id, "cancelled", "at last")
+        await room.until(lambda: room.kill.body()["phase"] == "done")
+    room.exchange.orders[order.order_id].state = "working"
+    room.exchange.fill(order.order_id, Decimal(5))
+    async with room.again() as after:
+        await after.closing()
+        assert after.kill.body()["phase"] == "flattening"
+        await fill_closes(after)
+        await after.until(lambda: after.kill.body()["phase"] == "done")
+        assert after.path.portfolio.quantity("AAPL") == 0

@@ -325,7 +325,7 @@ async def test_cancel_all_is_about_entries(room: MoneyRoom) -> None:
 
 
 async def test_exits_that_a_person_cancels_stay_cancelled(room: MoneyRoom) -> None:
-    """`cancel_all` with `protective` is not undone by the exit guard, also after a restart; a new fill is guarded."""
+    """`cancel_all` with `protective` is not undone by the exit guard, nor by a restart; a new fill is guarded."""
     entry = await room.enter(quantity=100, plan=ExitPlan(time_stop_seconds=60))
     await room.fill(entry, "10", 40)
     result = await room.path.cancel_all(CancelAllArgs(protective=True))
@@ -841,11 +841,11 @@ async def test_the_rest_of_an_order_works_on_when_a_fill_is_taken_back(room: Mon
     room.exchange.cash += 400
     room.exchange.report("busted", order.order_id, fill=fill)
     assert await room.told(order) == ["submitted", "accepted", "partially_filled", "busted"]
-    assert (order.working, order.filled, room.path.portfolio.quantity("AAPL")) == (True, 40, 0)
+    assert (order.working, order.filled, room.path.portfolio.quantity("AAPL")) == (True, Decimal(40), Decimal(0))
 
     async with await room.crash() as after:
         again = after.desk.orders[order.order_id]
-        assert (again.working, again.filled) == (True, 40)
+        assert (again.working, again.filled) == (True, Decimal(40))
         await after.fill(again, "10", 60)
         assert again.status is OrderStatus.FILLED
         assert after.path.portfolio.quantity("AAPL") == 60
