@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -12,6 +13,8 @@ from sigma9_core.testing.terminal import CTRL_C, CTRL_Z, on_terminal
 
 MAKE = shutil.which("make")
 SOURCE = Path(__file__).parents[1] / "Makefile"
+OUTSIDE = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+"""The environment without what `make test` leaves in it: the make of these tests is no part of that one."""
 SERVER = """#!/bin/sh
 trap 'echo in order; exit {code}' INT
 echo "server $1 runs"
@@ -61,7 +64,9 @@ def test_it_says_what_takes_so_long(folder: Path) -> None:
     (folder / ".venv" / "bin" / "sigma9").write_text("#!/bin/sh\necho started $1\n")
 
     def run() -> list[str]:
-        done = subprocess.run(["make", "run"], cwd=folder, capture_output=True, text=True, check=True, timeout=20)
+        done = subprocess.run(
+            ["make", "run"], cwd=folder, env=OUTSIDE, capture_output=True, text=True, check=True, timeout=20
+        )
         return done.stdout.splitlines()
 
     assert run() == ["making the environment (.venv) and installing: under a minute, once", "started run"]

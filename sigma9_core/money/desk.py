@@ -43,6 +43,7 @@ URGENT_WAIT: Final = 0.25
 """Seconds that a kill's close waits for its intent to be on disk."""
 REMEMBERED: Final = timedelta(minutes=10)
 """How long the duplicate and rate rules see an order."""
+BEHIND: Final = "what the broker has done while it was away is being read back"
 REFUSED_AS: Final[Mapping[str, ErrorCode]] = {"kill_switch": "killed", "engine": "not_running"}
 """The answer's code where the gate's own check refused an order; any other refusal is `risk_rejected`."""
 KEPT_EXECUTIONS: Final = 100
@@ -90,6 +91,8 @@ class OrderDesk:
         """Those of them whose intent is being written: nothing of them has left."""
         self.changing: set[str] = set()
         """Orders whose change is being judged, written or sent at this moment."""
+        self.behind: Callable[[], bool] = lambda: False
+        """Tells that the broker is there again, and what it has done while it was away is not read back yet."""
         self.followers: list[Follower] = []
         self.surroundings = Surroundings(self._broker)
         self._clock = clock
@@ -235,6 +238,8 @@ class OrderDesk:
                 raise refusal(decision.verdicts)
             if (closed := self.gate.closed_for(request)) is not None:
                 raise CommandError("killed", f"the change of order {order_id} was not sent: {closed}")
+            if self.behind():
+                raise CommandError("broker_unavailable", f"the change of order {order_id} was not sent: {BEHIND}")
             self.working(order_id)  # it may have ended while the intent was being written
             try:
                 broker = self._broker()
@@ -594,6 +599,8 @@ class OrderDesk:
     async def _send(self, orders: Sequence[Order], approved: Sequence[ApprovedOrder]) -> None:
         for order in orders:  # the gate may have closed, or the order ended, while the intent was being written
             closed = self.gate.closed_for(order.request)
+            if closed is None and order.request.intent != "kill" and self.behind():
+                closed = BEHIND  # it may have been sized from what was
             if closed is None and order.status is not OrderStatus.SUBMITTED:
                 closed = f"order {order.order_id} is {order.status} already"
             if closed is not None:

@@ -18,6 +18,7 @@ from sigma9_core.clock import Clock, rfc3339
 from sigma9_core.errors import CommandError, JournalError
 from sigma9_core.models import ZERO, ExitPlan, OrderRequest, OrderStatus, Side, Slice, Split
 from sigma9_core.money.desk import OrderDesk, Step, rounded
+from sigma9_core.money.gate import CORE
 from sigma9_core.money.orders import Order
 from sigma9_core.money.records import NoteRecord, Record
 
@@ -26,6 +27,8 @@ log = logging.getLogger("sigma9.exits")
 NOTE: Final = "guard"
 RETRY: Final = timedelta(seconds=5)
 """Market time until a leg that was refused is tried again."""
+PASSING: Final = frozenset(("R23", CORE))
+"""Reason codes of what passes and says nothing of whether stops are taken: a halt, a position that is in doubt."""
 MOST_STOPS: Final = 3
 """Stops that may be refused in a row before the position is closed at the market."""
 
@@ -263,6 +266,7 @@ class ExitManager:
     def review(self) -> None:
         """Check every guard against its position and its working legs; called once the broker is reconciled."""
         for guard in tuple(self.guards.values()):
+            guard.retry_at = None
             self._review(guard)
         for position in self._desk.portfolio.positions():
             self._desk.portfolio.set_protected(position.symbol, self.protected(position.symbol))
@@ -342,6 +346,8 @@ class ExitManager:
             setattr(guard, slot, order.order_id)
             guard.refused = 0
             self._remember(guard)
+        elif order.status is OrderStatus.CANCELLED:
+            self._try_later(guard)  # it was not sent
         else:
             self._refused(guard, order)
         self._review(guard)
@@ -458,8 +464,8 @@ class ExitManager:
             self._send(guard, self._stop(guard, quantity, price), "stop_id")
 
     def _refused(self, guard: Guard, order: Order) -> None:
-        halted = any(verdict.code == "R23" and verdict.outcome == "refuse" for verdict in order.verdicts)
-        guard.refused += not halted  # a halt passes, and says nothing of whether stops are taken
+        passing = any(verdict.code in PASSING and verdict.outcome == "refuse" for verdict in order.verdicts)
+        guard.refused += not passing
         log.error("%s of %s was refused: %s", order.request.reason, guard.symbol, order.reason)
         self._try_later(guard)
 
@@ -477,7 +483,7 @@ class ExitManager:
         if guard.opened_at is not None:
             self._over[guard.symbol] = guard
         self._forget(guard)
-        self._remember(guard)
+        self._remember(self._over.get(guard.symbol, guard))  # a restart reads the newest note of the symbol
 
     def _forget(self, guard: Guard) -> None:
         """Take a guard off its symbol, unless the symbol has another one by now."""

@@ -684,7 +684,8 @@ class KillSwitch:
         broker = self._link_up().broker
         foreign = [each for each in await broker.open_orders() if (each.order_id or "") not in self._desk.orders]
         for each in foreign:
-            if each.broker_order_id not in kill.asked:
+            last = kill.asked.get(each.broker_order_id)
+            if last is None or wall_now() - last >= ASK_AGAIN:
                 kill.asked[each.broker_order_id] = wall_now()
                 await broker.cancel(each.broker_order_id)
         return foreign

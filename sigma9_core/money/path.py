@@ -163,6 +163,7 @@ class MoneyPath:
         self._catching_up = False
         """What the broker has done while it was away is being read back."""
         self.exits.waits = lambda: not self._up_to_date
+        self.desk.behind = lambda: self.link.state == "connected" and not self._up_to_date
 
     # --- life -------------------------------------------------------------------------------------------------
 

@@ -61,5 +61,6 @@ def exercised(score: Score, crashes: int) -> None:
         ("looks at a settled server", crashes // 15),
     ):
         assert numbers[what] >= least, f"{what}: {numbers[what]}, and {least} were expected at the least"
+    assert numbers["latches behind their answer"] <= 1 + numbers["kills"] // 4, "kills do not wait for their latch"
     for fault in ("drop", "delay", "double", "reorder"):
         assert score.faults[fault], f"the exchange never had a {fault}"

@@ -255,7 +255,14 @@ def _same_orders(story: Story, dump: Dump) -> Iterator[str]:
             yield f"the order {order_id} is {last[order_id].event}, at the exchange {truth[order_id]['state']}"
         elif str(last[order_id].event) == "unknown":
             yield f"the order {order_id} is still unknown"
+    for step in story.steps:
+        real = truth.get(step.order_id)
+        stand_in = step.trade_id is not None and step.trade_id.startswith("readback-")
+        if real is not None and step.filled_quantity > Decimal(real["filled_quantity"]) and not stand_in:
+            yield f"the order {step.order_id} was told to have filled {step.filled_quantity}: {real}"
     for order_id, order in truth.items():
+        if order_id in last and last[order_id].filled_quantity < Decimal(order["filled_quantity"]):
+            yield f"the order {order_id} has filled {last[order_id].filled_quantity}, at the exchange: {order}"
         if Decimal(order["filled_quantity"]) > Decimal(order["quantity"]):
             yield f"the order {order_id} has filled beyond its quantity: {order}"
         if order_id in last and order["state"] == "working":

@@ -384,6 +384,7 @@ class Lives:
         numbers["connections"] += dump["sessions"]
         numbers["transfers"] += len(story.notes["transfer"])
         numbers["answers lost"] += self.promises.lost
+        numbers["latches behind their answer"] += self.promises.late
         numbers["positions turned by a late report"] += len(unheard_turns(dump))
         self.score.faults.update(dump["faults"])
         self.score.commands.update(self.promises.done)

@@ -20,6 +20,8 @@ Latched = frozenset[tuple[tuple[str, str] | None, bool]]
 
 LATCHED_WITHIN: Final = 3.0
 """Seconds until an answered kill has to be in the latch file."""
+LATE: Final = 0.2
+"""A latch that comes this much later than the answer was not waited for; a slow disk may do that now and then."""
 NOTHING: Final[Latched] = frozenset()
 
 
@@ -46,6 +48,8 @@ class Promises:
     """Commands that were carried out."""
     refused: Counter[str] = field(default_factory=Counter)
     """Commands that were refused, with the code."""
+    late: int = 0
+    """Latches that came after the answer."""
     lost: int = 0
     """Answers that were lost with the server."""
 
@@ -68,12 +72,11 @@ class Traffic:
 
     def run(self, until: float) -> None:
         """Work until the server dies or a time (monotonic) has come."""
-        if not self._begin(until):
-            return
         try:
             with ThreadPoolExecutor(1, "trader") as second:
-                trading = second.submit(self._trade, until)
-                self._command(until)
+                trading = second.submit(self._trade, until)  # at once: also while nothing is reconciled yet
+                if self._begin(until):
+                    self._command(until)
                 trading.result()
         finally:
             self._latch.close()
@@ -186,10 +189,12 @@ class Traffic:
     def _settle_latch(self, wanted: Latched, what: str) -> None:
         """See that the file says what was answered; where the disk is slow it may come a moment later."""
         found = NOTHING
-        for _ in self._server.looks(time.monotonic() + LATCHED_WITHIN, 0.01):
+        answered = time.monotonic()
+        for _ in self._server.looks(answered + LATCHED_WITHIN, 0.01):
             found = latched(self._latch.read())
             if found == wanted:
                 self._promises.latch = {wanted}
+                self._promises.late += time.monotonic() - answered > LATE
                 return
         if self._server.alive:
             self._promises.broken.append(f"{what}, and the latch says {sorted(found, key=str)}, not {wanted}")

@@ -287,10 +287,13 @@ async def test_a_position_whose_exit_is_taken_back_is_guarded_again(room: MoneyR
 
 
 async def test_an_exit_that_is_taken_back_after_a_restart_is_guarded_again(room: MoneyRoom) -> None:
-    """The last guard of a symbol is remembered: the bust may come days later."""
+    """The last guard with something to guard is remembered, though an entry that never filled came after it."""
     entry = await room.enter()
     await room.fill(entry, "10")
     await room.fill(room.working(protective=True)[0], "9.80")
+    never = await room.enter(price="20")
+    await room.desk.cancel(never.order_id)
+    await room.desk.settle()
     async with await room.crash() as after:
         bust(after, -1)
         await after.until(lambda: after.working(protective=True))
@@ -335,3 +338,19 @@ async def test_a_guard_that_has_ended_leaves_the_next_one_alone(room: MoneyRoom)
 
     assert room.exits.guards["AAPL"].entry_id == order.order_id
     assert len(room.working(protective=True)) == 1
+
+
+async def test_a_position_in_doubt_is_no_proof_against_stops(room: MoneyRoom) -> None:
+    """While the symbol is held for its position no stop passes; freed again it gets one, and is not sold."""
+    entry = await room.enter()
+    await room.fill(entry, "10")
+    stop = room.working(protective=True)[0]
+    room.path.gate.hold({"AAPL": "nobody knows what there is"})
+    room.exchange.end(stop.order_id, "cancelled", "by hand")
+    for _ in range(5):
+        await room.tick("AAPL", 10, seconds=6)
+    assert room.desk.open_orders() == []
+    room.path.gate.hold({})
+    await room.tick("AAPL", 10, seconds=6)
+
+    assert [order.request.order_type for order in room.desk.open_orders()] == ["stop"]

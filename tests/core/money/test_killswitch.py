@@ -18,11 +18,12 @@ from sigma9_core.commands import Scope
 from sigma9_core.config import KillSwitchSettings, Settings
 from sigma9_core.contracts import BrokerPosition
 from sigma9_core.errors import CommandError, JournalError
-from sigma9_core.models import OrderStatus
+from sigma9_core.models import OrderRequest, OrderStatus
 from sigma9_core.money import killswitch as killswitch_module
 from sigma9_core.money.ids import is_kill_id, kill_id
 from sigma9_core.money.orders import Order
 from sigma9_core.testing.money_room import MoneyRoom
+from sigma9_core.testing.small_exchange import Resting
 
 
 @pytest.fixture(name="room")
@@ -714,3 +715,19 @@ async def test_a_finished_kill_goes_on_where_something_came_meanwhile(tmp_path: 
         await fill_closes(after)
         await after.until(lambda: after.kill.body()["phase"] == "done")
         assert after.path.portfolio.quantity("AAPL") == 0
+
+
+async def test_a_foreign_order_whose_cancel_was_lost_is_asked_again(tmp_path: Path, mocker: MockerFixture) -> None:
+    """Where foreign orders are to be cancelled, a cancel that came to nothing is sent again, and the kill ends."""
+    mocker.patch.object(killswitch_module, "ASK_AGAIN", timedelta(seconds=0.1))
+    room = MoneyRoom(tmp_path, settings=Settings(kill_switch=KillSwitchSettings(foreign="cancel")))
+    by_hand = OrderRequest(symbol="IBM", side="buy", quantity=Decimal(5))
+    room.exchange.orders["7"] = Resting("7", "7", by_hand)
+    async with room:
+        room.exchange.faults.add("no_cancel")
+        await kill(room)
+        await room.until(lambda: room.exchange.cancels)
+        room.exchange.faults.clear()
+
+        await room.until(lambda: room.kill.body()["phase"] == "done")
+        assert room.exchange.orders["7"].state == "cancelled"

@@ -286,6 +286,42 @@ async def test_nothing_is_changed_before_it_is_known_what_has_happened(room: Mon
     assert order.request.quantity == 50
 
 
+async def test_what_was_sized_before_a_reconnect_is_not_sent_in_it(room: MoneyRoom) -> None:
+    """A close that waits for the disk while the stop fills unheard does not leave before that is known."""
+    entry = await room.enter()
+    await room.fill(entry, "10")
+    stop = room.working(protective=True)[0]
+    disk, broker = asyncio.Event(), asyncio.Event()
+    commit, read = room.journal.commit, room.exchange.open_orders
+
+    async def slow_commit(records: Any, **more: Any) -> Any:
+        found = await commit(records, **more)
+        await disk.wait()
+        return found
+
+    async def slow_read() -> Any:
+        await broker.wait()
+        return await read()
+
+    room.journal.commit = slow_commit  # type: ignore[method-assign]
+    room.exchange.open_orders = slow_read  # type: ignore[method-assign]
+    closing = asyncio.create_task(close(room, "AAPL"))
+    await room.until(lambda: room.working(order_type="market"))
+    await room.path.link.disconnect()
+    room.exchange.fill(stop.order_id, Decimal("9.80"))
+    room.path.link.connect()
+    await room.until(lambda: room.path.link.state == "connected")
+    disk.set()
+    result = await closing
+    broker.set()
+    await room.path.link.wait_ready()
+
+    assert result["orders"][0]["status"] == "cancelled"
+    assert "is being read back" in result["orders"][0]["reason"]
+    assert len(room.exchange.submitted) == 2
+    assert (room.path.portfolio.quantity("AAPL"), room.desk.open_orders()) == (0, [])
+
+
 async def test_a_cancel_is_answered_when_it_is_done(room: MoneyRoom) -> None:
     """`cancel_order` gives the cancelled order; one that does not end in time is told as it stands."""
     order_id = (await place(room, order_type="limit", limit_price=Decimal(9)))["order"]["order_id"]
