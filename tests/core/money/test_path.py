@@ -319,7 +319,7 @@ async def test_what_was_sized_before_a_reconnect_is_not_sent_in_it(room: MoneyRo
     assert result["orders"][0]["status"] == "cancelled"
     assert "is being read back" in result["orders"][0]["reason"]
     assert len(room.exchange.submitted) == 2
-    assert (room.path.portfolio.quantity("AAPL"), room.desk.open_orders()) == (0, [])
+    assert (room.path.portfolio.quantity("AAPL"), room.desk.open_orders()) == (Decimal(0), [])
 
 
 async def test_a_cancel_is_answered_when_it_is_done(room: MoneyRoom) -> None:
