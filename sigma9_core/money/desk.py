@@ -240,6 +240,8 @@ class OrderDesk:
                 raise CommandError("killed", f"the change of order {order_id} was not sent: {closed}")
             if self.behind():
                 raise CommandError("broker_unavailable", f"the change of order {order_id} was not sent: {BEHIND}")
+            if (outgrown := self.gate.outgrown(order_id, request, self.view())) is not None:
+                raise CommandError("conflict", f"the change of order {order_id} was not sent: {outgrown}")
             self.working(order_id)  # it may have ended while the intent was being written
             try:
                 broker = self._broker()
@@ -601,6 +603,8 @@ class OrderDesk:
             closed = self.gate.closed_for(order.request)
             if closed is None and order.request.intent != "kill" and self.behind():
                 closed = BEHIND  # it may have been sized from what was
+            if closed is None:
+                closed = self.gate.outgrown(order.order_id, order.request, self.view())
             if closed is None and order.status is not OrderStatus.SUBMITTED:
                 closed = f"order {order.order_id} is {order.status} already"
             if closed is not None:

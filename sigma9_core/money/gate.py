@@ -155,6 +155,14 @@ class RiskGate:
         verdict = self._latch(request)
         return None if verdict is None else verdict.reason
 
+    def outgrown(self, order_id: str, request: OrderRequest, view: RiskView) -> str | None:
+        """Say why an exit, or its change, that has passed is larger by now than what it can close; None: it fits."""
+        if not is_exit(request.intent):
+            return None
+        view, filled = _without_itself(order_id, request, view, ZERO)
+        verdict = _exit_quantity(request, view, request.quantity - filled)
+        return None if verdict is None else verdict.reason
+
     # --- looks at the rules -----------------------------------------------------------------------------------
 
     def trips(self, view: RiskView) -> list[Trip]:

@@ -334,7 +334,7 @@ class KillSwitch:
                 continue
             seen.add(key)
             kill.cancelled, kill.closed = [*note.body["cancelled"]], [*note.body["closed"]]
-            if note.body["what"] == "done":
+            if note.body["what"] == "done" and not self._something_left(kill):
                 kill.phase = "done"  # the broker is read again; what is as it was is not told again
 
     def resume(self, state: LatchState) -> None:

@@ -171,10 +171,10 @@ class MoneyPath:
         """Read the latch and the journal; the kill works from here on, the broker not yet."""
         self.killswitch.resume(self._latch.read())
         known = await asyncio.to_thread(read, self._journal, self._clock.now(), self._calendar)
-        self.killswitch.remember(known.kills)
         if known.opening is not None:
             self._opened_with = known.opening
         restore(known, self.portfolio, self.desk, self.gate, self.exits)
+        self.killswitch.remember(known.kills)
         self._splits = {split_of(note.body) for note in known.books if isinstance(note, NoteRecord)}
         loop = asyncio.get_running_loop()
         self._reader = loop.create_task(self._read_back(), name="read-back")

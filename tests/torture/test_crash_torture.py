@@ -57,7 +57,7 @@ def exercised(score: Score, crashes: int) -> None:
         ("fills while no server was there", crashes // 6),
         ("orders filled in part", crashes // 3),
         ("orders that were unknown", crashes // 30),
-        ("kills", crashes // 15),
+        ("kills", crashes // 30),
         ("looks at a settled server", crashes // 15),
     ):
         assert numbers[what] >= least, f"{what}: {numbers[what]}, and {least} were expected at the least"

@@ -9,7 +9,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -51,6 +51,8 @@ RATES: Final[dict[str, float]] = {
 """What goes wrong between server and exchange while the servers live."""
 WORK: Final = 2.5
 """Seconds that a server works at most before it is killed, where it has not come by its point."""
+TRIES: Final = 3
+"""Lives that a point has to be come by."""
 LOOK_EVERY: Final = 6
 """So many lives are between two in which the server is let settle, and compared with the exchange."""
 SETTLED_WITHIN: Final = 15.0
@@ -201,8 +203,9 @@ class Lives:
             before = self.score.missed.total()
             count = draw.randint(1, POINTS[name].most)
             yield Plan(next(numbers), name, count, at_once=draw.random() < 0.2)
-            if self.score.missed.total() > before:  # it did not come by so often: once more, at the first call
-                yield Plan(next(numbers), name, at_once=draw.random() < 0.2)
+            for again in range(1, TRIES):
+                if self.score.missed.total() == before + again:  # it did not come by: once more, at the first call
+                    yield Plan(next(numbers), name, at_once=draw.random() < 0.2)
 
     def _look_at(self, left: Path, dump: dict[str, Any]) -> list[str]:
         """Look at what is left of a life, while the next one begins; a sound one is not kept."""
@@ -450,8 +453,13 @@ def torture(folder: Path, *, seed: int, crashes: int, side_by_side: int = 2) -> 
     ]
     whole = Score()
     with ThreadPoolExecutor(len(chains), "lives") as pool:
-        for work in [pool.submit(chain.run) for chain in chains]:
-            whole.add(work.result())
+        running = [pool.submit(chain.run) for chain in chains]
+        for done in as_completed(running):
+            if done.exception() is not None:
+                for chain in chains:
+                    chain.crashes = 0  # what has been found is enough
+        for done in running:
+            whole.add(done.result())
     whole.seconds = time.monotonic() - begun
     return whole
 

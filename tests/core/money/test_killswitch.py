@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from pytest_mock import MockerFixture
 
-from sigma9_core.commands import Scope
+from sigma9_core.commands import AdoptArgs, Scope
 from sigma9_core.config import KillSwitchSettings, Settings
 from sigma9_core.contracts import BrokerPosition
 from sigma9_core.errors import CommandError, JournalError
@@ -696,6 +696,22 @@ async def test_a_finished_kill_keeps_its_record_over_a_restart(tmp_path: Path) -
         }
         assert before["closed"] == ["AAPL"]
         assert len(after.journal.notes("kill", 99)) == told
+
+
+async def test_a_finished_kill_does_not_say_done_of_what_its_books_hold(tmp_path: Path) -> None:
+    """Where something has come since it was done, a restart does not say `done` before the broker is read."""
+    async with MoneyRoom(tmp_path) as room:
+        await kill(room, scope=Scope(symbol="AAPL"))
+        await room.until(lambda: room.kill.body()["phase"] == "done")
+        room.exchange.holdings["AAPL"] = Decimal(50)
+        await room.path.reconciler.run(room.path.link)
+        await room.path.adopt(AdoptArgs(symbol="AAPL", strategy="test"))
+        after = await room.crash()
+    after.journal.open()
+    await after.path.start()
+
+    assert after.kill.body()["phase"] == "gated"
+    await after.__aexit__()
 
 
 async def test_a_finished_kill_goes_on_where_something_came_meanwhile(tmp_path: Path) -> None:
