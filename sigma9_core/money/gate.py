@@ -156,7 +156,7 @@ class RiskGate:
         return None if verdict is None else verdict.reason
 
     def outgrown(self, order_id: str, request: OrderRequest, view: RiskView) -> str | None:
-        """Say why an exit, or its change, that has passed is larger by now than what it can close; None: it fits."""
+        """Say why an exit, or a change of one, is by now larger than what it can close; None where it fits."""
         if not is_exit(request.intent):
             return None
         view, filled = _without_itself(order_id, request, view, ZERO)

@@ -16,7 +16,8 @@ from pytest_mock import MockerFixture
 from sigma9_core.errors import CommandError, JournalError
 from sigma9_core.models import Fill, OrderRequest, OrderStatus
 from sigma9_core.money import desk as desk_module
-from sigma9_core.testing.money_room import AllowAll, MoneyRoom
+from sigma9_core.money.orders import Order
+from sigma9_core.testing.money_room import OPEN, AllowAll, MoneyRoom
 
 
 @pytest.fixture(name="room")
@@ -387,3 +388,69 @@ async def test_what_waits_for_the_disk_can_be_cancelled_and_not_changed(room: Mo
     assert (room.exchange.submitted, room.exchange.cancels) == ([], [])
     assert [order.status for order in room.desk.orders.values()] == [OrderStatus.CANCELLED] * 2
     assert (room.desk.open_orders(), room.exits.guards) == ([], {})
+
+
+async def test_an_exit_that_has_become_too_large_is_not_sent(room: MoneyRoom) -> None:
+    """While the intent is written a stop may fill in part: what was sized before would flip the position."""
+    entry = await room.enter()
+    await room.fill(entry, "10")
+    stop = room.working(protective=True)[0]
+    pause, commit = asyncio.Event(), room.journal.commit
+
+    async def slow(records: Any, **more: Any) -> Any:
+        found = await commit(records, **more)
+        await pause.wait()
+        return found
+
+    room.journal.commit = slow  # type: ignore[method-assign]
+    leave = stop.request.model_copy(update={"order_type": "market", "stop_price": None, "protective": False})
+    leaving = asyncio.create_task(room.desk.submit([leave]))
+    await room.until(lambda: len(room.desk.open_orders()) == 2)
+    room.exchange.fill(stop.order_id, Decimal("9.80"), Decimal(60))
+    pause.set()
+    (order,) = await leaving
+
+    assert order.status is OrderStatus.CANCELLED
+    assert "would not only reduce: the position is 40" in str(order.reason)
+    assert len(room.exchange.submitted) == 2
+
+
+async def test_a_change_that_has_become_too_large_is_not_sent(room: MoneyRoom) -> None:
+    """The same for a change: what it would close is looked at once more when it leaves."""
+    await room.fill(await room.buy(), "10")
+    request = OrderRequest(symbol="AAPL", side="sell", quantity=Decimal(10), intent="reduce")
+    first, second = [
+        (await room.desk.submit([request.model_copy(update={"order_type": "limit", "limit_price": price})]))[0]
+        for price in (Decimal(11), Decimal(12))
+    ]
+    pause, commit = asyncio.Event(), room.journal.commit
+
+    async def slow(records: Any, **more: Any) -> Any:
+        found = await commit(records, **more)
+        await pause.wait()
+        return found
+
+    room.journal.commit = slow  # type: ignore[method-assign]
+    changing = asyncio.create_task(room.desk.modify(second.order_id, {"quantity": Decimal(90)}))
+    await room.until(lambda: second.replacement is not None)
+    taken = room.desk.orders[first.order_id]
+    room.path.portfolio.apply(replace(_fill_of(taken), quantity=Decimal(50)), None)
+    pause.set()
+    with pytest.raises(CommandError, match="was not sent: a sell of 90 AAPL would not only reduce") as caught:
+        await changing
+
+    assert caught.value.code == "conflict"
+    assert (second.replacement, room.exchange.orders[second.order_id].request.quantity) == (None, 10)
+
+
+def _fill_of(order: Order) -> Fill:
+    return Fill(
+        "elsewhere",
+        order.order_id,
+        order.request.symbol,
+        order.request.side,
+        Decimal(1),
+        Decimal(11),
+        Decimal(0),
+        OPEN,
+    )
