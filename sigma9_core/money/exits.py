@@ -407,6 +407,7 @@ class ExitManager:
                 return None
             guard = replace(over, group=group, ended=False, released=False, refused=0, retry_at=None, busy=False)
         self.guards[request.symbol] = guard
+        self._remember(guard)
         return guard
 
     def _review(self, guard: Guard) -> None:

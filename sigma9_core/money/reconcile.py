@@ -172,6 +172,7 @@ class Reconciler:
             order.status is OrderStatus.UNKNOWN
             or (order.status is OrderStatus.SUBMITTED and order.order_id not in desk.in_flight)
             or (order.replacement is not None and order.order_id not in desk.changing)
+            or order.cancel_asked
             for order in desk.open_orders()
         )
 
@@ -288,6 +289,7 @@ class Reconciler:
     def _works(
         self, order: Order, truth: BrokerOrder, found: Differences, *, immediate: bool, first: bool
     ) -> None:
+        order.cancel_asked = False  # where one was asked for it may have been lost: it can be asked for again
         if order.status in (OrderStatus.SUBMITTED, OrderStatus.UNKNOWN):
             self._desk.local(order, "accepted", "read back from the broker", recovered=True)
         if order.replacement is not None:

@@ -12,7 +12,9 @@ import pytest
 
 from sigma9_core.errors import CommandError
 from sigma9_core.models import ExitPlan, OrderStatus
+from sigma9_core.money.orders import Order
 from sigma9_core.testing.money_room import MoneyRoom
+from sigma9_core.testing.small_exchange import Resting
 
 PLAN = ExitPlan(time_stop_seconds=180, trail_amount=Decimal("0.15"))
 
@@ -354,3 +356,41 @@ async def test_a_position_in_doubt_is_no_proof_against_stops(room: MoneyRoom) ->
     await room.tick("AAPL", 10, seconds=6)
 
     assert [order.request.order_type for order in room.desk.open_orders()] == ["stop"]
+
+
+async def test_an_exit_that_came_back_is_guarded_over_a_restart(room: MoneyRoom) -> None:
+    """A guard that a bust has brought back is remembered at once, whether or not its stop could be sent."""
+    entry = await room.enter()
+    await room.fill(entry, "10")
+    await room.fill(room.working(protective=True)[0], "9.80")
+    room.exchange.faults.add("refuse")
+    bust(room, -1)
+    await room.desk.settle()
+    after = await room.crash()
+    after.exchange.faults.clear()
+    async with after:
+        await after.until(lambda: after.working(protective=True))
+
+
+async def test_a_leftover_exit_whose_cancel_was_lost_goes_in_the_end(room: MoneyRoom) -> None:
+    """A cancel that the broker swallows is asked for again once a read-back shows that the order works."""
+    entry = await room.enter()
+    await room.fill(entry, "10")
+    stop = room.working(protective=True)[0]
+    room.exchange.faults.add("no_cancel")
+    leave = stop.request.model_copy(
+        update={"order_type": "market", "stop_price": None, "protective": False, "oca_group": "other"}
+    )
+    order = Order("by-hand", leave, (), room.clock.now())
+    room.desk.orders["by-hand"] = order
+    room.exchange.orders["by-hand"] = Resting("by-hand", "77", leave)
+    room.exchange.fill("by-hand", Decimal(10))
+    await room.desk.settle()
+    assert not room.path.portfolio.quantity("AAPL")
+    assert stop.working
+    assert stop.cancel_asked
+
+    room.exchange.faults.clear()
+    await room.path.reconciler.resolve_unknown(room.path.link)
+    await room.tick("AAPL", 10, seconds=6)
+    assert stop.status is OrderStatus.CANCELLED
