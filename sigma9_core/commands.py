@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
@@ -312,6 +312,8 @@ class Command:
     """Who sent it, as far as the surface knows: a token's name, an MQTT user."""
     received: float = field(default=0.0)
     """Monotonic seconds at arrival, for `duration_ms`."""
+    taken: Callable[[], None] | None = field(default=None, compare=False, repr=False)
+    """Told once it has taken effect, where something stands in for it since it was heard (a kill's barrier)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ Hooks register factories (`hookspecs.py`); the objects that factories build foll
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from decimal import Decimal
@@ -552,16 +552,16 @@ class Server(Protocol):
     clock: Clock
     bus: EventBus
     board: Board
-    money: Lane
-    """For connections that must not wait behind anything else: the kill's own door runs here."""
+    doors: Lane
+    """For connections that must not wait behind anything else: the kill's own doors run here, and nothing else."""
     specs: Mapping[str, CommandSpec]
     """Every command, the built-in ones first."""
 
-    async def dispatch(self, command: Command) -> Response:
+    def dispatch(self, command: Command) -> Coroutine[Any, Any, Response]:
         """Carry out a command and give its answer; never raises for a bad command."""
 
-    async def kill(self, command: Command) -> Response:
-        """Carry out a `kill_switch` command at once: callable on the money lane alone."""
+    def kill(self, command: Command) -> Coroutine[Any, Any, Response]:
+        """Carry out a `kill_switch` command, from any loop; the gate is closed when the call returns."""
 
     async def events(self, after: int, limit: int, types: frozenset[EventType] | None = None) -> EventPage:
         """Read durable events after a number from the journal."""

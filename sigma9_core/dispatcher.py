@@ -13,7 +13,7 @@ import asyncio
 import hashlib
 import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -22,7 +22,7 @@ from typing import Any, Final, Protocol
 from pydantic import BaseModel
 
 from sigma9_core.clock import monotonic, rfc3339, wall_now
-from sigma9_core.commands import Command, CommandSpec, ControlArgs, Response, allows
+from sigma9_core.commands import Command, CommandSpec, ControlArgs, KillArgs, Response, allows
 from sigma9_core.contracts import CommandHandler
 from sigma9_core.errors import (
     BrokerError,
@@ -82,6 +82,13 @@ Recover = Callable[[CommandRecord], Awaitable[Mapping[str, Any] | None]]
 """Finds the true result of a command that was begun before a restart, None where it can't be known."""
 
 
+class Hold(Protocol):
+    """What stands in for a command from the moment in which it is heard."""
+
+    def lift(self) -> None:
+        """Take it off, from any thread; twice is once."""
+
+
 class CommandJournal(Protocol):
     """What the dispatcher needs of the journal."""
 
@@ -119,12 +126,15 @@ class Dispatcher:
         journal: CommandJournal,
         clock_wall: Callable[[], datetime] = wall_now,
         recover: Mapping[str, Recover] | None = None,
+        bar: Callable[[KillArgs], Hold] | None = None,
     ) -> None:
+        """Store; `bar` closes the gate at once for a kill that is valid, on whatever thread it is heard."""
         self._specs = dict(specs)
         self._handlers = dict(handlers)
         self._journal = journal
         self._now = clock_wall
         self._recover = dict(recover or {})
+        self._bar = bar
         self._reader = Worker("journal reader", READ_BUDGET)
         self._workers: list[Worker] = []
         self._running: dict[Key, str] = {}
@@ -158,14 +168,32 @@ class Dispatcher:
         self._specs[spec.name] = spec
         self._handlers[spec.name] = run
 
-    async def dispatch(self, command: Command) -> Response:
+    def dispatch(self, command: Command) -> Coroutine[Any, Any, Response]:
         """Carry out a command and answer it; never raises but where the caller itself is cancelled.
 
-        A caller that goes away does not stop a command in the middle of its work.
+        A caller that goes away does not stop a command in the middle of its work. When this returns, before
+        anything is awaited, the gate is closed for a kill; all else happens when it is awaited.
         """
+        hold = self._hold(command)
+        return self._dispatch(command if hold is None else replace(command, taken=hold.lift))
+
+    def _hold(self, command: Command) -> Hold | None:
+        if self._bar is None or command.name not in ("kill_switch", "control"):
+            return None
+        try:
+            args = self.validate(command)
+        except CommandError:
+            return None  # it is told in its answer
+        if isinstance(args, ControlArgs):
+            return self._bar(KillArgs(reason=args.reason)) if args.command == "kill" else None
+        return self._bar(args)
+
+    async def _dispatch(self, command: Command) -> Response:
         task = asyncio.get_running_loop().create_task(self._answer(command), name=f"command[{command.name}]")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        if (lift := command.taken) is not None:
+            task.add_done_callback(lambda _: lift())
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
@@ -174,12 +202,13 @@ class Dispatcher:
         error = CommandError("internal", "the server stopped before the command was done: read the state")
         return self._failed(command, error, command.received or monotonic())
 
-    async def kill(self, command: Command) -> Response:
-        """Carry out a `kill_switch` command at once; callable on any loop, the money lane's above all."""
-        if command.name != "kill_switch":
-            error = CommandError("forbidden", f"this way is for kill_switch alone, not for {command.name}")
-            return self._failed(command, error, command.received or monotonic())
-        return await self.dispatch(command)
+    def kill(self, command: Command) -> Coroutine[Any, Any, Response]:
+        """Carry out a `kill_switch` command at once, as `dispatch` does; callable on any loop."""
+        return self.dispatch(command) if command.name == "kill_switch" else self._no_kill(command)
+
+    async def _no_kill(self, command: Command) -> Response:
+        error = CommandError("forbidden", f"this way is for kill_switch alone, not for {command.name}")
+        return self._failed(command, error, command.received or monotonic())
 
     async def stop(self, patience: float = 5.0) -> None:
         """Let commands in progress on this loop finish for a while, cancel what is left, end the workers."""

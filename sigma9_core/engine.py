@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Final, Literal
@@ -118,6 +118,7 @@ class Engine:
         self.board = Board()
         self.bus = EventBus(settings.node)
         self.money = Lane("money")
+        self.doors = Lane("doors")
         self.specs: Mapping[str, CommandSpec] = {
             **BUILT_IN,
             **{name: command.spec for name, command in host.commands().items()},
@@ -193,7 +194,11 @@ class Engine:
         )
         self.status = StatusTeller(self.board, self._status, self._emit_status)
         self.dispatcher = Dispatcher(
-            self.specs, Handlers(self).table(), journal=self.journal, recover={"place_order": self._recover_order}
+            self.specs,
+            Handlers(self).table(),
+            journal=self.journal,
+            recover={"place_order": self._recover_order},
+            bar=self.path.killswitch.bar,
         )
         for name, command in self._host.commands().items():
             self.dispatcher.register(command.spec, command.handler)
@@ -336,6 +341,8 @@ class Engine:
             self._latch.create()
         self.money.start()
         self._undo.append(("money lane", lambda: asyncio.to_thread(self.money.stop)))
+        self.doors.start()  # signals are heard there until everything else has ended
+        self._undo.append(("doors' lane", lambda: asyncio.to_thread(self.doors.stop)))
         self._host.watch(self._plugins_changed)
         await self._restore_documents()
         fresh = self.journal.last_seq == 0
@@ -350,8 +357,8 @@ class Engine:
         await self._recall()
         self.money.post(self.path.gate.pause, NOT_RUNNING)
         if door is not None:
-            await self.money.call(door.open())
-            self._undo.append(("kill's door", lambda: self.money.call(door.close())))
+            await self.doors.call(door.open())
+            self._undo.append(("kill's door", lambda: self.doors.call(door.close())))
         if self.path.killswitch.latched:
             self.state = "killed"
         for scope in self.path.killswitch.body()["scopes"]:  # narrower kills that were latched before a restart
@@ -606,13 +613,13 @@ class Engine:
 
     # --- what integrations see (contracts.Server) -------------------------------------------------------------
 
-    async def dispatch(self, command: Command) -> Response:
+    def dispatch(self, command: Command) -> Coroutine[Any, Any, Response]:
         """Carry out a command and give its answer; never raises for a bad command."""
-        return await self.dispatcher.dispatch(command)
+        return self.dispatcher.dispatch(command)
 
-    async def kill(self, command: Command) -> Response:
-        """Carry out a `kill_switch` command at once, on the money lane; the audit rows follow as facts."""
-        return await self.dispatcher.kill(command)
+    def kill(self, command: Command) -> Coroutine[Any, Any, Response]:
+        """Carry out a `kill_switch` command at once, from any loop; the audit rows follow as facts."""
+        return self.dispatcher.kill(command)
 
     async def events(self, after: int, limit: int, types: frozenset[EventType] | None = None) -> EventPage:
         """Read durable events after a number from the journal."""

@@ -98,7 +98,7 @@ class Handlers:
     # --- kill -------------------------------------------------------------------------------------------------
 
     async def kill_switch(self, args: KillArgs, call: Call) -> Result:
-        """Kill, on the money lane."""
+        """Kill, on the money lane; the gate is closed since the command was heard."""
         engine = self._engine
         return await engine.money.call(engine.path.kill(args, call.command))
 

@@ -156,7 +156,7 @@ class Process:
         return 0
 
     def _asked_to_end(self) -> None:
-        """Take SIGINT or SIGTERM, on the money lane; a second one does not wait."""
+        """Take SIGINT or SIGTERM, on the doors' lane; a second one does not wait."""
         self._asked += 1
         if self._asked > 1:
             sys.stderr.write("ended at once: positions and orders stay as they are at the broker\n")
@@ -270,4 +270,4 @@ def _wakeup() -> Iterator[socket.socket]:
 
 
 def _heard(_number: int, _frame: object) -> None:
-    """Do nothing: the number has gone to the wake-up socket, and the money lane reads it there."""
+    """Do nothing: the number has gone to the wake-up socket, and the doors' lane reads it there."""

@@ -32,7 +32,7 @@ from sigma9_core.models import (
     Trade,
     WatchlistItem,
 )
-from sigma9_core.money.gate import RiskGate, Scope
+from sigma9_core.money.gate import Barrier, RiskGate, Scope
 from sigma9_core.testing.small_exchange import SmallExchange
 
 SYMBOLS: Final = tuple(f"S{n:03d}" for n in range(200))
@@ -49,15 +49,16 @@ def trace(what: str) -> None:
     os.write(_trace, f"{time.monotonic_ns()} {what}\n".encode())
 
 
-_close = RiskGate.close
+_bar = RiskGate.bar
 
 
-def _closing(self: RiskGate, scope: Scope = None, *, halt: bool = False) -> None:
-    _close(self, scope, halt=halt)
+def _closing(self: RiskGate, scope: Scope = None, *, halt: bool = False) -> Barrier:
+    made = _bar(self, scope, halt=halt)
     trace("gate")
+    return made
 
 
-RiskGate.close = _closing  # type: ignore[method-assign]
+RiskGate.bar = _closing  # type: ignore[method-assign]
 
 
 class Exchange(SmallExchange):

@@ -24,7 +24,7 @@ from sigma9_core.contracts import BrokerReport, Execution, Margin, RiskView, Sub
 from sigma9_core.errors import BrokerRefused, CommandError, ErrorCode, JournalError
 from sigma9_core.events import TradeEvent
 from sigma9_core.models import ApprovedOrder, Fill, Intent, OrderRequest, OrderStatus, OrderView, Side, Verdict
-from sigma9_core.money.gate import CORE, Decision, RiskGate
+from sigma9_core.money.gate import CORE, Decision, GateClosed, RiskGate
 from sigma9_core.money.ids import OrderIds, is_kill_id, kill_id
 from sigma9_core.money.journal import Journal
 from sigma9_core.money.link import BrokerLink
@@ -101,6 +101,7 @@ class OrderDesk:
         self._link: BrokerLink | None = None
         self._ids = OrderIds()
         self._decisions = asyncio.Lock()
+        self._turns = asyncio.Lock()
         self._recent: deque[Submission] = deque()
         self._changes: deque[datetime] = deque()
         self._filled: deque[Execution] = deque(maxlen=KEPT_EXECUTIONS)
@@ -160,6 +161,7 @@ class OrderDesk:
                     await self._write_down(written)
                 else:
                     await self.journal.commit(written)
+                    await self._turn()
             except JournalError as error:
                 for order in orders:
                     self.orders.pop(order.order_id, None)
@@ -234,6 +236,7 @@ class OrderDesk:
                 snapshot=self._snapshot,
             )
             await self.journal.commit([intent, *records])
+            await self._turn()
             if decision.approved is None:
                 raise refusal(decision.verdicts)
             if (closed := self.gate.closed_for(request)) is not None:
@@ -251,7 +254,10 @@ class OrderDesk:
                 ) from error
             sent = True
             async with asyncio.timeout(SUBMIT_TIMEOUT):
-                await broker.replace(decision.approved)
+                await self.gate.let_out([request], broker.replace(decision.approved))
+        except GateClosed as closing:
+            sent = False
+            raise CommandError("killed", f"the change of order {order_id} was not sent: {closing}") from closing
         except BrokerRefused as error:
             sent = False
             raise CommandError("conflict", f"the broker refused the change: {error}") from error
@@ -568,6 +574,15 @@ class OrderDesk:
         made = self._ids.new()
         return kill_id(made, self.journal.journal_id) if intent == "kill" else made
 
+    async def _turn(self) -> None:
+        """Wait for one's turn: one order goes on each time round the loop.
+
+        A group commit wakes all that it has written at once. Their sending, one after the other without a break,
+        would hold up the lane, and a kill with it; a kill's own orders wait for no turn.
+        """
+        async with self._turns:
+            await asyncio.sleep(0)
+
     async def _write_down(self, records: Sequence[Record]) -> None:
         """Hand a kill's intents over as facts, and wait a moment for them; a failing disk does not stop a kill."""
         future = self.journal.write(records, fact=True)
@@ -615,7 +630,11 @@ class OrderDesk:
         self._waiting.difference_update(order.order_id for order in orders)
         try:
             async with asyncio.timeout(SUBMIT_TIMEOUT):
-                await self._broker().submit(approved)
+                await self.gate.let_out([order.request for order in orders], self._broker().submit(approved))
+        except GateClosed as closing:
+            for order in orders:
+                if order.status is OrderStatus.SUBMITTED:
+                    self.local(order, "cancelled", f"not sent: {closing}")
         except asyncio.CancelledError:
             for order in orders:
                 self._lost(order, "it was being sent when whoever asked for it was stopped")

@@ -1,4 +1,4 @@
-"""The kill's own door on this machine: a Unix socket and SIGUSR1, both heard on the money lane.
+"""The kill's own door on this machine: a Unix socket and SIGUSR1, both heard on the doors' lane.
 
 Nothing stands before it: no other client, no event loop that a plugin could block, no network. `sigma9 kill` uses
 the socket; whoever may signal the process may use `kill -USR1`.
@@ -52,6 +52,7 @@ class KillDoor:
         self._server: asyncio.Server | None = None
         self._signals = signals
         self._tasks: set[asyncio.Task[None]] = set()
+        self._visitors: set[_Visit] = set()
 
     async def open(self) -> None:
         """Listen; OSError where the socket can't be made."""
@@ -61,7 +62,8 @@ class KillDoor:
             log.warning("%s is too long for a Unix socket; `sigma9 kill` goes by REST", self.path)
             return
         self.path.unlink(missing_ok=True)
-        self._server = await asyncio.start_unix_server(self._visited, path=self.path, limit=LONGEST_LINE)
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_unix_server(lambda: _Visit(self, self._visitors), self.path)
         self.path.chmod(0o600)
 
     async def close(self) -> None:
@@ -70,47 +72,30 @@ class KillDoor:
             self._server.close()
             self._server = None
             self.path.unlink(missing_ok=True)
+        for visitor in tuple(self._visitors):
+            visitor.end()
         if self._tasks:
             _, late = await asyncio.wait(tuple(self._tasks), timeout=ANSWERED_WITHIN)
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
 
-    def _visited(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._own(self._serve(reader, writer), "kill-by-socket")
-
-    def _own(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        task = asyncio.get_running_loop().create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            line = await asyncio.wait_for(reader.readline(), READ_WITHIN)
-            if not line:  # a visitor that says nothing: an empty payload is never a command
-                log.warning("a visitor at the kill's door left without a word; nothing was done")
-                return
-            answer = await self._answer(line.strip(), "socket")
-            writer.write(json.dumps(answer).encode() + b"\n")
-            await writer.drain()
-        except (TimeoutError, ValueError) as error:
-            log.warning("a visitor at the kill's door said nothing that ends: %s", error or type(error).__name__)
-        except ConnectionError as error:
-            log.warning("a visitor at the kill's door left before the answer: %s", error)
-        finally:
-            writer.close()
-
-    async def _answer(self, payload: bytes, source: CommandSource) -> dict[str, Any]:
+    def begin(self, payload: bytes, source: CommandSource) -> Coroutine[Any, Any, dict[str, Any]]:
+        """Take what was said: the gate is closed when this returns; await it for the kill's answer."""
         arrived = monotonic()
         try:
             command = read_command(
                 "kill_switch", payload, self._specs, source=source, right="admin", actor="local"
             )
         except CommandError as error:
-            return {"command": "kill_switch", "ok": False, "error": {"code": error.code, "message": error.message}}
-        response = await self._kill(command)
-        log.info("kill by %s answered after %.1f ms", source, (monotonic() - arrived) * 1000)
-        return response.body()
+            return _refused(error)
+        return _answered(self._kill(command), source, arrived)
+
+    def own(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Keep what is being answered, so that the end can wait for it."""
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _heard(self) -> None:
         if self._signals is None:
@@ -121,9 +106,87 @@ class KillDoor:
             return
         for number in numbers:
             if number == signal.SIGUSR1:
-                self._own(self._by_signal(), "kill-by-signal")
+                self.own(_heard_out(self.begin(b'{"reason": "SIGUSR1"}', "signal")), "kill-by-signal")
             elif number in (signal.SIGINT, signal.SIGTERM):
                 self._end()
 
-    async def _by_signal(self) -> None:
-        await self._answer(b'{"reason": "SIGUSR1"}', "signal")
+
+class _Visit(asyncio.Protocol):
+    """One visitor at the socket: it says one line, or what it has until it closes its side, and gets one back."""
+
+    def __init__(self, door: KillDoor, visitors: set[_Visit]) -> None:
+        self._door = door
+        self._visitors = visitors
+        self._transport: asyncio.WriteTransport | None = None
+        self._said = bytearray()
+        self._heard = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Listen, for a while."""
+        assert isinstance(transport, asyncio.WriteTransport)  # noqa: S101 - what a stream socket has
+        self._transport = transport
+        self._visitors.add(self)
+        self._timer = asyncio.get_running_loop().call_later(READ_WITHIN, self._leave, "said nothing that ends")
+
+    def data_received(self, data: bytes) -> None:
+        """Take the line as soon as it is whole: nothing comes between its bytes and the closed gate."""
+        if self._heard:
+            return
+        self._said += data
+        line, end, _ = self._said.partition(b"\n")
+        if end:
+            self._take(bytes(line))
+        elif len(self._said) > LONGEST_LINE:
+            self._leave("said too much")
+
+    def eof_received(self) -> bool:
+        """Take what was said without a line break; stay for the answer."""
+        if not self._heard:
+            if self._said:
+                self._take(bytes(self._said))
+            else:  # a visitor that says nothing: an empty payload is never a command
+                self._leave("left without a word; nothing was done")
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget it; what it has said is carried out all the same."""
+        self._visitors.discard(self)
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def end(self) -> None:
+        """Let it go, unless it is being answered."""
+        if not self._heard and self._transport is not None:
+            self._transport.close()
+
+    def _take(self, line: bytes) -> None:
+        self._heard = True
+        answer = self._door.begin(line.strip(), "socket")
+        self._door.own(self._answer(answer), "kill-by-socket")
+
+    async def _answer(self, work: Coroutine[Any, Any, dict[str, Any]]) -> None:
+        answer = await work
+        if self._transport is None or self._transport.is_closing():
+            log.warning("a visitor at the kill's door left before the answer")
+            return
+        self._transport.write(json.dumps(answer).encode() + b"\n")
+        self._transport.close()  # once the answer has left
+
+    def _leave(self, why: str) -> None:
+        log.warning("a visitor at the kill's door %s", why)
+        self.end()
+
+
+async def _answered(work: Awaitable[Response], source: CommandSource, arrived: float) -> dict[str, Any]:
+    response = await work
+    log.info("kill by %s answered after %.1f ms", source, (monotonic() - arrived) * 1000)
+    return response.body()
+
+
+async def _refused(error: CommandError) -> dict[str, Any]:
+    return {"command": "kill_switch", "ok": False, "error": {"code": error.code, "message": error.message}}
+
+
+async def _heard_out(work: Awaitable[object]) -> None:
+    await work

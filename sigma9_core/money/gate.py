@@ -8,10 +8,12 @@ every verdict. What a rule may do to an order depends on what the order is for: 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from typing import Any, Final, Literal
+from types import TracebackType, coroutine
+from typing import Any, Final, Literal, Self, TypeVar
 
 from sigma9_core.clock import Clock
 from sigma9_core.contracts import RiskRule, RiskView, Trip
@@ -21,6 +23,8 @@ from sigma9_core.money.exposure import closable, is_exit
 from sigma9_core.money.rules import Failure, GuardedRule, OutsideRules, Question, answer_of
 
 log = logging.getLogger("sigma9.risk")
+
+T = TypeVar("T")
 
 Scope = tuple[str, str] | None
 """What a kill covers: None is everything, else ("strategy", name) or ("symbol", symbol)."""
@@ -67,6 +71,14 @@ CORE: Final = "CORE"
 """The reason code of the gate's own verdicts."""
 
 
+LEAVING: Final = 0.02
+"""Seconds that a barrier waits for an order that is being handed over; a broker that blocks longer has got it."""
+
+
+class GateClosed(Exception):
+    """The gate has closed in the moment in which an order was to leave; nothing has left."""
+
+
 @dataclass(frozen=True, slots=True)
 class Decision:
     """What became of an order at the gate."""
@@ -75,6 +87,29 @@ class Decision:
     verdicts: tuple[Verdict, ...]
     refused: Verdict | None
     """The first verdict that refused it."""
+
+
+class Barrier:
+    """Something that a kill has put across the gate, from whatever thread, until its own work closes the gate."""
+
+    __slots__ = ("_lift", "halt", "scope")
+
+    def __init__(self, scope: Scope, halt: bool, lift: Callable[[Barrier], None]) -> None:
+        self.scope = scope
+        self.halt = halt
+        self._lift = lift
+
+    def lift(self) -> None:
+        """Take it off; twice is once."""
+        self._lift(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.lift()
 
 
 class RiskGate:
@@ -86,6 +121,10 @@ class RiskGate:
         self._clock = clock
         self._closed: dict[Scope, bool] = {}
         """What is closed, and whether it is a halt: verified reducing orders still pass."""
+        self._barriers: tuple[Barrier, ...] = ()
+        self._barring = threading.Lock()
+        self._leaving = threading.Lock()
+        """Held while an order passes from its last look at the gate to the broker."""
         self._held: Mapping[str, str] = {}
         self._paused: str | None = None
         self._outside = OutsideRules(budget_seconds)
@@ -134,6 +173,33 @@ class RiskGate:
     def close(self, scope: Scope = None, *, halt: bool = False) -> None:
         """Refuse, from this moment on, what the scope covers; under a `halt` reducing orders still pass."""
         self._closed[scope] = halt
+
+    def bar(self, scope: Scope = None, *, halt: bool = False) -> Barrier:
+        """Close at once from any thread, before the money lane has heard of the kill; `lift` it when it has.
+
+        When this returns, what it covers has left already or does not leave any more.
+        """
+        made = Barrier(scope, halt, self._unbar)
+        with self._barring:
+            self._barriers = (*self._barriers, made)
+        if self._leaving.acquire(timeout=LEAVING):
+            self._leaving.release()
+        return made
+
+    def _unbar(self, barrier: Barrier) -> None:
+        with self._barring:
+            self._barriers = tuple(each for each in self._barriers if each is not barrier)
+
+    async def let_out(self, requests: Sequence[OrderRequest], leave: Coroutine[Any, Any, T]) -> T:
+        """Run what hands orders to the broker; raise GateClosed, before its first step, where one may not leave.
+
+        The look and that step are one: a kill on another thread comes before both or after both.
+        """
+        answer: T = await _begun_under(self._leaving, lambda: self._reason_to_stay(requests), leave)
+        return answer
+
+    def _reason_to_stay(self, requests: Sequence[OrderRequest]) -> str | None:
+        return next((reason for each in requests if (reason := self.closed_for(each)) is not None), None)
 
     def reopen(self, scope: Scope = None) -> None:
         """Take this scope off; every other one stays closed."""
@@ -296,7 +362,7 @@ class RiskGate:
     def _latch(self, request: OrderRequest) -> Verdict | None:
         if request.intent == "kill":
             return None
-        if self._closed:
+        if self._closed or self._barriers:
             reducing = request.intent == "reduce"
             if self._shut(None, reducing=reducing):
                 return _refuse("kill_switch", "the kill switch is on: reset it before placing orders")
@@ -313,7 +379,9 @@ class RiskGate:
         return None
 
     def _shut(self, scope: Scope, *, reducing: bool) -> bool:
-        return scope in self._closed and not (reducing and self._closed[scope])
+        if scope in self._closed and not (reducing and self._closed[scope]):
+            return True
+        return any(each.scope == scope and not (reducing and each.halt) for each in self._barriers)
 
     def _core(self, request: OrderRequest, view: RiskView, filled: Decimal) -> Verdict | None:
         """Check what no plugin decides; give the refusal, or None."""
@@ -334,6 +402,26 @@ class RiskGate:
                 "or trade another symbol",
             )
         return None
+
+
+@coroutine
+def _begun_under(lock: threading.Lock, stays: Callable[[], str | None], work: Coroutine[Any, Any, T]) -> Any:
+    """Run a coroutine whose first step, up to where it first waits, is one with a look, under a lock."""
+    try:
+        with lock:
+            if (reason := stays()) is not None:
+                work.close()
+                raise GateClosed(reason)
+            waits = work.send(None)
+        while True:
+            try:
+                got = yield waits
+            except BaseException as error:  # noqa: BLE001 - a cancellation is for the work to see
+                waits = work.throw(error)
+            else:
+                waits = work.send(got)
+    except StopIteration as done:
+        return done.value
 
 
 def _treatment(guard: GuardedRule, request: OrderRequest) -> Treatment:
@@ -397,4 +485,15 @@ def _without_itself(
     )
 
 
-__all__ = ["CORE", "OTHERS", "TABLE", "Decision", "GuardedRule", "RiskGate", "Scope", "Treatment"]
+__all__ = [
+    "CORE",
+    "OTHERS",
+    "TABLE",
+    "Barrier",
+    "Decision",
+    "GateClosed",
+    "GuardedRule",
+    "RiskGate",
+    "Scope",
+    "Treatment",
+]

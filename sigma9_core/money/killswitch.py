@@ -18,7 +18,7 @@ from typing import Any, Final, Literal
 
 from sigma9_core.calendar import Calendar
 from sigma9_core.clock import Clock, monotonic, rfc3339, wall_now
-from sigma9_core.commands import Scope
+from sigma9_core.commands import KillArgs, Scope
 from sigma9_core.config import KillSwitchSettings
 from sigma9_core.contracts import BrokerOrder
 from sigma9_core.errors import BrokerError, CommandError, JournalError
@@ -26,7 +26,7 @@ from sigma9_core.models import ZERO, OrderRequest, OrderStatus
 from sigma9_core.money.adoption import adoption
 from sigma9_core.money.desk import OrderDesk
 from sigma9_core.money.exits import ExitManager
-from sigma9_core.money.gate import RiskGate
+from sigma9_core.money.gate import Barrier, RiskGate
 from sigma9_core.money.gate import Scope as GateScope
 from sigma9_core.money.latch import Latch, LatchedScope, LatchState
 from sigma9_core.money.link import BrokerLink
@@ -171,7 +171,7 @@ class KillSwitch:
     def gate_now(self, *, reason: str, source: str, flatten: bool | None, scope: Scope | None) -> Kill:
         """Close the gate in memory, before anything else; a second kill joins the first."""
         key = key_of(scope)
-        wants_flatten = self._settings.flatten if flatten is None else flatten
+        wants_flatten = self._flattens(flatten)
         kill = self._kills.get(key)
         if kill is None:
             kill = Kill(key, wants_flatten, reason, source, wall_now())
@@ -190,12 +190,30 @@ class KillSwitch:
         keys: tuple[Key, ...] = (None, ("symbol", symbol), ("strategy", strategy or ""))
         return any(key in self._kills and self._kills[key].flatten for key in keys)
 
+    def bar(self, args: KillArgs) -> Barrier:
+        """Close the gate at once, from any thread, for what a kill will cover."""
+        return self._gate.bar(key_of(args.scope), halt=not self._flattens(args.flatten))
+
+    def _flattens(self, flatten: bool | None) -> bool:
+        return self._settings.flatten if flatten is None else flatten
+
     async def fire(
-        self, *, reason: str, source: str, flatten: bool | None = None, scope: Scope | None = None
+        self,
+        *,
+        reason: str,
+        source: str,
+        flatten: bool | None = None,
+        scope: Scope | None = None,
+        taken: Callable[[], None] | None = None,
     ) -> Mapping[str, Any]:
-        """Kill: gate, latch, strategies, cancels, closes. Answer once the cancels have left, or after 2 s."""
+        """Kill: gate, latch, strategies, cancels, closes. Answer once the cancels have left, or after 2 s.
+
+        `taken` is told once the gate is closed for good: a barrier that stood in for it can go.
+        """
         joined = key_of(scope) in self._kills
         kill = self.gate_now(reason=reason, source=source, flatten=flatten, scope=scope)
+        if taken is not None:
+            taken()
         log.critical("KILL SWITCH (%s) by %s: %s", _told(kill.key), source, reason)
         await self._write_latch(kill)
         self._work(kill)

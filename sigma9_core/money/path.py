@@ -459,6 +459,7 @@ class MoneyPath:
             source=command.source,
             flatten=args.flatten,
             scope=args.scope,
+            taken=command.taken,
         )
 
     # --- rules ------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ class FakeServer:
         self.clock: Clock = self.stepped
         self.bus = EventBus(self.settings.node)
         self.board = Board()
-        self.money = Lane("money")
+        self.doors = Lane("doors")
         self.specs: Mapping[str, CommandSpec] = BUILT_IN
         self.commands: list[Command] = []
         self.kills: list[Command] = []
@@ -40,14 +40,14 @@ class FakeServer:
         self.answers: dict[str, Mapping[str, Any]] = {}
 
     async def __aenter__(self) -> Self:
-        """Start the money lane and bind the bus to the running loop."""
-        self.money.start()
+        """Start the doors' lane and bind the bus to the running loop."""
+        self.doors.start()
         self.bus.bind(asyncio.get_running_loop())
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        """Stop the money lane."""
-        self.money.stop()
+        """Stop the doors' lane."""
+        self.doors.stop()
 
     def emit(self, kind: EventType, data: EventData, *, durable: bool) -> Event:
         """Dispatch an event as the engine would: numbered and kept where it is durable."""

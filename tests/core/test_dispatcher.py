@@ -20,7 +20,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sigma9_core.commands import BUILT_IN, Command, CommandSpec, NoArgs, OrderArgs, Response
+from sigma9_core.commands import BUILT_IN, Command, CommandSpec, KillArgs, NoArgs, OrderArgs, Response
 from sigma9_core.dispatcher import ALWAYS, JOINED, Call, Dispatcher, Handler, Recover
 from sigma9_core.errors import (
     BrokerError,
@@ -643,6 +643,52 @@ async def test_the_kills_handler_begins_before_its_row_is_written() -> None:
     await dispatcher.dispatch(Command("kill_switch", {}, "mqtt"))
 
     assert order == ["gate closed", "received fact=True", "cancels left", "answered fact=True"]
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "barred"),
+    [
+        ("kill_switch", {"flatten": False}, [False]),
+        ("kill_switch", {"scope": {"symbol": "ABCD"}}, [None]),
+        ("kill_switch", {"flatten": "perhaps"}, []),
+        ("control", {"command": "kill"}, [None]),
+        ("control", {"command": "stop"}, []),
+        ("stop", {}, []),
+    ],
+)
+async def test_the_gate_is_closed_for_a_kill_when_it_is_heard(
+    name: str, args: Any, barred: list[bool | None]
+) -> None:
+    """A valid kill bars the gate before anything is awaited; the barrier goes at the latest at the end."""
+    heard: list[KillArgs] = []
+    lifted: list[str] = []
+    begun: list[Callable[[], None] | None] = []
+
+    class Barrier:
+        def lift(self) -> None:
+            lifted.append("lifted")
+
+    def bar(args: KillArgs) -> Barrier:
+        heard.append(args)
+        return Barrier()
+
+    async def handle(_args: Any, call: Call) -> Mapping[str, Any]:
+        begun.append(call.command.taken)
+        assert not lifted
+        return {}
+
+    class Quiet:
+        def write(self, _records: Sequence[Record], *, fact: bool = False) -> Future[Any]:
+            return Future()
+
+    dispatcher = Dispatcher(BUILT_IN, {"kill_switch": handle, "stop": handle}, journal=Quiet(), bar=bar)  # type: ignore[arg-type]
+    work = dispatcher.dispatch(Command(name, args, "mqtt"))
+    assert [each.flatten for each in heard] == barred
+
+    await work
+    assert all((taken is not None) == bool(barred) for taken in begun)
+    await asyncio.sleep(0)
+    assert bool(lifted) == bool(barred)
 
 
 async def test_a_kill_is_carried_out_on_the_money_lane_beside_a_blocked_loop(tmp_path: Path) -> None:

@@ -205,7 +205,7 @@ class CommandDoor:
         except CommandError as error:
             self._answers.refuse(KILL, arrival, error, id_of(arrival.payload))
         else:
-            self._answers.give(await self._server.money.call(carry_out_kill(self._server, command)), arrival)
+            self._answers.give(await self._server.doors.call(carry_out_kill(self._server, command)), arrival)
         if arrival.retain and own:
             clear_retained(self._answers, KILL, self._topics)
 

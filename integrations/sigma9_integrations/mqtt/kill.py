@@ -1,4 +1,4 @@
-"""The kill's own door: a connection on the money lane that hears kill commands and nothing else.
+"""The kill's own door: a connection on the doors' lane that hears kill commands and nothing else.
 
 Nothing overtakes inside one subscription, so neither a flood of commands nor telemetry may share it. The command
 connection hears kills as well, and carries one out where this one did not: `KillLedger` sees to it that each is
@@ -12,8 +12,8 @@ import hashlib
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
-from typing import Final, Literal
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final, Literal
 
 import aiomqtt
 
@@ -70,7 +70,7 @@ class KillLedger:
 
 
 class KillDoor:
-    """The session of the kill's connection; everything here runs on the money lane, but for the constructor."""
+    """The session of the kill's connection; everything here runs on the doors' lane, but for the constructor."""
 
     will: aiomqtt.Will | None = None
 
@@ -105,7 +105,8 @@ class KillDoor:
         except CommandError as error:
             self._answers.refuse(KILL, arrival, error, id_of(arrival.payload))
         else:
-            task = asyncio.get_running_loop().create_task(self._kill(command, arrival, scoped), name="mqtt-kill")
+            work = carry_out_kill(self._server, command)  # the gate is closed from here on
+            task = asyncio.get_running_loop().create_task(self._kill(work, arrival, scoped), name="mqtt-kill")
             self._work.add(task)
             task.add_done_callback(self._work.discard)
         if arrival.retain and own:
@@ -141,10 +142,10 @@ class KillDoor:
         self._ledger.up = True
         self._on_up(True)
 
-    async def _kill(self, command: Command, arrival: Arrival, scoped: bool) -> None:
+    async def _kill(self, work: Coroutine[Any, Any, Response], arrival: Arrival, scoped: bool) -> None:
         self._aside += scoped
         try:
-            response = await carry_out_kill(self._server, command)
+            response = await work
         finally:
             self._aside -= scoped
         self._answers.give(response, arrival)
@@ -155,10 +156,14 @@ def read_kill(server: Server, arrival: Arrival) -> Command:
     return read_command(KILL, arrival.payload, server.specs, source="mqtt", right="admin")
 
 
-async def carry_out_kill(server: Server, command: Command) -> Response:
-    """Kill, on the money lane, and give the answer whatever happens."""
+def carry_out_kill(server: Server, command: Command) -> Coroutine[Any, Any, Response]:
+    """Kill: close the gate at once, and give the answer, whatever happens, to whoever awaits it."""
+    return _answered(server.kill(command), command)
+
+
+async def _answered(work: Awaitable[Response], command: Command) -> Response:
     try:
-        return await server.kill(command)
+        return await work
     except Exception as error:  # noqa: BLE001 - every command is answered, and a kill most of all
         _LOG.exception("the kill switch raised")
         failure = CommandError("internal", f"the kill switch failed: {error}")

@@ -30,11 +30,11 @@ START_SECONDS: Final = 3.0
 STOP_SECONDS: Final = 1.2
 """How long a stop waits for the broker to take the last words."""
 LANE_SECONDS: Final = 1.0
-"""How long a stop waits for the money lane, which may be busy with a kill."""
+"""How long a stop waits for the doors' lane, which may be busy with a kill."""
 
 
 class Node:
-    """Connects one server to one broker; it belongs to the outer loop, its kill connection to the money lane."""
+    """Connects one server to one broker; it belongs to the outer loop, its kill connection to the doors' lane."""
 
     def __init__(
         self, server: Server, endpoint: Callable[[], Endpoint], outbox: Outbox, *, look_first: bool
@@ -75,7 +75,7 @@ class Node:
             self._publisher.expect(await self._look())
         for name, link in (("publisher", self._publisher_link), ("commands", self._command_link)):
             self._tasks.append(asyncio.create_task(link.run(), name=f"mqtt-{name}"))
-        await self._server.money.call(self._start_kill())
+        await self._server.doors.call(self._start_kill())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(START_SECONDS):
                 await self._settled.wait()
@@ -98,7 +98,7 @@ class Node:
         """Try to connect now: the broker is back."""
         self._publisher_link.hurry()
         self._command_link.hurry()
-        self._server.money.post(self._kill_link.hurry)
+        self._server.doors.post(self._kill_link.hurry)
 
     async def _look(self) -> frozenset[str]:
         """Look at an external broker; one that can't be reached now is looked at no more."""
@@ -127,12 +127,12 @@ class Node:
     async def _within_lane_time(self, work: Coroutine[Any, Any, None]) -> None:
         try:
             async with asyncio.timeout(LANE_SECONDS):
-                await self._server.money.call(work)
+                await self._server.doors.call(work)
         except TimeoutError:
-            _LOG.warning("the money lane was busy: the kill's MQTT connection ends with it")
+            _LOG.warning("the doors' lane was busy: the kill's MQTT connection ends with it")
 
     def _post_presence(self, part: Part, up: bool) -> None:
-        with contextlib.suppress(RuntimeError):  # the outer loop has ended before the money lane
+        with contextlib.suppress(RuntimeError):  # the outer loop has ended before the doors' lane
             self._loop.call_soon_threadsafe(self._presence.set, part, up)
 
     def _note_failure(self, _: str) -> None:

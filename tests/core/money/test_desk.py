@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from decimal import Decimal
@@ -13,8 +15,9 @@ from typing import Any
 import pytest
 from pytest_mock import MockerFixture
 
+from sigma9_core.commands import KillArgs
 from sigma9_core.errors import CommandError, JournalError
-from sigma9_core.models import Fill, OrderRequest, OrderStatus
+from sigma9_core.models import ApprovedOrder, Fill, OrderRequest, OrderStatus
 from sigma9_core.money import desk as desk_module
 from sigma9_core.money.orders import Order
 from sigma9_core.testing.money_room import OPEN, AllowAll, MoneyRoom
@@ -188,6 +191,64 @@ async def test_nothing_leaves_once_the_gate_has_closed(room: MoneyRoom) -> None:
 
     assert room.exchange.submitted == []
     assert await room.told(order) == ["submitted", "cancelled"]
+
+
+async def test_orders_of_one_commit_leave_one_at_a_time(room: MoneyRoom) -> None:
+    """Orders whose intents one commit has written do not leave in one go: other work comes in between."""
+    rounds: list[int] = []
+    now = 0
+
+    async def count() -> None:
+        nonlocal now
+        while True:
+            now += 1
+            await asyncio.sleep(0)
+
+    submit = room.exchange.submit
+
+    async def noted(orders: Sequence[ApprovedOrder]) -> None:
+        rounds.append(now)
+        await submit(orders)
+
+    room.exchange.submit = noted  # type: ignore[method-assign]
+    counting = asyncio.create_task(count())
+    await asyncio.gather(*(room.buy(quantity=1) for _ in range(40)))
+    counting.cancel()
+
+    assert len(rounds) == 40
+    assert len(set(rounds)) == 40
+    assert room.exchange.submitted == sorted(room.exchange.submitted)  # in the order of their decisions
+
+
+async def test_a_kill_on_another_thread_stops_what_waits_for_its_turn(room: MoneyRoom) -> None:
+    """What has not left when the barrier stands does not leave; each is told as cancelled, and counts no more."""
+    submit, stands = room.exchange.submit, 0
+
+    def bar() -> None:
+        nonlocal stands
+        room.kill.bar(KillArgs())
+        stands = len(room.exchange.submitted)
+
+    async def barred(orders: Sequence[ApprovedOrder]) -> None:
+        await submit(orders)
+        if len(room.exchange.submitted) == 10:
+            killer.start()
+            while not room.path.gate._barriers:
+                time.sleep(0.001)  # noqa: ASYNC251 - the kill comes in the very moment in which this order leaves
+
+    killer = threading.Thread(target=bar)
+    room.exchange.submit = barred  # type: ignore[method-assign]
+    orders = await asyncio.gather(*(room.buy(quantity=1) for _ in range(40)))
+    killer.join()
+
+    left = set(room.exchange.submitted)
+    assert len(left) == 10
+    assert stands == 10
+    held_back = [order for order in orders if order.order_id not in left]
+    assert {order.status for order in held_back} == {OrderStatus.CANCELLED}
+    assert {order.reason for order in held_back} == {
+        "not sent: the kill switch is on: reset it before placing orders"
+    }
 
 
 async def test_a_change_is_judged_and_told(room: MoneyRoom) -> None:

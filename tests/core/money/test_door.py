@@ -145,12 +145,28 @@ async def test_a_line_that_never_ends_is_left(room: Room, monkeypatch: pytest.Mo
     """A visitor that says too much, or stays silent, is left after a while; others are served meanwhile."""
     monkeypatch.setattr(module, "READ_WITHIN", 0.1)
     silent = asyncio.create_task(room.say(b'{"reason": '))
-    assert await room.say(b"x" * (LONGEST_LINE + 10_000) + b"\n") is None
+    assert await room.say(b"x" * (LONGEST_LINE + 10_000)) is None
+    too_long = await room.say(b"x" * (LONGEST_LINE - 10), b"x" * 20 + b"\n")
+    assert too_long is None or too_long["error"]["code"] == "invalid"  # its end may come too late to be read
     answer = await room.say(b"PRESS\n")
 
     assert answer is not None
     assert await silent is None
     assert len(room.kills) == 1
+
+
+async def test_the_gate_is_closed_before_anything_else_has_its_turn(room: Room) -> None:
+    """The kill begins in the callback that reads its last byte, not a task later."""
+    turns: list[int] = []
+    begun = room.door._kill
+
+    def noted(command: Command) -> Any:
+        turns.append(sum(task.get_name() == "kill-by-socket" for task in asyncio.all_tasks()))
+        return begun(command)
+
+    room.door._kill = noted
+    assert await room.say(b'{"reason": ', b'"x"}\n') is not None
+    assert turns == [0]
 
 
 async def test_two_visitors_do_not_wait_for_each_other(room: Room) -> None:

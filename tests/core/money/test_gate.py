@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from typing import Any
 
@@ -15,9 +18,10 @@ from hypothesis import strategies as st
 
 from sigma9_core.clock import SteppedClock
 from sigma9_core.contracts import RiskRule, RiskView, Trip
+from sigma9_core.engine import SWITCH_INTERVAL
 from sigma9_core.errors import CommandError
 from sigma9_core.models import ApprovedOrder, Intent, OrderRequest, RuleUsage, Verdict
-from sigma9_core.money.gate import CORE, OTHERS, TABLE, Decision, GuardedRule, RiskGate
+from sigma9_core.money.gate import CORE, OTHERS, TABLE, Decision, GateClosed, GuardedRule, RiskGate
 from sigma9_core.testing.risk_views import NOW, SYMBOLS, holding, order, sent, shown, view
 from sigma9_core.testing.small_desk import SmallDesk
 
@@ -404,6 +408,125 @@ async def test_a_narrower_scope_blocks_only_itself() -> None:
     narrow.close()
     narrow.reopen()
     assert refusal(await decide(narrow, order("MSFT", strategy="one"))) == "kill_switch"
+
+
+async def test_a_barrier_closes_at_once_and_lifts_by_itself() -> None:
+    """A barrier keeps out what its kill will cover; a halt's lets exits pass; lifted, all is as before."""
+    subject = gate(Says("a"))
+    for scope, halt, refused in (
+        (None, False, {"entry", "exit"}),
+        (None, True, {"entry"}),
+        (("symbol", "MSFT"), False, {"entry"}),
+        (("symbol", "TSLA"), False, set()),
+    ):
+        with await asyncio.to_thread(subject.bar, scope, halt=halt) as barrier:
+            told = {
+                name
+                for name, request in (("entry", order("MSFT")), ("exit", LEAVE))
+                if refusal(await decide(subject, request, view(positions=HELD))) == "kill_switch"
+            }
+            assert told == refused, scope
+        barrier.lift()  # once more does no harm
+        assert refusal(await decide(subject, order("MSFT"))) is None
+
+
+async def test_a_reset_does_not_open_what_a_new_kill_has_barred() -> None:
+    """A kill that is heard while another one is being reset stays in the way."""
+    subject = gate(Says("a"))
+    subject.close()
+    with subject.bar():
+        subject.reopen()
+        assert refusal(await decide(subject, order("MSFT"))) == "kill_switch"
+
+
+async def test_what_may_leave_gives_its_answer_and_its_errors_as_they_are() -> None:
+    """Letting an order out changes nothing of the broker's call: its answer, its error, its cancellation."""
+    subject = gate(Says("a"))
+
+    async def fine() -> int:
+        await asyncio.sleep(0)
+        return 3
+
+    async def wrong() -> None:
+        await asyncio.sleep(0)
+        raise ValueError("no")
+
+    assert await subject.let_out([order("MSFT")], fine()) == 3
+    with pytest.raises(ValueError, match="no"):
+        await subject.let_out([order("MSFT")], wrong())
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await subject.let_out([order("MSFT")], asyncio.sleep(60))
+    subject.close()
+    with pytest.raises(GateClosed, match="the kill switch is on"):
+        await subject.let_out([order("MSFT")], fine())
+    assert await subject.let_out([LEAVE.model_copy(update={"intent": "kill"})], fine()) == 3
+
+
+@pytest.fixture(name="_quick")
+def _quick_switches() -> Iterator[None]:
+    """Let threads take turns as in a server."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_INTERVAL)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("_quick")
+async def test_nothing_leaves_once_a_barrier_stands() -> None:
+    """Orders leave as fast as they can while other threads kill: none begins to leave once `bar` has returned."""
+    subject = gate(Says("a"))
+    left: list[int] = []
+    wrong: list[int] = []
+    ended = threading.Event()
+
+    async def leave() -> None:
+        left.append(time.perf_counter_ns())
+        busy = time.perf_counter_ns() + 200_000
+        while time.perf_counter_ns() < busy:  # it takes a while to hand over, and its end counts as well
+            pass
+        left.append(time.perf_counter_ns())
+        await asyncio.sleep(0)
+
+    def kills() -> None:
+        for _ in range(200):
+            with subject.bar():
+                stands = time.perf_counter_ns()
+                time.sleep(0.0005)
+                lifts = time.perf_counter_ns()
+                wrong.extend(at for at in left[-4:] if stands < at < lifts)
+            time.sleep(0.0005)
+        ended.set()
+
+    thread = threading.Thread(target=kills)
+    thread.start()
+    while not ended.is_set():
+        with contextlib.suppress(GateClosed):
+            await subject.let_out([order("MSFT")], leave())
+        await asyncio.sleep(0)
+    thread.join()
+    assert len(left) > 100
+    assert not wrong
+
+
+async def test_a_broker_that_blocks_does_not_hold_the_gate_open() -> None:
+    """A barrier waits for what is being handed over, but not for a broker that never comes back."""
+    subject = gate(Says("a"))
+
+    async def blocks() -> None:
+        time.sleep(0.5)  # noqa: ASYNC251 - a broker plugin that blocks its loop
+
+    def bars() -> float:
+        time.sleep(0.1)
+        began = time.monotonic()
+        subject.bar()
+        return time.monotonic() - began
+
+    with ThreadPoolExecutor(1) as pool:
+        waited = pool.submit(bars)
+        await subject.let_out([order("MSFT")], blocks())
+        assert waited.result() < 0.3
+    assert refusal(await decide(subject, order("MSFT"))) == "kill_switch"
 
 
 async def test_a_pause_keeps_entries_out_alone() -> None:

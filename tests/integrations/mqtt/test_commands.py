@@ -256,7 +256,7 @@ async def test_commands_in_work_are_answered_at_the_stop(broker: Mosquitto) -> N
 
 @both
 async def test_a_kill_passes_a_flood_by(broker: Mosquitto, protocol: Protocol) -> None:
-    """Amid 2,000 commands a kill is answered at once, from the money lane; every flood message has one answer."""
+    """Amid 2,000 commands a kill is answered at once, from the doors' lane; every flood message has one answer."""
     settings = settings_for(broker, protocol=protocol)
     server = SlowServer(settings)
     async with (
@@ -281,7 +281,7 @@ async def test_a_kill_passes_a_flood_by(broker: Mosquitto, protocol: Protocol) -
         assert (
             took < 2
         )  # the flood, its answers and this client share one loop; the kill itself does not wait for it
-        assert server.kill_threads == {"sigma9-money"}
+        assert server.kill_threads == {"sigma9-doors"}
         await viewer.until(lambda heard: len(heard) >= 2000, 10, what="2,000 answers")
         assert server.killed_at < monotonic() - 0.05, "the kill came no earlier than the end of the flood"
         given = answers(viewer.heard, "heartbeat")
@@ -326,16 +326,16 @@ async def test_a_kill_is_carried_out_without_its_own_connection(
             assert len(server.kills) == number + 1
         answer = await ask(client, "kill_switch", '{"flatten": tru}')
         assert answer["error"]["code"] == "invalid"
-    assert server.kill_threads == {"sigma9-money"}
+    assert server.kill_threads == {"sigma9-doors"}
 
 
 async def test_a_kill_that_its_own_connection_misses_is_carried_out_once(broker: Mosquitto) -> None:
-    """Where the money lane does not come to its message in time, two doors have it and one carries it out."""
+    """Where the doors' lane does not come to its message in time, two doors have it and one carries it out."""
     settings = settings_for(broker)
     server = SlowServer(settings)
     async with serving(settings, server), Client.of(broker, "operator") as client:
         await client.subscribe("sigma9/main/response/+")
-        server.money.post(time.sleep, 0.6)
+        server.doors.post(time.sleep, 0.6)
         await client.publish("sigma9/main/command/kill_switch", "PRESS")
         await client.until_heard("sigma9/main/response/kill_switch")
         await asyncio.sleep(0.3)
