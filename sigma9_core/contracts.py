@@ -13,6 +13,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
+from sigma9_core.entities import EntitySpec
 from sigma9_core.models import (
     Account,
     ApprovedOrder,
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
 API_VERSION = 1
 """A plugin may name the version it was written for as `SIGMA9_API`; another one is quarantined."""
 
-PluginKind = Literal["scanner", "risk", "sizer", "broker", "feed", "notifier", "service", "command"]
+PluginKind = Literal["scanner", "risk", "sizer", "broker", "feed", "notifier", "service", "command", "entity"]
 
 
 class NoConfig(Frozen):
@@ -556,6 +557,10 @@ class Server(Protocol):
     """For connections that must not wait behind anything else: the kill's own doors run here, and nothing else."""
     specs: Mapping[str, CommandSpec]
     """Every command, the built-in ones first."""
+    url: str | None
+    """Where REST and the dashboard are reached on this machine, once they are."""
+    entities: Sequence[EntitySpec]
+    """What Home Assistant shows of the node, but for held positions."""
 
     def dispatch(self, command: Command) -> Coroutine[Any, Any, Response]:
         """Carry out a command and give its answer; never raises for a bad command."""
@@ -632,3 +637,10 @@ class RegisterCommand(Protocol):
 
     def __call__(self, spec: CommandSpec, handler: CommandHandler) -> None:
         """Add a command to every surface."""
+
+
+class RegisterEntity(Protocol):
+    """The callback of `register_entities`."""
+
+    def __call__(self, spec: EntitySpec) -> None:
+        """Add an entity to the node's device in Home Assistant."""

@@ -37,6 +37,7 @@ from sigma9_core.contracts import (
 from sigma9_core.datadir import DataDir
 from sigma9_core.deadman import DeadMan
 from sigma9_core.dispatcher import Dispatcher
+from sigma9_core.entities import EntitySpec
 from sigma9_core.errors import CommandError, PluginError, StateError
 from sigma9_core.events import (
     Event,
@@ -123,6 +124,7 @@ class Engine:
             **BUILT_IN,
             **{name: command.spec for name, command in host.commands().items()},
         }
+        self.entities: Sequence[EntitySpec] = host.entities()
         self.state: State = "stopped"
         self.banner: list[str] = []
         self.url: str | None = None
@@ -135,6 +137,7 @@ class Engine:
         self._watch_at_start = watch
         self._started = monotonic()
         self._started_at = wall_now()
+        self._last_error: dict[str, Any] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._undo: list[tuple[str, Callable[[], Any]]] = []
         self._auto_started = False
@@ -782,6 +785,7 @@ class Engine:
             "version": __version__,
             "contract": CONTRACT,
             "started_at": rfc3339(self._started_at),
+            "last_error": self._last_error,
             "clock": self.clock.kind,
             "market": {
                 "open": session is not None,
@@ -818,6 +822,8 @@ class Engine:
         """Publish a log line as an event, from any thread."""
         now = wall_now()
         raw = encode("log", line, seq=None, ts=now, node=self.settings.node)
+        if line.level in ("error", "critical"):
+            self._last_error = {"at": rfc3339(now), **line.model_dump(include={"level", "logger", "message"})}
         self.bus.post([Event("log", None, now, line, raw)])
 
     def _show_all(self) -> None:

@@ -12,7 +12,7 @@ import pluggy
 if TYPE_CHECKING:
     import argparse
 
-    from sigma9_core.contracts import Register, RegisterCommand, Server
+    from sigma9_core.contracts import Register, RegisterCommand, RegisterEntity, Server
 
 PROJECT = "sigma9"
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -57,6 +57,11 @@ def register_services(register: Register) -> None:
 @hookspec
 def register_commands(register: RegisterCommand) -> None:
     """Add commands to every surface."""
+
+
+@hookspec
+def register_entities(register: RegisterEntity) -> None:
+    """Add entities to the node's device in Home Assistant: `register(EntitySpec(...))`."""
 
 
 @hookspec

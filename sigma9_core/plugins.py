@@ -18,10 +18,12 @@ from types import ModuleType
 from typing import Any, Final
 
 import pluggy
+from pydantic import ValidationError
 
 from sigma9_core import hookspecs
 from sigma9_core.config import PluginSettings
 from sigma9_core.contracts import API_VERSION, PluginContext, PluginKind
+from sigma9_core.entities import EntitySpec
 from sigma9_core.errors import ConfigError, Fault, PluginError
 from sigma9_core.explain import Wrong, hint, listed, validated
 from sigma9_core.models import Frozen
@@ -133,7 +135,7 @@ class PluginHost:
                 continue
             registrar = Registrar(plugin, kind)
             try:
-                hook.function(registrar.command if kind == "command" else registrar.factory)
+                hook.function(registrar.offer)
             except PluginError:
                 raise
             except PluginFailure as error:
@@ -220,6 +222,10 @@ class PluginHost:
     def commands(self) -> Mapping[str, PluginCommand]:
         """Give the commands that plugins add, by name."""
         return self._registry.commands()
+
+    def entities(self) -> tuple[EntitySpec, ...]:
+        """Give the entities that plugins offer to Home Assistant, the built-in ones first."""
+        return self._registry.entities()
 
     def plugins(self) -> tuple[Plugin, ...]:
         """Give every plugin that is not disabled, quarantined ones included."""
@@ -379,6 +385,10 @@ class PluginHost:
 
 def describe(error: BaseException) -> str:
     """Write an exception as one line: its type, and the first line of its text."""
+    if isinstance(error, ValidationError):
+        fault = error.errors(include_url=False, include_context=False)[0]
+        where = ".".join(map(str, fault["loc"]))
+        return f"{error.title}: {f'{where}: ' if where else ''}{fault['msg'].removeprefix('Value error, ')}"
     text = str(error).strip().partition("\n")[0]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from sigma9_core.commands import BUILT_IN, CommandSpec
 from sigma9_core.contracts import CommandHandler, Factory, NoConfig, PluginKind
+from sigma9_core.entities import EntitySpec
 from sigma9_core.errors import PluginError
 from sigma9_core.models import Frozen
 from sigma9_core.payload import ENVELOPE
@@ -24,6 +25,7 @@ REGISTER_HOOKS: Final[Mapping[str, PluginKind]] = {
     "register_notifiers": "notifier",
     "register_services": "service",
     "register_commands": "command",
+    "register_entities": "entity",
 }
 """The kind that each registering hook offers."""
 
@@ -47,6 +49,7 @@ class Plugin:
     """The module or object with the hooks; None where it could not be imported."""
     registrations: list[Registration] = field(default_factory=list)
     commands: list[PluginCommand] = field(default_factory=list)
+    entities: list[EntitySpec] = field(default_factory=list)
     error: str | None = None
     """Why it is quarantined, in one sentence."""
     offered: list[tuple[PluginKind, str]] = field(default_factory=list)
@@ -62,8 +65,10 @@ class Plugin:
         self.error = error
         self.offered = [(entry.kind, entry.name) for entry in self.registrations]
         self.offered += [("command", command.spec.name) for command in self.commands]
+        self.offered += [("entity", entity.object) for entity in self.entities]
         self.registrations.clear()
         self.commands.clear()
+        self.entities.clear()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +99,13 @@ class Registrar:
         self._kind = kind
         self._open = True
 
+    @property
+    def offer(self) -> Callable[..., None]:
+        """Give the callback of this kind of hook."""
+        if self._kind == "command":
+            return self.command
+        return self.entity if self._kind == "entity" else self.factory
+
     def close(self) -> None:
         """Refuse whatever comes later: everything is registered at the start, once."""
         self._open = False
@@ -118,6 +130,13 @@ class Registrar:
         if not callable(handler):
             raise PluginError(f"the handler of the command '{spec.name}' can't be called")
         self._plugin.commands.append(PluginCommand(spec, handler, self._plugin))
+
+    def entity(self, spec: EntitySpec) -> None:
+        """Offer an entity (the `register` of register_entities)."""
+        if not isinstance(spec, EntitySpec):
+            raise PluginError(f"an entity is registered by an EntitySpec, not by {type(spec).__name__}")
+        self._check_open(spec.object)
+        self._plugin.entities.append(spec)
 
     def _check_open(self, name: object) -> None:
         if not self._open:
@@ -145,6 +164,7 @@ class Registry:
     def __init__(self) -> None:
         self._entries: dict[tuple[PluginKind, str], Registration] = {}
         self._commands: dict[str, PluginCommand] = {}
+        self._entities: dict[str, tuple[EntitySpec, Plugin]] = {}
 
     def add(self, plugin: Plugin) -> None:
         """Take what a plugin registered; raise PluginError naming both where a name is taken."""
@@ -164,10 +184,20 @@ class Registry:
             if known is not None:
                 raise _doubled(f"command '{name}'", known.plugin, plugin)
             self._commands[name] = command
+        for spec in plugin.entities:
+            taken = self._entities.get(spec.object)
+            if taken is not None:
+                raise _doubled(f"entity '{spec.object}'", taken[1], plugin)
+            self._entities[spec.object] = (spec, plugin)
 
     def get(self, kind: PluginKind, name: str) -> Registration | None:
         """Find a registration."""
         return self._entries.get((kind, name))
+
+    def entities(self) -> tuple[EntitySpec, ...]:
+        """Give every entity, the built-in ones first."""
+        found = sorted(self._entities.values(), key=lambda each: not each[1].built_in)
+        return tuple(spec for spec, _ in found)
 
     def of_kind(self, kind: PluginKind) -> Mapping[str, Registration]:
         """Give the registrations of a kind, by name."""

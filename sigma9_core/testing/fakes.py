@@ -13,6 +13,7 @@ from sigma9_core.clock import Clock, SteppedClock, wall_now
 from sigma9_core.commands import BUILT_IN, Command, CommandSpec, Response, Right, allows
 from sigma9_core.config import Settings
 from sigma9_core.contracts import EventPage
+from sigma9_core.entities import EntitySpec
 from sigma9_core.errors import CommandError
 from sigma9_core.events import Event, EventData, EventType, TradeEvent, encode
 from sigma9_core.lanes import Lane
@@ -29,6 +30,7 @@ class FakeServer:
         self.board = Board()
         self.doors = Lane("doors")
         self.specs: Mapping[str, CommandSpec] = BUILT_IN
+        self.entities: Sequence[EntitySpec] = ()
         self.commands: list[Command] = []
         self.kills: list[Command] = []
         self.banner: list[str] = []

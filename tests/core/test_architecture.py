@@ -21,7 +21,7 @@ PACKAGES = {
 
 VOCABULARY = frozenset(
     (
-        *("errors", "clock", "models", "events", "commands", "contracts", "hookspecs"),
+        *("errors", "clock", "models", "events", "commands", "entities", "contracts", "hookspecs"),
         *("config", "calendar", "board", "bus", "lanes", "explain"),
     )
 )

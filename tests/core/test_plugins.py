@@ -449,7 +449,7 @@ def source_of(hook: str, arguments: str, body: str) -> str:
     )
 
 
-@pytest.mark.parametrize("hook", sorted(set(REGISTER_HOOKS) - {"register_commands"}))
+@pytest.mark.parametrize("hook", sorted(set(REGISTER_HOOKS) - {"register_commands", "register_entities"}))
 def test_hook_register(site: Site, hook: str) -> None:
     """Each registering hook offers factories of its kind, and of no other."""
     site.distribution("acme", thing=source_of(hook, "register", "register('thing', lambda config, context: 1)"))
@@ -472,6 +472,28 @@ def test_hook_engine(site: Site, hook: str) -> None:
 
     assert sys.modules[site.names[1]].seen == ["the server"]
     assert row(host, "aaa")["error"] == f"its {hook} failed with ValueError: no"
+
+
+ENTITY = (
+    "from sigma9_core.entities import EntitySpec; "
+    "register(EntitySpec(platform='button', object='scan_now', name='Scan now', command='scan'{more}))"
+)
+
+
+def test_hook_register_entities(site: Site) -> None:
+    """A plugin offers entities; one that would be refused quarantines it; two of one name don't start."""
+    site.distribution("acme", aaa=source_of("register_entities", "register", ENTITY.format(more="")))
+    assert [spec.object for spec in load(site.entry_points()).entities()] == ["scan_now"]
+
+    bad = ENTITY.format(more=", unit='shares'").replace("scan_now", "other")
+    site.distribution("acme2", bbb=source_of("register_entities", "register", bad))
+    host = load(site.entry_points())
+    assert [spec.object for spec in host.entities()] == ["scan_now"]
+    assert "unit, precision and state class belong to a sensor" in str(row(host, "bbb")["error"])
+
+    site.distribution("acme3", ccc=source_of("register_entities", "register", ENTITY.format(more="")))
+    with pytest.raises(PluginError, match="entity 'scan_now'"):
+        load(site.entry_points())
 
 
 def test_hook_register_cli(site: Site) -> None:

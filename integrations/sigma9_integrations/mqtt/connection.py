@@ -281,7 +281,7 @@ class Wire(aiomqtt.Client):
     def _check_codes(self, filters: Sequence[str], codes: Sequence[int | ReasonCode]) -> None:
         for topic, code in zip(filters, codes, strict=True):
             if (code.value if isinstance(code, ReasonCode) else code) >= FAILURE:
-                raise aiomqtt.MqttError(f"the broker refuses the subscription to {topic}: check the user's rights")
+                raise Refused(f"the broker refuses the subscription to {topic}: check the user's rights")
 
     # --- what paho calls; while connecting, the two that open and write run on the connecting thread --------
 
@@ -394,6 +394,10 @@ def _tls_parameters(tls: MqttTls) -> aiomqtt.TLSParameters | None:
         return None
     ca, cert, key = (None if path is None else str(path) for path in (tls.ca, tls.cert, tls.key))
     return aiomqtt.TLSParameters(ca_certs=ca, certfile=cert, keyfile=key)
+
+
+class Refused(aiomqtt.MqttError):
+    """The broker does not let this user subscribe to a filter."""
 
 
 class NoAnswer(aiomqtt.MqttError):

@@ -13,13 +13,14 @@ import aiomqtt
 
 from sigma9_core.contracts import Server
 from sigma9_core.errors import ConfigError, Fault
+from sigma9_integrations.homeassistant.discovery import Discovery
 from sigma9_integrations.mqtt.commands import CommandDoor
-from sigma9_integrations.mqtt.connection import Endpoint, Link, protocols
+from sigma9_integrations.mqtt.connection import PAUSE_LEAST, PAUSE_MOST, Endpoint, Link, protocols
 from sigma9_integrations.mqtt.kill import KillDoor, KillLedger
 from sigma9_integrations.mqtt.outbox import Outbox
 from sigma9_integrations.mqtt.presence import Part, Presence
 from sigma9_integrations.mqtt.publisher import Publisher
-from sigma9_integrations.mqtt.survey import Survey
+from sigma9_integrations.mqtt.survey import Findings, Survey
 from sigma9_integrations.mqtt.topics import Topics
 from sigma9_integrations.tasks import end
 
@@ -49,7 +50,17 @@ class Node:
         """Set once the node is online, or once a connection could not be made."""
         self._loop = asyncio.get_running_loop()
         ledger = KillLedger()
-        self._publisher = Publisher(server, self._topics, outbox, self._presence, self._settled.set)
+        self._discovery = Discovery(
+            settings.home_assistant,
+            self._topics,
+            server.entities,
+            server.board,
+            lambda: server.url,
+            commands=server.specs,
+        )
+        self._publisher = Publisher(
+            server, self._topics, outbox, self._presence, self._discovery, on_online=self._settled.set
+        )
         self._commands = CommandDoor(server, self._topics, ledger, lambda up: self._presence.set("commands", up))
         self._kill = KillDoor(server, self._topics, ledger, lambda up: self._post_presence("kill", up))
         mark = hashlib.sha256(self._topics.prefix.encode()).hexdigest()[:8]
@@ -71,14 +82,37 @@ class Node:
         Raise ConfigError where another server is online as the same node.
         """
         self._publisher.start()
-        if self._look_first:
-            self._publisher.expect(await self._look())
-        for name, link in (("publisher", self._publisher_link), ("commands", self._command_link)):
-            self._tasks.append(asyncio.create_task(link.run(), name=f"mqtt-{name}"))
-        await self._server.doors.call(self._start_kill())
+        found = await self._look()
+        if found is None:  # the broker can't be reached now: it is looked at before anything is told
+            self._publisher.note_outage()
+            self._settled.set()
+            self._tasks.append(asyncio.create_task(self._look_and_connect(), name="mqtt-look"))
+        else:
+            await self._connect(found)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(START_SECONDS):
                 await self._settled.wait()
+
+    async def _connect(self, found: Findings) -> None:
+        self._publisher.expect(found)
+        for name, link in (("publisher", self._publisher_link), ("commands", self._command_link)):
+            self._tasks.append(asyncio.create_task(link.run(), name=f"mqtt-{name}"))
+        await self._server.doors.call(self._start_kill())
+
+    async def _look_and_connect(self) -> None:
+        """Look until the broker answers and nobody else is this node, then connect."""
+        pause = PAUSE_LEAST
+        while True:
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, PAUSE_MOST)
+            try:
+                found = await self._look()
+            except ConfigError as error:
+                _LOG.critical("not connected: %s", error)
+                continue
+            if found is not None:
+                await self._connect(found)
+                return
 
     async def stop(self) -> None:
         """Say goodbye and disconnect, within a few seconds even where the broker answers nothing."""
@@ -100,21 +134,25 @@ class Node:
         self._command_link.hurry()
         self._server.doors.post(self._kill_link.hurry)
 
-    async def _look(self) -> frozenset[str]:
-        """Look at an external broker; one that can't be reached now is looked at no more."""
-        survey = Survey(self._endpoint(), self._topics, protocols(self._server.settings.mqtt.protocol))
+    async def _look(self) -> Findings | None:
+        """Look at an external broker before connecting; None where it can't be reached now."""
+        if not self._look_first:
+            return Findings(frozenset(), {}, occupied=False)
+        offered = protocols(self._server.settings.mqtt.protocol)
+        survey = Survey(self._endpoint(), self._topics, offered, self._discovery.filters)
         try:
             findings = await survey.look()
         except (aiomqtt.MqttError, OSError) as error:
-            _LOG.info("%s could not be looked at: %s", self._endpoint(), error)
-            return frozenset()
+            if not self._settled.is_set():
+                _LOG.warning("the MQTT broker can't be reached: %s: %s; trying again", self._endpoint(), error)
+            return None
         if findings.occupied:
             message = (
                 f"another server is online as {self._topics.prefix} on {self._endpoint()}: "
                 "give this one another node name, or stop the other"
             )
             raise ConfigError([Fault("server_config.yaml", "node", message)])
-        return findings.states
+        return findings
 
     async def _start_kill(self) -> None:
         self._kill_task = asyncio.get_running_loop().create_task(self._kill_link.run(), name="mqtt-kill")

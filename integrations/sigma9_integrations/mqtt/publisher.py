@@ -12,7 +12,7 @@ import contextlib
 import json
 import logging
 from collections import deque
-from collections.abc import Callable, Set
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import aiomqtt
@@ -21,10 +21,12 @@ from sigma9_core.bus import Interest, Subscription
 from sigma9_core.contracts import EventPage, Server
 from sigma9_core.errors import CommandError, JournalError
 from sigma9_core.events import LogLevel, mark_late
-from sigma9_integrations.mqtt.connection import FAILURE, Wire
+from sigma9_integrations.homeassistant.discovery import Discovery, Letter
+from sigma9_integrations.mqtt.connection import FAILURE, Arrival, Refused, Wire
 from sigma9_integrations.mqtt.outbox import Mark, Outbox
 from sigma9_integrations.mqtt.presence import Presence
 from sigma9_integrations.mqtt.state import StateQueue
+from sigma9_integrations.mqtt.survey import Findings
 from sigma9_integrations.mqtt.topics import QoS, Topics
 
 _LOG = logging.getLogger("sigma9.mqtt")
@@ -47,13 +49,23 @@ class Publisher:
     """The session of the connection that publishes."""
 
     def __init__(
-        self, server: Server, topics: Topics, outbox: Outbox, presence: Presence, on_online: Callable[[], None]
+        self,
+        server: Server,
+        topics: Topics,
+        outbox: Outbox,
+        presence: Presence,
+        discovery: Discovery,
+        *,
+        on_online: Callable[[], None],
     ) -> None:
         self.will: aiomqtt.Will | None = aiomqtt.Will(topics.availability, "offline", qos=1, retain=True)
         self._server = server
         self._topics = topics
         self._outbox = outbox
         self._presence = presence
+        self._discovery = discovery
+        self._birth = asyncio.Event()
+        """Home Assistant has come up: it is to be told everything again."""
         self._on_online = on_online
         self._state = StateQueue(server.board)
         self._mailbox: Subscription | None = None
@@ -79,9 +91,10 @@ class Publisher:
         self._begin = self._sent = self._acked = self._saved = bus.last_seq
         self._state.start()
 
-    def expect(self, stale: Set[str]) -> None:
-        """Learn which state topics the broker holds of an earlier run: what the board lacks is cleared."""
-        self._state.published.update(stale)
+    def expect(self, findings: Findings) -> None:
+        """Learn what the broker holds of an earlier run: what there is no more is cleared."""
+        self._state.published.update(findings.states)
+        self._discovery.expect(findings.discovery)
 
     def stop(self) -> None:
         """Leave bus and board, and write down how far the broker is."""
@@ -94,8 +107,10 @@ class Publisher:
         """Learn that a connection was lost or could not be made."""
         self._outage = True
 
-    def on_message(self, arrival: object) -> None:
-        """Take no messages: this connection subscribes to nothing."""
+    def on_message(self, arrival: Arrival) -> None:
+        """Hear that Home Assistant has come up; what a broker had stored of it says nothing new."""
+        if self._discovery.is_birth(arrival.topic, arrival.payload) and not arrival.stored:
+            self._birth.set()
 
     async def serve(self, wire: Wire) -> None:
         """Publish all retained state, then say that the node is there, and tell what happens."""
@@ -104,6 +119,9 @@ class Publisher:
         if self._outage:
             self._late_until = self._server.bus.last_seq
         self._outage = True  # from here on, unless it is stopped, the next connection follows an outage
+        await self._hear_birth(wire)
+        self._birth.clear()
+        await self._post_letters(wire, self._discovery.announce())
         self._state.all_again()
         while not self._state.idle:
             await self._post_state(wire)
@@ -114,6 +132,7 @@ class Publisher:
                     ("lost", wire.lost()),
                     ("availability", self._tell_availability(wire)),
                     ("state", self._tell_state(wire)),
+                    ("births", self._tell_births(wire)),
                     ("events", self._tell_events(wire)),
                     ("outbox", self._keep_outbox()),
                 ):
@@ -179,8 +198,33 @@ class Publisher:
         except ValueError:
             _LOG.exception("a state topic is not published")
             return
+        await self._post_letters(wire, self._discovery.before(name))
         await wire.room()
         self._post(wire, self._topics.state(name), payload, qos=self._topics.state_qos(name), retain=True)
+
+    # --- Home Assistant ---------------------------------------------------------------------------------------
+
+    async def _hear_birth(self, wire: Wire) -> None:
+        """Ask to hear when Home Assistant comes up; a broker that refuses it costs only that."""
+        if not self._discovery.enabled:
+            return
+        try:
+            await wire.listen((self._discovery.birth,))
+        except Refused as error:
+            self._complain(self._discovery.birth, f"not subscribed: {error}")
+
+    async def _tell_births(self, wire: Wire) -> None:
+        while True:
+            await self._birth.wait()
+            self._birth.clear()
+            _LOG.info("Home Assistant has come up: it is told everything again")
+            await self._post_letters(wire, self._discovery.announce())
+            self._state.all_again()
+
+    async def _post_letters(self, wire: Wire, letters: Sequence[Letter]) -> None:
+        for letter in letters:
+            await wire.room()
+            self._post(wire, letter.topic, letter.payload, qos=1, retain=letter.retain)
 
     # --- events -----------------------------------------------------------------------------------------------
 

@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from sigma9_integrations.mqtt.connection import Arrival, Endpoint, Protocol5, Wire, open_wire
+from sigma9_integrations.broker.accounts import covers
+from sigma9_integrations.mqtt.connection import Arrival, Endpoint, Protocol5, Refused, Wire, open_wire
 from sigma9_integrations.mqtt.topics import Topics
 
 QUIET_SECONDS: Final = 0.05
@@ -27,6 +28,8 @@ class Findings:
 
     states: frozenset[str]
     """Board names of the node's stored state topics."""
+    discovery: Mapping[str, str]
+    """What is stored of the node below Home Assistant's prefix, by topic."""
     occupied: bool
     """Whether another server answers as this node."""
 
@@ -34,11 +37,16 @@ class Findings:
 class Survey:
     """One connection that listens, asks, and leaves; its client id is its own, so it disturbs nobody."""
 
-    def __init__(self, endpoint: Endpoint, topics: Topics, protocols: Sequence[Protocol5]) -> None:
+    def __init__(
+        self, endpoint: Endpoint, topics: Topics, protocols: Sequence[Protocol5], discovery: Sequence[str] = ()
+    ) -> None:
+        """Store; `discovery` are the filters of the node's messages below Home Assistant's prefix."""
         self._endpoint = endpoint
         self._topics = topics
         self._protocols = protocols
         self._states: set[str] = set()
+        self._filters = discovery
+        self._discovery: dict[str, str] = {}
         self._online = False
         self._ask = secrets.token_hex(8)
         self._news = asyncio.Event()
@@ -50,11 +58,13 @@ class Survey:
         wire = await open_wire(self._endpoint, name, self._protocols, self._note)
         try:
             await wire.fetch((self._topics.availability, self._topics.states, self._topics.response("events")))
+            with contextlib.suppress(Refused):  # a broker may keep the prefix from this user
+                await wire.fetch(self._filters)
             await self._until_quiet(wire)
             occupied = self._online and await self._somebody_answers(wire)
         finally:
             await wire.close()
-        return Findings(frozenset(self._states), occupied)
+        return Findings(frozenset(self._states), dict(self._discovery), occupied)
 
     async def _until_quiet(self, wire: Wire) -> None:
         """Wait for the end of the stored messages.
@@ -95,3 +105,5 @@ class Survey:
             name = self._topics.state_name(arrival.topic)
             if name is not None:
                 self._states.add(name)
+            elif arrival.payload and any(covers(each, arrival.topic) for each in self._filters):
+                self._discovery[arrival.topic] = arrival.payload.decode(errors="replace")

@@ -69,6 +69,15 @@ class Market(Body):
     next_close: Moment | None
 
 
+class LastError(Body):
+    """The newest log line of level error or critical."""
+
+    at: Moment
+    level: Literal["error", "critical"]
+    logger: str
+    message: str
+
+
 class Status(Body):
     """The state of the server and all its parts."""
 
@@ -90,6 +99,7 @@ class Status(Body):
     version: str
     contract: int
     started_at: Moment
+    last_error: LastError | None
     clock: Literal["live", "simulated", "replay"]
     market: Market
 

@@ -37,6 +37,7 @@ STATUS = {
     "version": "0.1.0",
     "contract": 1,
     "started_at": "2026-11-20T14:00:00.000000Z",
+    "last_error": None,
     "clock": "simulated",
     "market": {"open": True, "next_open": None, "next_close": "2026-11-20T21:00:00.000000Z"},
 }

@@ -93,6 +93,7 @@ def show(server: Peer, **changes: Any) -> dict[str, Any]:
         "version": "0",
         "contract": 1,
         "started_at": WALL,
+        "last_error": None,
         "clock": "simulated",
         "market": {"open": True, "next_open": OPEN + timedelta(hours=23, minutes=59), "next_close": OPEN},
         **changes,

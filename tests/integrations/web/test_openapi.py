@@ -129,7 +129,7 @@ async def test_bodies_are_described_as_they_are_sent(node: Node) -> None:
     assert set(schemas["Status"]["properties"]) == {
         *("server", "engine", "ibkr", "broker", "feed", "mqtt", "kill_switch", "uptime", "active_positions"),
         *("open_orders", "watchlist_count", "day_pnl", "seq", "journal_id", "node", "version", "contract"),
-        *("started_at", "clock", "market"),
+        *("started_at", "last_error", "clock", "market"),
     }
 
 

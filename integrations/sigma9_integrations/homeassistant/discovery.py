@@ -1,0 +1,276 @@
+"""What is published below Home Assistant's prefix so that it knows a node: its messages, in both forms.
+
+`device` is one message for everything; `entity` is a message for each entity, for Home Assistant before 2024.11.
+Whatever an earlier run has left is moved over or taken away, so that no entity stands twice or dead.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sigma9_core import __version__
+from sigma9_core.board import Board
+from sigma9_core.config import HomeAssistantSettings
+from sigma9_core.entities import EntitySpec
+from sigma9_integrations.homeassistant.table import position
+from sigma9_integrations.mqtt.topics import Topics
+
+_LOG = logging.getLogger("sigma9.homeassistant")
+
+POSITION: Final = "position/"
+"""The head of the board names of held positions."""
+CURRENCY: Final = "USD"
+"""The unit of money until the account is known."""
+ORIGIN: Final[Mapping[str, str]] = {"name": "Sigma9", "sw_version": __version__}
+MIGRATE: Final = '{"migrate_discovery": true}'
+_EVENTS: Final[Mapping[str, str]] = {
+    "trade_event": (
+        "{% set data = value_json.data %}"
+        "{{ dict(data, event_type=data.event, seq=value_json.seq, ts=value_json.ts, "
+        "late=value_json.late | default(false), "
+        "verdicts=data.verdicts | rejectattr('outcome', 'eq', 'allow') | list) | to_json }}"
+    ),
+    "watchlist_update": (
+        "{% set data = value_json.data %}{{ {'event_type': data.reason, 'strategy': data.strategy, "
+        "'added': data.added, 'removed': data.removed, 'count': data.count, 'seq': value_json.seq, "
+        "'ts': value_json.ts} | to_json }}"
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """One message to publish; an empty retained payload takes a topic away."""
+
+    topic: str
+    payload: str
+    retain: bool = True
+
+
+class Discovery:
+    """Knows what Home Assistant is told of a node, and what the broker holds of it."""
+
+    def __init__(
+        self,
+        settings: HomeAssistantSettings,
+        topics: Topics,
+        entities: Sequence[EntitySpec],
+        board: Board,
+        url: Callable[[], str | None] = lambda: None,
+        *,
+        commands: Collection[str],
+    ) -> None:
+        """Store; an entity that sends none of `commands` is left out, and said."""
+        self.birth = f"{settings.prefix}/status"
+        """Where Home Assistant says that it has come up."""
+        self._settings = settings
+        self._topics = topics
+        self._entities = tuple(spec for spec in entities if spec.command is None or spec.command in commands)
+        for spec in entities:
+            if spec not in self._entities:
+                _LOG.error("the entity %s is left out: there is no command '%s'", spec.object, spec.command)
+        self._board = board
+        self._url = url
+        self._id = f"sigma9_{topics.node}"
+        self._device = f"{settings.prefix}/device/{self._id}/config"
+        self._stored: dict[str, str] = {}
+        """What the broker holds of this node below the prefix, as far as is known."""
+        self._told = self._frame()
+        self._said: set[str] = set()
+
+    @property
+    def enabled(self) -> bool:
+        """Tell whether Home Assistant is told of this node at all."""
+        return self._settings.enabled
+
+    @property
+    def filters(self) -> tuple[str, ...]:
+        """Give the topic filters below which this node's messages are found."""
+        return self._device, f"{self._settings.prefix}/+/{self._id}/+/config"
+
+    def expect(self, stored: Mapping[str, str]) -> None:
+        """Learn what the broker holds of an earlier run."""
+        self._stored.update(stored)
+
+    def is_birth(self, topic: str, payload: bytes) -> bool:
+        """Tell whether a message says that Home Assistant has come up."""
+        return topic == self.birth and payload == b"online"
+
+    # --- what to publish --------------------------------------------------------------------------------------
+
+    def announce(self) -> list[Letter]:
+        """Give everything, as a new connection and Home Assistant's birth need it."""
+        if not self.enabled:
+            return self._take_away(self._stored)
+        return self._whole() if self._settings.format == "device" else self._single()
+
+    def before(self, name: str) -> list[Letter]:
+        """Give what goes out before a state topic: a position's entity comes and goes ahead of its topic."""
+        if not self.enabled or not (name.startswith(POSITION) or self._frame() != self._told):
+            return []
+        return self._whole(only_news=True) if self._settings.format == "device" else self._single(only_news=True)
+
+    def clear(self) -> list[Letter]:
+        """Give what takes the node away for good."""
+        return self._take_away(self._stored)
+
+    # --- the device form --------------------------------------------------------------------------------------
+
+    def _whole(self, *, only_news: bool = False) -> list[Letter]:
+        components = {
+            spec.object: {"platform": spec.platform, **self._body(spec, state)} for spec, state in self._all()
+        }
+        gone = {
+            key: {"platform": platform}
+            for key, platform in _components(self._stored.get(self._device, "")).items()
+            if key not in components
+        }
+        payload = self._message(components)
+        if only_news and not gone and self._stored.get(self._device) == payload:
+            return []
+        singles = [topic for topic in self._stored if topic != self._device]
+        letters = [Letter(topic, MIGRATE, retain=False) for topic in singles]
+        if gone:  # leaving a component out does not remove it: it has to be sent once by its platform alone
+            letters.append(Letter(self._device, self._message({**components, **gone})))
+        letters.append(self._keep(Letter(self._device, payload)))
+        return [*letters, *self._take_away(singles)]
+
+    def _message(self, components: Mapping[str, Any]) -> str:
+        return json.dumps({**self._shared(), "components": components})
+
+    # --- one message an entity ----------------------------------------------------------------------------------
+
+    def _single(self, *, only_news: bool = False) -> list[Letter]:
+        configs = {topic: json.dumps(config) for topic, config in map(self._config_of, self._all())}
+        old = [self._device] if self._device in self._stored else []
+        letters = [Letter(topic, MIGRATE, retain=False) for topic in old]
+        letters += [
+            self._keep(Letter(topic, config))
+            for topic, config in configs.items()
+            if not only_news or self._stored.get(topic) != config
+        ]
+        gone = [topic for topic in self._stored if topic not in configs]
+        return [*letters, *self._take_away(gone)]
+
+    def _config_of(self, entity: tuple[EntitySpec, str | None]) -> tuple[str, dict[str, Any]]:
+        spec, state = entity
+        topic = f"{self._settings.prefix}/{spec.platform}/{self._id}/{spec.object}/config"
+        return topic, {**self._shared(), **self._body(spec, state)}
+
+    # --- parts ------------------------------------------------------------------------------------------------
+
+    def _all(self) -> Iterable[tuple[EntitySpec, str | None]]:
+        """Give every entity with the board name that it shows."""
+        taken: dict[str, str] = {}
+        for spec in self._entities:
+            taken[spec.object] = spec.name
+            yield spec, spec.state
+        for name in self._board.names():
+            if not name.startswith(POSITION):
+                continue
+            spec = position(name.removeprefix(POSITION))
+            if spec.object in taken:
+                if name not in self._said:
+                    self._said.add(name)
+                    _LOG.warning("%s has no entity of its own: %s has the same id", spec.name, taken[spec.object])
+                continue
+            taken[spec.object] = spec.name
+            yield spec, name
+
+    def _shared(self) -> dict[str, Any]:
+        """Give what stands at the top of every message."""
+        title = "Sigma9" if self._topics.node == "main" else f"Sigma9 {self._topics.node}"
+        device: dict[str, Any] = {
+            "identifiers": [self._id],
+            "name": title,
+            "manufacturer": "Sigma9",
+            "model": "Trading server",
+            "sw_version": __version__,
+        }
+        self._told = self._frame()
+        if self._told[1] is not None:
+            device["configuration_url"] = self._told[1]
+        return {
+            "device": device,
+            "origin": dict(ORIGIN),
+            "availability_topic": self._topics.availability,
+            "qos": 1,
+        }
+
+    def _body(self, spec: EntitySpec, state: str | None) -> dict[str, Any]:
+        """Write one entity as Home Assistant reads it."""
+        node = self._topics.node
+        short = f"sigma9_{spec.object}" if node == "main" else f"{self._id}_{spec.object}"
+        topics = self._topics
+        of_position = state is not None and state.startswith(POSITION)
+        attributes = state if of_position else spec.attributes
+        body: dict[str, Any] = {
+            "unique_id": f"{self._id}_{spec.object}",
+            "name": spec.name,
+            "object_id": short.lower(),  # before 2025.10
+            "default_entity_id": f"{spec.platform}.{short.lower()}",
+            "icon": spec.icon,
+            "device_class": spec.device_class,
+            "state_class": spec.state_class,
+            "unit_of_measurement": spec.unit and spec.unit.replace("{currency}", self._frame()[0]),
+            "suggested_display_precision": spec.precision,
+            "options": list(spec.options) or None,
+            "entity_category": spec.category,
+            "enabled_by_default": None if spec.enabled else False,
+        }
+        if state is not None:
+            body["state_topic"] = topics.state(state)
+            body["value_template"] = spec.template or _template(spec)
+        if attributes is not None:
+            body["json_attributes_topic"] = topics.state(attributes)
+            body["json_attributes_template"] = spec.attributes_template
+        if spec.event is not None:
+            last = "/+" if spec.event == "trade_event" else ""
+            body["state_topic"] = f"{topics.prefix}/event/{spec.event}{last}"
+            body["value_template"] = _EVENTS[spec.event]
+            body["event_types"] = list(spec.event_types)
+        if spec.command is not None:
+            body["command_topic"] = topics.command(spec.command)
+            body["retain"] = False
+        if spec.platform == "button":
+            body["payload_press"] = spec.payload
+        if spec.platform == "switch":
+            body |= {"payload_on": spec.payload_on, "payload_off": spec.payload_off}
+            body |= {"state_on": "ON", "state_off": "OFF"}
+        return {key: value for key, value in body.items() if value is not None}
+
+    def _frame(self) -> tuple[str, str | None]:
+        """Give what all entities are written with and what may become known late: currency and address."""
+        return str((self._board.get("account") or {}).get("currency") or CURRENCY), self._url()
+
+    def _keep(self, letter: Letter) -> Letter:
+        if letter.payload:
+            self._stored[letter.topic] = letter.payload
+        else:
+            self._stored.pop(letter.topic, None)
+        return letter
+
+    def _take_away(self, topics: Iterable[str]) -> list[Letter]:
+        return [self._keep(Letter(topic, "")) for topic in tuple(topics)]
+
+
+def _template(spec: EntitySpec) -> str:
+    if spec.platform == "sensor":
+        return f"{{{{ value_json.{spec.value} }}}}"
+    return f"{{{{ 'ON' if value_json.{spec.value} else 'OFF' }}}}"
+
+
+def _components(payload: str) -> Mapping[str, str]:
+    """Find the components of a stored message, each with its platform; what can't be read has none."""
+    try:
+        found = json.loads(payload or "{}").get("components", {})
+        return {str(key): str(value["platform"]) for key, value in found.items()}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return {}
+
+
+__all__ = ["Discovery", "Letter"]
