@@ -150,6 +150,12 @@ class ServerProcess:
         options = self.viewer
         return [*options[:4], "-u", role, "-P", passwords[role]]
 
+    def mosquitto_pub(self, role: str, topic: str, payload: str) -> None:
+        """Publish as a role with `mosquitto_pub`, at QoS 1."""
+        subprocess.run(
+            ["mosquitto_pub", *self.login(role), "-q", "1", "-t", topic, "-m", payload], check=True, timeout=15
+        )
+
     def until(self, what: Callable[[], object], why: str, within: float = PATIENCE) -> Any:
         """Wait until something is true; give it."""
         end = time.monotonic() + within

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sigma9_core.board import Board
@@ -222,6 +222,7 @@ def test_two_symbols_of_one_id_are_told_apart_in_the_log(caplog: pytest.LogCaptu
     assert caplog.text.count("Position BRK-B has no entity of its own") == 1
 
 
+@settings(deadline=None, max_examples=50)
 @given(symbol=st.from_regex(r"[A-Za-z0-9._-]{1,32}", fullmatch=True))
 def test_every_symbol_makes_a_valid_topic(symbol: str) -> None:
     """Home Assistant takes letters, digits, _ and - in ids, and nothing else."""
