@@ -1,0 +1,338 @@
+"""Measure MQTT beside bare clients, all in one run against one Mosquitto; run by hand, not a test.
+
+python tests/bench_mqtt.py [--rounds 3]: what the node publishes, counted by the C program mosquitto_sub, beside
+bare aiomqtt and bare paho; and commands to a real server, from request to answer, idle and beside a flood, with a
+bare aiomqtt program that answers beside it. Quote ratios.
+"""
+
+# ruff: noqa: T201, ASYNC110, ASYNC251 - a bench of programs in processes of their own
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+import aiomqtt
+import paho.mqtt.client as paho
+from paho.mqtt.enums import CallbackAPIVersion
+
+from sigma9_core.clock import wall_now
+from sigma9_core.events import MarketData, StatusUpdate
+from sigma9_core.testing.fakes import FakeServer
+from sigma9_core.testing.server_process import ServerProcess
+from sigma9_integrations.broker import mosquitto
+from sigma9_integrations.broker.embedded import HOST
+from sigma9_integrations.mqtt.testing import Mosquitto, serving, settings_for
+
+SECONDS = 2.0
+"""How long each publisher runs in a round."""
+PAYLOAD = json.dumps({"type": "market_data", "v": 1, "seq": None, "node": "main", "data": {"x": "y" * 120}})
+ECHO = f"""
+import asyncio, socket, sys
+import aiomqtt
+
+async def main():
+    nodelay = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)]
+    async with aiomqtt.Client({HOST!r}, int(sys.argv[1]), username=sys.argv[2], password=sys.argv[3],
+                              protocol=aiomqtt.ProtocolVersion.V5, socket_options=nodelay) as client:
+        await client.subscribe("sigma9/bench/command/bare", 1)
+        async for message in client.messages:
+            await client.publish("sigma9/main/response/bare", message.payload, 1)
+
+asyncio.run(main())
+"""
+"""A bare program that answers: what no server in Python can be faster than."""
+FLOOD = f"""
+import json, sys, time
+import paho.mqtt.client as paho
+client = paho.Client(paho.CallbackAPIVersion.VERSION2, protocol=paho.MQTTv5)
+client.username_pw_set(sys.argv[2], sys.argv[3])
+client.connect({HOST!r}, int(sys.argv[1]))
+client.loop_start()
+began, sent = time.monotonic(), 0
+while True:
+    due = int((time.monotonic() - began) * 2000)
+    while sent < due:
+        client.publish(sys.argv[4], json.dumps({{"id": str(sent)}}), 0)
+        sent += 1
+    time.sleep(0.002)
+"""
+
+
+@contextmanager
+def counting(broker: Mosquitto, topic: str, qos: int) -> Iterator[Callable[[], int]]:
+    """Count with mosquitto_sub what arrives on a topic while the block runs."""
+    login = ["-h", HOST, "-p", str(broker.port), "-u", "viewer", "-P", broker.passwords["viewer"]]
+    with tempfile.TemporaryFile() as out:
+        reader = subprocess.Popen(["mosquitto_sub", *login, "-q", str(qos), "-F", "x", "-t", topic], stdout=out)
+        time.sleep(0.3)
+
+        def count() -> int:
+            out.flush()
+            return os.fstat(out.fileno()).st_size // 2
+
+        try:
+            yield count
+        finally:
+            reader.terminate()
+            reader.wait()
+
+
+async def settled(count: Callable[[], int]) -> int:
+    """Wait until no more arrives; give the number."""
+    seen = -1
+    while count() != seen:
+        seen = count()
+        await asyncio.sleep(0.4)
+    return seen
+
+
+async def node_market_data(broker: Mosquitto) -> float:
+    """Let a node publish market data as fast as its connection takes it; give messages a second."""
+    server = FakeServer(settings_for(broker))
+    now = wall_now()
+    data = [MarketData(symbol=f"S{n:04d}", kind="quote", ts=now, bid=1.0, ask=1.1) for n in range(1000)]
+    async with serving(server.settings, server):
+        with counting(broker, "sigma9/main/event/market_data/#", 0) as count:
+            began = time.perf_counter()
+            while time.perf_counter() - began < SECONDS:
+                for each in data:  # each symbol once: nothing is conflated while the publisher keeps up
+                    server.emit("market_data", each, durable=False)
+                before = count()
+                while count() < before + len(data) * 0.9 and time.perf_counter() - began < SECONDS:
+                    await asyncio.sleep(0.001)
+            return await settled(count) / SECONDS
+
+
+async def node_durable(broker: Mosquitto) -> float:
+    """Let a node publish durable events at QoS 1; give messages a second."""
+    server = FakeServer(settings_for(broker))
+    async with serving(server.settings, server):
+        with counting(broker, "sigma9/main/event/status_update", 1) as count:
+            began, number = time.perf_counter(), 0
+            while time.perf_counter() - began < SECONDS:
+                for _ in range(200):
+                    number += 1
+                    server.emit(
+                        "status_update", StatusUpdate(changed=("engine",), status={"n": number}), durable=True
+                    )
+                while number - count() > 2000 and time.perf_counter() - began < SECONDS:
+                    await asyncio.sleep(0.001)
+                await asyncio.sleep(0)
+            ended = time.perf_counter() - began
+            return min(await settled(count), number) / max(ended, time.perf_counter() - began - 0.8)
+
+
+async def bare_aiomqtt(broker: Mosquitto, qos: int) -> float:
+    """Publish with aiomqtt, 100 at a time."""
+    options = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)]
+    async with aiomqtt.Client(
+        HOST, broker.port, username="sigma9", password=broker.passwords["sigma9"],
+        protocol=aiomqtt.ProtocolVersion.V5, socket_options=options, max_inflight_messages=100,
+    ) as client:  # fmt: skip
+        client.pending_calls_threshold = 100_000
+        with counting(broker, "sigma9/bare/#", qos) as count:
+            began = time.perf_counter()
+            while time.perf_counter() - began < SECONDS:
+                await asyncio.gather(*(client.publish("sigma9/bare/x", PAYLOAD, qos) for _ in range(100)))
+            return await settled(count) / SECONDS
+
+
+async def bare_paho(broker: Mosquitto, qos: int) -> float:
+    """Publish with paho and its own thread, a window of 100."""
+    client = paho.Client(CallbackAPIVersion.VERSION2, protocol=paho.MQTTv5)
+    client.username_pw_set("sigma9", broker.passwords["sigma9"])
+    client.max_inflight_messages_set(100)
+    client.connect(HOST, broker.port)
+    client.loop_start()
+    with counting(broker, "sigma9/bare/#", qos) as count:
+        began, sent = time.perf_counter(), 0
+        while time.perf_counter() - began < SECONDS:
+            client.publish("sigma9/bare/x", PAYLOAD, qos)
+            sent += 1
+            if sent % 100 == 0:
+                while sent - count() > 5000:
+                    time.sleep(0.001)
+        number = await settled(count)
+    client.disconnect()
+    client.loop_stop()
+    return number / SECONDS
+
+
+async def throughput(broker: Mosquitto, rounds: int) -> None:
+    """Print messages a second of each publisher, and the ratios."""
+    rows: dict[str, list[float]] = {}
+    makers: Sequence[tuple[str, Callable[[], Awaitable[float]]]] = (
+        ("market data (QoS 0), node", lambda: node_market_data(broker)),
+        ("QoS 0, bare aiomqtt", lambda: bare_aiomqtt(broker, 0)),
+        ("QoS 0, bare paho", lambda: bare_paho(broker, 0)),
+        ("durable events (QoS 1), node", lambda: node_durable(broker)),
+        ("QoS 1, bare aiomqtt", lambda: bare_aiomqtt(broker, 1)),
+        ("QoS 1, bare paho", lambda: bare_paho(broker, 1)),
+    )
+    for _ in range(rounds):
+        for name, make in makers:
+            rows.setdefault(name, []).append(await make())
+    medians = {name: median(values) for name, values in rows.items()}
+    for name, value in medians.items():
+        print(f"{name:32} {value:9.0f} messages/s")
+    aims = (("QoS 0", "market data (QoS 0), node", 0.8), ("QoS 1", "durable events (QoS 1), node", 0.5))
+    for start, name, aim in aims:
+        best = max(value for key, value in medians.items() if key.startswith(start))
+        print(f"{name}: {medians[name] / best:.2f} of the best bare Python publisher (aim {aim})")
+
+
+def _no_delay(_client: Any, _userdata: Any, sock: Any) -> None:
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+class Asker:
+    """A paho client that sends a message and waits for the next one on a topic."""
+
+    def __init__(self, host: str, port: int, user: str, password: str) -> None:
+        self._client = paho.Client(CallbackAPIVersion.VERSION2, protocol=paho.MQTTv5)
+        self._client.username_pw_set(user, password)
+        self._client.on_message = self._heard
+        self._client.on_socket_open = _no_delay
+        self._client.connect(host, port)
+        self._answer: float | None = None
+        self._mark = b""
+
+    def subscribe(self, topic: str) -> None:
+        """Listen to a topic."""
+        self._client.subscribe(topic, 1)
+        self._turn(0.3)
+
+    def ask(self, topic: str, payload: str, mark: str) -> float:
+        """Send; give milliseconds until a message with the mark arrives."""
+        self._answer, self._mark = None, mark.encode()
+        began = time.perf_counter()
+        self._client.publish(topic, payload, 1)
+        while self._answer is None:
+            self._client.loop(0.01)
+            if time.perf_counter() - began > 10:
+                raise AssertionError(f"no answer to {payload}")
+        return (self._answer - began) * 1000
+
+    def _turn(self, seconds: float) -> None:
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            self._client.loop(0.01)
+
+    def _heard(self, _client: Any, _userdata: Any, message: paho.MQTTMessage) -> None:
+        if self._answer is None and self._mark in message.payload:
+            self._answer = time.perf_counter()
+
+
+def told(what: str, times: Sequence[float]) -> float:
+    """Print p50 and p99; give p50."""
+    p99 = quantiles(times, n=100, method="inclusive")[98]
+    print(f"{what:44} n={len(times):5} p50 {median(times):6.2f} p99 {p99:6.2f} max {max(times):6.2f} ms")
+    return median(times)
+
+
+def commit_time(folder: Path) -> float:
+    """Measure one commit of one row with synchronous FULL; give the median in milliseconds."""
+    database = sqlite3.connect(folder / "commit.db", isolation_level=None)
+    database.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; CREATE TABLE t (x)")
+    times = []
+    for _ in range(200):
+        began = time.perf_counter()
+        database.execute("INSERT INTO t VALUES (?)", ("x" * 300,))
+        times.append((time.perf_counter() - began) * 1000)
+    database.close()
+    return median(times)
+
+
+def latency(folder: Path) -> None:
+    """Print how long commands take on a real server, idle and beside a flood."""
+    server = ServerProcess(folder, "plugins.settings.simulated.speed=0")
+    with server.start():
+        login, own = server.login("admin"), server.login("sigma9")
+        host, port, user, password = login[1], int(login[3]), login[5], login[7]
+        echo = subprocess.Popen([sys.executable, "-c", ECHO, str(port), own[5], own[7]])
+        time.sleep(1)
+        asker = Asker(host, port, user, password)
+        asker.subscribe("sigma9/main/response/#")
+        bare = told("bare aiomqtt program that answers", _times(asker, "sigma9/bench/command/bare", 500))
+        beat = told("heartbeat, idle", _times(asker, "sigma9/main/command/heartbeat", 500))
+        commit = commit_time(folder)
+        watch = told("watchlist_add (journalled), idle", _times(asker, "sigma9/main/command/watchlist_add", 200))
+        print(f"heartbeat: {beat / bare:.2f} of the bare round trip (aim 1.5)")
+        print(
+            f"journalled: {watch:.2f} ms; heartbeat + two commits of {commit:.2f} ms: {beat + 2 * commit:.2f} ms"
+        )
+        told("kill, idle", _kills(asker, 50))
+        flood = subprocess.Popen(
+            [sys.executable, "-c", FLOOD, str(port), user, password, "sigma9/main/command/heartbeat"]
+        )
+        time.sleep(1)
+        try:
+            told(
+                "heartbeat-like reads beside 2,000/s (scan of events)",
+                _times(asker, "sigma9/main/command/events", 200),
+            )
+            told("kill beside 2,000 commands/s (aim p99 5)", _kills(asker, 100))
+        finally:
+            flood.kill()
+            flood.wait()
+            echo.kill()
+            echo.wait()
+
+
+def _times(asker: Asker, topic: str, count: int) -> list[float]:
+    given: dict[str, Any] = {"watchlist_add": {"symbol": "BEME"}, "events": {"after": 0, "limit": 1}}
+    more = given.get(topic.rpartition("/")[2], {})
+    times = []
+    for number in range(count):
+        mark = f"b{os.getpid()}-{topic[-4:]}-{number}"
+        times.append(asker.ask(topic, json.dumps({**more, "id": mark}), mark))
+    return times
+
+
+def _kills(asker: Asker, count: int) -> list[float]:
+    times = []
+    for number in range(count):
+        mark = f"k{time.monotonic_ns()}"
+        times.append(
+            asker.ask("sigma9/main/command/kill_switch", json.dumps({"id": mark, "reason": "bench"}), mark)
+        )
+        mark = f"r{number}-{time.monotonic_ns()}"
+        body = {"id": mark, "reason": "bench"}
+        asker.ask("sigma9/main/command/reset_kill_switch", json.dumps(body), mark)
+    return times
+
+
+async def main() -> None:
+    """Measure."""
+    options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    options.add_argument("--rounds", type=int, default=3)
+    wanted = options.parse_args()
+    program = mosquitto.find()
+    if program is None:
+        sys.exit("mosquitto is not installed")
+    with tempfile.TemporaryDirectory(prefix="sigma9-bench-") as name:
+        folder = Path(name)
+        latency(folder / "server")
+        broker = Mosquitto(folder / "broker", program)
+        await broker.start()
+        with contextlib.suppress(asyncio.CancelledError):
+            await throughput(broker, wanted.rounds)
+        await broker.stop()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
