@@ -10,12 +10,14 @@ import json
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from sigma9_core import __version__
 from sigma9_core.board import Board
 from sigma9_core.config import HomeAssistantSettings
 from sigma9_core.entities import EntitySpec
+from sigma9_integrations.broker.files import write_private
 from sigma9_integrations.homeassistant.table import position
 from sigma9_integrations.mqtt.topics import Topics
 
@@ -63,8 +65,12 @@ class Discovery:
         url: Callable[[], str | None] = lambda: None,
         *,
         commands: Collection[str],
+        memory: Path | None = None,
     ) -> None:
-        """Store; an entity that sends none of `commands` is left out, and said."""
+        """Store; an entity that sends none of `commands` is left out, and said.
+
+        `memory` is the file that keeps what was told: a broker that forgets it leaves Home Assistant with it.
+        """
         self.birth = f"{settings.prefix}/status"
         """Where Home Assistant says that it has come up."""
         self._settings = settings
@@ -78,7 +84,9 @@ class Discovery:
         self._id = f"sigma9_{topics.node}"
         self._device = f"{settings.prefix}/device/{self._id}/config"
         self._stored: dict[str, str] = {}
-        """What the broker holds of this node below the prefix, as far as is known."""
+        """What the broker, or Home Assistant, holds of this node below the prefix, as far as is known."""
+        self._memory = memory
+        self._saved: dict[str, str] = {}
         self._told = self._frame()
         self._said: set[str] = set()
 
@@ -95,6 +103,35 @@ class Discovery:
     def expect(self, stored: Mapping[str, str]) -> None:
         """Learn what the broker holds of an earlier run."""
         self._stored.update(stored)
+
+    def recall(self) -> None:
+        """Take up what an earlier run has told; what can't be read is as good as nothing (blocks)."""
+        if self._memory is None or not self._memory.exists():
+            return
+        try:
+            found = json.loads(self._memory.read_text(encoding="utf-8"))
+            self._stored |= {str(topic): str(payload) for topic, payload in found.items()}
+            self._saved = dict(self._stored)
+        except (OSError, ValueError, AttributeError) as error:
+            _LOG.warning(
+                "%s can't be read (%s): what an earlier run told Home Assistant may stay", self._memory, error
+            )
+
+    @property
+    def has_news(self) -> bool:
+        """Tell whether something was told that is not kept yet."""
+        return self._memory is not None and self._stored != self._saved
+
+    def save(self) -> None:
+        """Keep what was told for the next run, where it has changed (blocks)."""
+        told = dict(self._stored)
+        if self._memory is None or told == self._saved:
+            return
+        try:
+            write_private(self._memory, json.dumps(told), durable=False)
+            self._saved = told
+        except OSError as error:
+            _LOG.warning("%s can't be written (%s)", self._memory, error)
 
     def is_birth(self, topic: str, payload: bytes) -> bool:
         """Tell whether a message says that Home Assistant has come up."""

@@ -34,6 +34,10 @@ LANE_SECONDS: Final = 1.0
 """How long a stop waits for the doors' lane, which may be busy with a kill."""
 
 
+MEMORY: Final = "homeassistant.json"
+"""What Home Assistant was told of the node, in the data folder."""
+
+
 class Node:
     """Connects one server to one broker; it belongs to the outer loop, its kill connection to the doors' lane."""
 
@@ -57,6 +61,7 @@ class Node:
             server.board,
             lambda: server.url,
             commands=server.specs,
+            memory=None if outbox.folder is None else outbox.folder / MEMORY,
         )
         self._publisher = Publisher(
             server, self._topics, outbox, self._presence, self._discovery, on_online=self._settled.set
@@ -82,6 +87,7 @@ class Node:
         Raise ConfigError where another server is online as the same node.
         """
         self._publisher.start()
+        await asyncio.to_thread(self._discovery.recall)
         found = await self._look()
         if found is None:  # the broker can't be reached now: it is looked at before anything is told
             self._publisher.note_outage()

@@ -31,6 +31,7 @@ class Outbox:
     """
 
     def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
         self._path = None if folder is None else folder / FILE
 
     def load(self) -> Mark | None:

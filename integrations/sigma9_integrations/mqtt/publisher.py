@@ -325,10 +325,11 @@ class Publisher:
     async def _keep_outbox(self) -> None:
         while True:
             await asyncio.sleep(SAVE_SECONDS)
-            if self._acked != self._saved:
+            if self._acked != self._saved or self._discovery.has_news:
                 await asyncio.to_thread(self._save)
 
     def _save(self) -> None:
+        self._discovery.save()
         if self._known and self._journal_id is not None and self._acked != self._saved:
             self._saved = self._acked
             self._outbox.save(Mark(self._journal_id, self._saved))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -245,3 +246,43 @@ def test_garbage_of_an_earlier_run_does_no_harm(form: Form) -> None:
             room.retained[letter.topic] = letter.payload
     assert not room.retained[topics[1]]
     assert bool(room.retained[topics[0]]) == (form == "device")
+
+
+@both
+def test_what_was_told_is_known_after_a_restart(form: Form, tmp_path: Path) -> None:
+    """A broker that forgets leaves Home Assistant with what it was told: the next run takes it away."""
+    room = Room(form)
+    board, extra = room.board, EntitySpec(platform="button", object="gone", name="Gone", command="scan")
+    file = tmp_path / "homeassistant.json"
+
+    def discovery(entities: Any) -> Discovery:
+        settings = HomeAssistantSettings(format=form)
+        made = Discovery(settings, Topics("sigma9", "main"), entities, board, commands=BUILT_IN, memory=file)
+        made.recall()
+        return made
+
+    first = discovery([*ENTITIES, extra])
+    room.send(first.announce())
+    assert first.has_news
+    first.save()
+    assert not first.has_news
+    room.retained.clear()  # the broker was started without its database
+    room.send(discovery(ENTITIES).announce())
+    assert room.objects() == CONTRACT
+    assert file.stat().st_mode & 0o077 == 0
+
+
+def test_a_broken_memory_is_said_and_harms_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A file that can't be read, or can't be written, costs a warning."""
+    file = tmp_path / "homeassistant.json"
+    file.write_text("[1")
+    made = Discovery(
+        HomeAssistantSettings(), Topics("sigma9", "main"), ENTITIES, Board(), commands=BUILT_IN, memory=file
+    )
+    made.recall()
+    assert "can't be read" in caplog.text
+    assert len(made.announce()) == 1
+    file.unlink()
+    tmp_path.chmod(0o500)
+    made.save()
+    tmp_path.chmod(0o700)
