@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,6 +29,8 @@ CURRENCY: Final = "USD"
 """The unit of money until the account is known."""
 ORIGIN: Final[Mapping[str, str]] = {"name": "Sigma9", "sw_version": __version__}
 MIGRATE: Final = '{"migrate_discovery": true}'
+MIGRATE_SECONDS: Final = 1.0
+"""How long Home Assistant takes to let go of the old form; at once it warns of a conflict for each entity."""
 _EVENTS: Final[Mapping[str, str]] = {
     "trade_event": (
         "{% set data = value_json.data %}"
@@ -51,6 +53,8 @@ class Letter:
     topic: str
     payload: str
     retain: bool = True
+    pause: float = 0.0
+    """Seconds to wait after it."""
 
 
 class Discovery:
@@ -169,12 +173,18 @@ class Discovery:
         payload = self._message(components)
         if only_news and not gone and self._stored.get(self._device) == payload:
             return []
-        singles = [topic for topic in self._stored if topic != self._device]
-        letters = [Letter(topic, MIGRATE, retain=False) for topic in singles]
+        letters = self._move(
+            [topic for topic in self._stored if topic != self._device], self._topics_of(components)
+        )
         if gone:  # leaving a component out does not remove it: it has to be sent once by its platform alone
             letters.append(Letter(self._device, self._message({**components, **gone})))
-        letters.append(self._keep(Letter(self._device, payload)))
-        return [*letters, *self._take_away(singles)]
+        return [*letters, self._keep(Letter(self._device, payload))]
+
+    def _topics_of(self, components: Mapping[str, Mapping[str, Any]]) -> set[str]:
+        return {self._topic_of(str(body["platform"]), key) for key, body in components.items()}
+
+    def _topic_of(self, platform: str, key: str) -> str:
+        return f"{self._settings.prefix}/{platform}/{self._id}/{key}/config"
 
     def _message(self, components: Mapping[str, Any]) -> str:
         return json.dumps({**self._shared(), "components": components})
@@ -183,20 +193,41 @@ class Discovery:
 
     def _single(self, *, only_news: bool = False) -> list[Letter]:
         configs = {topic: json.dumps(config) for topic, config in map(self._config_of, self._all())}
-        old = [self._device] if self._device in self._stored else []
-        letters = [Letter(topic, MIGRATE, retain=False) for topic in old]
+        letters: list[Letter] = []
+        if self._device in self._stored:
+            known = _components(self._stored[self._device])
+            gone = {
+                key: platform for key, platform in known.items() if self._topic_of(platform, key) not in configs
+            }
+            if gone:
+                components = {key: {"platform": platform} for key, platform in gone.items()}
+                letters.append(Letter(self._device, self._message(components)))
+            letters += self._move([self._device], {self._device})
+        letters += self._take_away([topic for topic in self._stored if topic not in configs])
         letters += [
             self._keep(Letter(topic, config))
             for topic, config in configs.items()
             if not only_news or self._stored.get(topic) != config
         ]
-        gone = [topic for topic in self._stored if topic not in configs]
-        return [*letters, *self._take_away(gone)]
+        return letters
+
+    def _move(self, old: Sequence[str], wanted: Collection[str]) -> list[Letter]:
+        """Let Home Assistant let go of entities of the other form without losing them, and take their topics away.
+
+        What is not `wanted` any more is removed. New messages may follow; sent at once, or before the old topics
+        are empty, they would be taken for conflicts.
+        """
+        letters = [Letter(topic, MIGRATE, retain=False) for topic in old if topic in wanted]
+        if letters:
+            letters[-1] = replace(letters[-1], pause=MIGRATE_SECONDS)
+        letters += self._take_away(old)
+        if letters:
+            letters[-1] = replace(letters[-1], pause=MIGRATE_SECONDS)
+        return letters
 
     def _config_of(self, entity: tuple[EntitySpec, str | None]) -> tuple[str, dict[str, Any]]:
         spec, state = entity
-        topic = f"{self._settings.prefix}/{spec.platform}/{self._id}/{spec.object}/config"
-        return topic, {**self._shared(), **self._body(spec, state)}
+        return self._topic_of(spec.platform, spec.object), {**self._shared(), **self._body(spec, state)}
 
     # --- parts ------------------------------------------------------------------------------------------------
 

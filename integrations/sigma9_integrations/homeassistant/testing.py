@@ -57,7 +57,6 @@ class Home:
     """Each entity's configuration, by unique_id."""
     origin_of: dict[str, str] = field(default_factory=dict)
     """The topic that an entity came by."""
-    migrating: set[str] = field(default_factory=set)
     log: list[str] = field(default_factory=list)
     """How entities came and went, in order."""
 
@@ -66,12 +65,15 @@ class Home:
         match = TOPIC.fullmatch(topic)
         assert match is not None, f"{topic} is no discovery topic"
         if payload == '{"migrate_discovery": true}':
-            self.migrating.add(topic)
+            for unique in [key for key, where in self.origin_of.items() if where == topic]:
+                del self.origin_of[unique]  # unloaded, and kept in the registry for whoever brings it next
             return
         if match[1]:
             self._device(topic, payload)
         else:
             assert match[2] in PLATFORMS, topic
+            known = self.origin_of.get(f"{match[3]}_{match[4]}")
+            assert known in (None, topic), f"{topic} conflicts with {known}"
             self._single(topic, match[2], payload)
 
     def _device(self, topic: str, payload: str) -> None:
@@ -92,8 +94,6 @@ class Home:
 
     def _single(self, topic: str, platform: str, payload: str) -> None:
         if not payload:
-            if topic in self.migrating:
-                self.migrating.discard(topic)
             self._remove({key for key, where in self.origin_of.items() if where == topic})
             return
         self._add(topic, platform, json.loads(payload))
@@ -105,7 +105,7 @@ class Home:
         assert set(config) <= COMMON | OWN[platform], f"{where}: {set(config) - COMMON - OWN[platform]}"
         unique = config["unique_id"]
         known = self.origin_of.get(unique)
-        assert known in (None, topic) or known in self.migrating, f"{where}: the unique_id stands twice"
+        assert known in (None, topic), f"{where}: the unique_id stands twice"
         assert config["device"]["identifiers"], where
         assert not config["name"].startswith(config["device"]["name"]), where
         assert re.fullmatch(rf"{platform}\.[a-z0-9_]+", config["default_entity_id"]), where

@@ -225,6 +225,8 @@ class Publisher:
         for letter in letters:
             await wire.room()
             self._post(wire, letter.topic, letter.payload, qos=1, retain=letter.retain)
+            if letter.pause:
+                await asyncio.sleep(letter.pause)
 
     # --- events -----------------------------------------------------------------------------------------------
 

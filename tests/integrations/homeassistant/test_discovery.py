@@ -133,8 +133,11 @@ def test_the_form_can_be_changed(old: Form, new: Form) -> None:
     room.send(room.discovery.announce())
     known = set(room.home.configs)
     room.begin(new)
-    room.send(room.discovery.announce())
+    letters = room.discovery.announce()
+    room.send(letters)
 
+    moves = [letter for letter in letters if not letter.retain]
+    assert [bool(letter.pause) for letter in moves] == [*[False] * (len(moves) - 1), True]
     assert set(room.home.configs) == known
     assert not any(step.startswith("-") for step in room.home.log)
     assert all(("/device/" in topic) == (new == "device") for topic in room.retained)

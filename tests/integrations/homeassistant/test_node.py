@@ -137,7 +137,7 @@ async def test_another_form_takes_the_place_of_the_first(broker: Mosquitto, old:
         for form in (old, new):
             server = served(broker, form)
             async with serving(settings_of(server), server):
-                await asyncio.sleep(0.3)
+                await asyncio.sleep(1.5)
         follow(home, client.heard)
         assert len(home.configs) == len(ENTITIES)
         assert not any(step.startswith("-") for step in home.log)
