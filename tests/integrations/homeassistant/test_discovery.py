@@ -289,3 +289,11 @@ def test_a_broken_memory_is_said_and_harms_nothing(tmp_path: Path, caplog: pytes
     tmp_path.chmod(0o500)
     made.save()
     tmp_path.chmod(0o700)
+
+
+def test_the_page_names_every_entity() -> None:
+    """docs/home-assistant.md has each entity of the table, by its id or as `_name` in its row."""
+    page = (Path(__file__).parents[3] / "docs" / "home-assistant.md").read_text(encoding="utf-8")
+    for spec in ENTITIES:
+        assert f"{spec.platform}.sigma9_{spec.object}" in page or f"`_{spec.object}`" in page, spec.object
+    assert "sensor.sigma9_position_" in page
