@@ -41,6 +41,8 @@ SAVE_SECONDS: Final = 1.0
 """How often the outbox file is written at most."""
 JOURNAL_PAUSE: Final = 1.0
 """Seconds before a journal that could not be read is asked again."""
+LET_GO_SECONDS: Final = 1.0
+"""How long Home Assistant has to let go of an entity before the topic is emptied that it would trip over."""
 OFFLINE_PATIENCE: Final = 1.0
 """Seconds that the other connections have to come up before the node says `offline`."""
 
@@ -198,7 +200,12 @@ class Publisher:
         except ValueError:
             _LOG.exception("a state topic is not published")
             return
-        await self._post_letters(wire, self._discovery.before(name))
+        letters = self._discovery.before(name)
+        await self._post_letters(wire, letters)
+        if letters and not payload:
+            self._state.published.add(name)
+            self._state.hold(name, LET_GO_SECONDS)
+            return
         await wire.room()
         self._post(wire, self._topics.state(name), payload, qos=self._topics.state_qos(name), retain=True)
 

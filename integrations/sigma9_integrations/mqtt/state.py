@@ -56,6 +56,11 @@ class StateQueue:
         """Tell whether nothing is due at present."""
         return not self._due
 
+    def hold(self, name: str, seconds: float) -> None:
+        """Make a name due again after a while."""
+        if name not in self._held:
+            self._held[name] = asyncio.get_running_loop().call_later(seconds, self._release, name)
+
     async def next(self) -> tuple[str, str]:
         """Wait for a name that is due and give it with its payload; "" means that its topic goes.
 

@@ -111,6 +111,9 @@ async def test_a_position_s_entity_goes_before_its_topic(broker: Mosquitto, form
         assert "sigma9_main_position_BRK_B" in home.configs
         client.heard.clear()
         server.board.set(POSITION, None)
+        await client.until(lambda heard: any(message.topic.endswith("/config") for message in heard))
+        await asyncio.sleep(0.3)
+        assert not client.payloads(STATE), "Home Assistant needs a moment to let go of it"
         await client.until_heard(STATE, "")
         emptied = next(index for index, message in enumerate(client.heard) if message.topic == STATE)
         follow(home, client.heard[:emptied])
