@@ -142,8 +142,11 @@ class OrderDesk:
         handed_over = False
         try:
             margins = await self._ask_about(requests)
-            async with self._decisions:
+            if urgent:  # no rule of unknown speed is asked about a kill's order: it waits for no other decision
                 approved = await self._decide(requests, orders, margins)
+            else:
+                async with self._decisions:
+                    approved = await self._decide(requests, orders, margins)
             sending = len(approved) == len(requests)
             if not sending:
                 for order in orders:
@@ -616,7 +619,7 @@ class OrderDesk:
     async def _send(self, orders: Sequence[Order], approved: Sequence[ApprovedOrder]) -> None:
         for order in orders:  # the gate may have closed, or the order ended, while the intent was being written
             closed = self.gate.closed_for(order.request)
-            if closed is None and order.request.intent != "kill" and self.behind():
+            if closed is None and self.behind():
                 closed = BEHIND  # it may have been sized from what was
             if closed is None:
                 closed = self.gate.outgrown(order.order_id, order.request, self.view())
