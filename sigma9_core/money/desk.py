@@ -225,7 +225,9 @@ class OrderDesk:
             async with self._decisions:
                 # The signal of the first decision is no signal of this change, which a person makes.
                 judged = request.model_copy(update={"signal": None, "source": "api"})
-                decision = await self.gate.decide(order_id, judged, self.view())
+                view = self.view()
+                shrinks = self.gate.shrinks(order_id, request, view)
+                decision = await self.gate.decide(order_id, judged, view)
                 if decision.approved is not None:
                     order.replacement = request
                     self._changes.append(self._clock.now())
@@ -242,7 +244,7 @@ class OrderDesk:
             await self._turn()
             if decision.approved is None:
                 raise refusal(decision.verdicts)
-            if (closed := self.gate.closed_for(request)) is not None:
+            if (closed := self.gate.closed_for(request, shrinks=shrinks)) is not None:
                 raise CommandError("killed", f"the change of order {order_id} was not sent: {closed}")
             if self.behind():
                 raise CommandError("broker_unavailable", f"the change of order {order_id} was not sent: {BEHIND}")
@@ -257,7 +259,7 @@ class OrderDesk:
                 ) from error
             sent = True
             async with asyncio.timeout(SUBMIT_TIMEOUT):
-                await self.gate.let_out([request], broker.replace(decision.approved))
+                await self.gate.let_out([request], broker.replace(decision.approved), shrinks=shrinks)
         except GateClosed as closing:
             sent = False
             raise CommandError("killed", f"the change of order {order_id} was not sent: {closing}") from closing

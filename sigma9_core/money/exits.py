@@ -189,13 +189,8 @@ class ExitManager:
             best[trade.symbol] = (max(high, trade.price), min(low, trade.price))
         for guard in tuple(self.guards.values()):
             entry = self._desk.orders.get(guard.entry_id)
-            if self.stands_down(guard.symbol, guard.strategy):
+            if not self._tried_again(guard) or self.stands_down(guard.symbol, guard.strategy):
                 continue
-            if guard.retry_at is not None:
-                if now < guard.retry_at:
-                    continue
-                guard.retry_at = None
-                self._review(guard)
             if guard.opened_at is None or entry is None or entry.average_price is None or guard.released:
                 continue
             if guard.symbol in best and not entry.working:
@@ -270,6 +265,12 @@ class ExitManager:
             self._review(guard)
         for position in self._desk.portfolio.positions():
             self._desk.portfolio.set_protected(position.symbol, self.protected(position.symbol))
+
+    def fit(self, symbol: str) -> None:
+        """Try again what could not be brought in line, while a kill's close waits and no market data come."""
+        guard = self.guards.get(symbol)
+        if guard is not None and guard.retry_at is not None:
+            self._tried_again(guard)
 
     # --- legs -----------------------------------------------------------------------------------------------
 
@@ -374,7 +375,7 @@ class ExitManager:
         if guard is None:
             return
         order_id = step.order.order_id
-        if step.event is OrderStatus.REPLACED and step.order.request.protective:
+        if step.event is OrderStatus.REPLACED and order_id == guard.stop_id:
             guard.stop_price = step.order.request.stop_price  # also where a person moved it: it is not moved back
         filled = None if step.applied is None else step.applied.fill
         if order_id == guard.entry_id and filled is not None and (guard.opened_at is None or guard.released):
@@ -423,8 +424,7 @@ class ExitManager:
             return
         if guard.busy or not right_way or guard.retry_at is not None:
             return
-        if self.stands_down(guard.symbol, guard.strategy):
-            return
+        standing_down = self.stands_down(guard.symbol, guard.strategy)
         quantity = abs(held)
         price = (
             self._desk.portfolio.position(guard.symbol).average_cost
@@ -433,7 +433,9 @@ class ExitManager:
         )
         slots = (guard.stop_id, guard.trail_id, guard.time_id, guard.profit_id)
         legs = [leg for slot in slots if (leg := self._order(slot)) is not None and leg.working]
-        if not any(leg.order_id != guard.profit_id for leg in legs) and not guard.released:
+        if standing_down:  # the kill's: what guards until its close can go must not outgrow the position
+            legs = [leg for leg in legs if leg.request.protective and leg.request.quantity - leg.filled > quantity]
+        elif not any(leg.order_id != guard.profit_id for leg in legs) and not guard.released:
             if not entering or price is not None:
                 self._restore(guard, quantity, price)
             return
@@ -445,7 +447,8 @@ class ExitManager:
             changes: dict[str, Any] = {}
             if leg.request.quantity - leg.filled != quantity:
                 changes["quantity"] = quantity + leg.filled
-            if leg.order_id == guard.stop_id and guard.stop_price is None and price is not None:
+            unpriced = leg.order_id == guard.stop_id and guard.stop_price is None and not standing_down
+            if unpriced and price is not None:
                 guard.stop_price = self._stop(guard, quantity, price).stop_price
                 if guard.stop_price != leg.request.stop_price:
                     changes["stop_price"] = guard.stop_price
@@ -463,6 +466,15 @@ class ExitManager:
         else:
             log.warning("%s has no working stop; placing one", guard.symbol)
             self._send(guard, self._stop(guard, quantity, price), "stop_id")
+
+    def _tried_again(self, guard: Guard) -> bool:
+        """Review a guard whose time to try again has come; False where it has not."""
+        if guard.retry_at is not None:
+            if self._clock.now() < guard.retry_at:
+                return False
+            guard.retry_at = None
+            self._review(guard)
+        return True
 
     def _refused(self, guard: Guard, order: Order) -> None:
         passing = any(verdict.code in PASSING and verdict.outcome == "refuse" for verdict in order.verdicts)

@@ -68,7 +68,12 @@ CANCELS_WITHIN: Final = 0.5
 
 
 _FINISHED: Final[Mapping[Phase, int]] = {
-    phase: rank for rank, phase in enumerate(("failed", "gated", "cancelling", "flattening", "done", "off"))
+    "failed": 0,
+    "gated": 1,
+    "cancelling": 2,
+    "flattening": 3,
+    "done": 4,
+    "off": 5,
 }
 """How far a kill has come: the one that has furthest to go is told."""
 _OFF: Final[Mapping[str, Any]] = {
@@ -275,7 +280,7 @@ class KillSwitch:
         return result
 
     def _nothing_of(self, key: Key) -> str | None:
-        """Say that nothing of ours has the symbol of a kill, and which one was perhaps meant; None where it has."""
+        """Say that nothing of ours has the symbol of a kill, and which one was perhaps meant; else None."""
         if key is None or key[0] != "symbol":
             return None
         ours = {position.symbol for position in self._desk.portfolio.positions() if not position.foreign}
@@ -679,6 +684,7 @@ class KillSwitch:
                 kill.closing[symbol] = closing.order_id
             elif not market_open or self._halted(symbol):
                 waiting.append(symbol)
+                self._exits.fit(symbol)
             elif monotonic() >= kill.not_before.get(symbol, 0.0):
                 work.append(self._close(kill, symbol, quantity))
             else:

@@ -69,6 +69,8 @@ READ_BACK_EVERY: Final = 5.0
 CANCELLED_WITHIN: Final = 2.0
 CASH_LOOKS: Final = 3
 CENT: Final = Decimal("0.01")
+PROTECTIVE: Final = frozenset(("stop", "stop_limit", "trailing_stop"))
+"""Kinds of order that guard a position where they reduce it, whoever has sent them."""
 SOURCES: Final[Mapping[CommandSource, OrderSource]] = {"mqtt": "mqtt", "cli": "cli", "schedule": "schedule"}
 """The order source of a command's source; all others are `api`."""
 
@@ -491,6 +493,7 @@ class MoneyPath:
             strategy=self.portfolio.position(args.symbol).strategy if reducing else None,
             source=source,
             intent="reduce" if reducing else "entry",
+            protective=reducing and args.order_type in PROTECTIVE,
             # In the group of the stop, it fills instead of the stop; what then is left gets a stop of its own.
             oca_group=self._group_of(args.symbol) if reducing else None,
             reason=args.reason,

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from pytest_mock import MockerFixture
 
-from sigma9_core.commands import AdoptArgs, Scope
+from sigma9_core.commands import AdoptArgs, CancelAllArgs, Command, OrderArgs, Scope
 from sigma9_core.config import KillSwitchSettings, Settings
 from sigma9_core.contracts import BrokerPosition
-from sigma9_core.errors import CommandError, JournalError
+from sigma9_core.errors import BrokerRefused, CommandError, JournalError
 from sigma9_core.models import OrderRequest, OrderStatus
 from sigma9_core.money import killswitch as killswitch_module
 from sigma9_core.money.ids import is_kill_id, kill_id
@@ -975,3 +975,92 @@ async def test_a_restart_knows_the_last_drill(tmp_path: Path) -> None:
     async with room.again() as after:
         assert drilled is not None
         assert after.kill.body()["last_drill"] == drilled
+
+
+async def test_a_stop_shrinks_to_its_position_while_the_close_waits(room: MoneyRoom) -> None:
+    """An entry that had filled in part: its stop must not turn the position round while the market is closed."""
+    entry = await room.enter()
+    await room.fill(entry, "10", 60)
+    stop = room.working(protective=True)[0]
+    room.clock.advance(room.clock.now() + timedelta(hours=7))
+    await kill(room)
+    await room.until(lambda: stop.request.quantity == 60)
+
+    assert room.kill.body()["detail"] == "waiting_for_market"
+    assert room.exchange.orders[stop.order_id].request.quantity == 60
+    await room.fill(stop, "9")
+    assert room.exchange.holdings["AAPL"] == 0
+    await room.until(lambda: room.kill.body()["phase"] == "done")
+
+
+async def test_a_stop_that_could_not_shrink_is_tried_again(room: MoneyRoom, mocker: MockerFixture) -> None:
+    """Without market data the kill itself looks after it."""
+    replace, failures = room.exchange.replace, [BrokerRefused("not now")]
+
+    async def refuses(order: Any) -> None:
+        if failures:
+            raise failures.pop()
+        await replace(order)
+
+    mocker.patch.object(room.exchange, "replace", refuses)
+    await room.fill(await room.enter(), "10", 60)
+    stop = room.working(protective=True)[0]
+    room.clock.advance(room.clock.now() + timedelta(hours=7))
+    await kill(room)
+    await room.until(lambda: not failures)
+    await room.desk.settle()
+    assert stop.request.quantity == 100
+    room.clock.advance(room.clock.now() + timedelta(seconds=6))
+    await room.until(lambda: stop.request.quantity == 60)
+
+
+async def test_a_stop_does_not_move_under_a_flatten(room: MoneyRoom) -> None:
+    """It shrinks, and a person can make of it nothing else."""
+    await room.fill(await room.enter(), "10")
+    stop = room.working(protective=True)[0]
+    room.clock.advance(room.clock.now() + timedelta(hours=7))
+    await kill(room)
+    changes: dict[str, Any]
+    for changes in ({"stop_price": Decimal(9)}, {"quantity": Decimal(50)}, {"quantity": Decimal(120)}):
+        with pytest.raises(CommandError) as refused:
+            await room.desk.modify(stop.order_id, changes)
+        assert refused.value.code == "killed"
+
+
+@pytest.mark.parametrize(
+    "kind", [{"order_type": "stop", "stop_price": 9}, {"order_type": "trailing_stop", "trail_percent": 5}]
+)
+async def test_a_person_s_own_stop_guards_until_the_close_can_go(room: MoneyRoom, kind: dict[str, Any]) -> None:
+    """Overnight a flatten leaves it, since it is what guards the position; it gives way to the close."""
+    await room.fill(await room.buy(), "10")
+    args = OrderArgs(symbol="AAPL", side="sell", quantity=100, time_in_force="gtc", **kind)
+    placed = await room.path.place(args, Command("place_order", {}, "api", id="p1"), ())
+    stop = room.desk.orders[placed["order"]["order_id"]]
+    assert room.path.portfolio.position("AAPL").protected
+    kept = await room.path.cancel_all(CancelAllArgs())
+    assert kept["cancelled"] == []
+
+    room.clock.advance(room.clock.now() + timedelta(hours=7))
+    await kill(room)
+    await room.until(lambda: room.kill.body()["detail"] == "waiting_for_market")
+    assert stop.working
+    assert room.exchange.cancels == []
+
+    room.clock.advance(room.clock.now() + timedelta(hours=17.5))
+    await room.until(lambda: room.working(intent="kill"), within=5)
+    assert stop.status is OrderStatus.CANCELLED
+
+
+async def test_a_person_s_own_stop_does_not_move_the_guard_s(room: MoneyRoom) -> None:
+    """Beside the protective stop of the entry it has a price of its own."""
+    await room.fill(await room.enter(), "10")
+    guards = room.working(protective=True)[0]
+    price = guards.request.stop_price
+    args = OrderArgs(symbol="AAPL", side="sell", quantity=100, order_type="stop", stop_price=9.9)
+    placed = await room.path.place(args, Command("place_order", {}, "api", id="p1"), ())
+    await room.desk.modify(placed["order"]["order_id"], {"stop_price": Decimal("9.95")})
+    await room.tick("AAPL", 10)
+
+    assert room.exits.guards["AAPL"].stop_price == price
+    assert guards.working
+    assert guards.request.stop_price == price
