@@ -36,6 +36,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "resume": "engine",
     "order": "order",
     "close": "close",
+    "adopt": "adopt",
     "risk": "risk",
     "plugin": "plugin",
     "schedule": "schedule",

@@ -350,3 +350,16 @@ def test_schedule(cli: Any, web: Any) -> None:
     header, row = cli("schedule", "list").out.splitlines()
     assert "next run (market time, UTC)" in header
     assert row.split() == ["scan", "2026-11-20", "14:45:00", "-", "-"]
+
+
+# --- adopt ----------------------------------------------------------------------------------------------------
+
+
+def test_adopt(cli: Any, web: Any) -> None:
+    """A foreign position is taken for a strategy, which has to be named."""
+    position = {"symbol": "AAPL", "quantity": 10, "average_cost": 150.5, "strategy": "ignition"}
+    web.does("adopt_position", {"position": position})
+    result = cli("adopt", "AAPL", "--strategy", "ignition")
+    assert (result.code, result.out) == (0, "10 AAPL at 150.5 are ours now, of ignition\n")
+    assert web.asked[-1].body == {"symbol": "AAPL", "strategy": "ignition"}
+    assert cli("adopt", "AAPL").code == 2
