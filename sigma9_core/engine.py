@@ -374,7 +374,7 @@ class Engine:
         refresher = self._loop_task(self._refresh(), "refresh")
         self._undo.append(("refresh", partial(_end, refresher)))
         self._starter = self._loop_task(self._bring_up(), "bring-up")
-        self.dead_man.start()
+        self.dead_man.start(self.money)
         self._undo.append(("dead man", self.dead_man.stop))
 
     def _load_calendar(self) -> None:
@@ -1058,13 +1058,21 @@ class Engine:
         return None if order is None else {"order": order, "legs": []}
 
     async def _dead_man_acts(self, action: str, why: str) -> None:
-        if action == "pause":
-            if self.state == "running":
-                await self.pause_trading(reason=why)
-        else:
-            await self.money.call(
-                self.path.killswitch.fire(reason=why, source="dead_man", flatten=action == "flatten")
-            )
+        """Act, on the money lane: nothing that runs on the outer loop has to work for it."""
+        if action != "pause":
+            await self.path.killswitch.fire(reason=why, source="dead_man", flatten=action == "flatten")
+        elif self.state == "running":
+            self.path.gate.pause("the engine is paused")
+            self._outside(self._pause_soon, why)
+
+    def _pause_soon(self, why: str) -> None:
+        self._loop_task(self._paused_by_dead_man(why), "dead-man-pause")
+
+    async def _paused_by_dead_man(self, why: str) -> None:
+        try:
+            await self.pause_trading(reason=why)
+        except CommandError as error:  # it was stopped or killed meanwhile, which counts for more
+            log.warning("the dead man's switch did not pause the engine: %s", error)
 
     async def _refresh(self) -> None:
         rounds = 0
