@@ -142,7 +142,8 @@ class OrderDesk:
         handed_over = False
         try:
             margins = await self._ask_about(requests)
-            if urgent:  # no rule of unknown speed is asked about a kill's order: it waits for no other decision
+            if all(request.intent == "kill" for request in requests):
+                # No rule of unknown speed is asked about them: nothing here waits, and they wait for nobody.
                 approved = await self._decide(requests, orders, margins)
             else:
                 async with self._decisions:

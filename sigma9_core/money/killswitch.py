@@ -339,13 +339,12 @@ class KillSwitch:
             loop = asyncio.get_running_loop()
             await loop.run_in_executor(self._disk, self._latch.write, self._latch_state())
         except OSError as error:
-            self._letting_go.discard(kill.key)
-            await self._write_latch(kill)  # what was written without it may be in the file, for all the error
+            await self._latch_again(kill)  # what was written without it may be in the file, for all the error
             raise CommandError("internal", f"the latch can't be written ({error}); the kill stays on") from error
         finally:
             self._letting_go.discard(kill.key)
         if kill.joins != joins:
-            await self._write_latch(kill)
+            await self._latch_again(kill)
             raise _joined()
         del self._kills[kill.key]
 
@@ -651,7 +650,9 @@ class KillSwitch:
         try:
             await self._read("cancel", cancel)
         except Exception as error:  # noqa: BLE001 - a broker plugin may raise anything; a cancel is asked again
-            kill.error = f"the cancel of order {order_id} failed: {error}"
+            log.warning("the cancel of order %s failed: %s", order_id, error)
+            if kill.phase != "done":
+                kill.error = f"the cancel of order {order_id} failed: {error}"
 
     def _may_ask(self, kill: Kill, order_id: str) -> bool:
         """Tell whether a cancel may be asked for now, and take down that it was."""
@@ -876,6 +877,12 @@ class KillSwitch:
             log.error("the latch file is slow; the kill goes on without waiting for it")
         except Exception as error:  # noqa: BLE001 - whatever the latch runs into, the kill goes on
             self._not_latched(kill, error)
+
+    async def _latch_again(self, kill: Kill) -> None:
+        """Write a kill that the file may not hold any more, because a reset of it has failed."""
+        self._letting_go.discard(kill.key)
+        kill.latched = False
+        await self._write_latch(kill)
 
     def _latched_late(self, kill: Kill, done: asyncio.Future[None]) -> None:
         error = None if done.cancelled() else done.exception()

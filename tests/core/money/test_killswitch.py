@@ -1064,3 +1064,28 @@ async def test_a_person_s_own_stop_does_not_move_the_guard_s(room: MoneyRoom) ->
     assert room.exits.guards["AAPL"].stop_price == price
     assert guards.working
     assert guards.request.stop_price == price
+
+
+async def test_a_failed_reset_says_that_it_is_not_latched(room: MoneyRoom, mocker: MockerFixture) -> None:
+    """Until the kill is written again, which may take a while, nobody is told that a restart knows of it."""
+    await kill(room)
+    await room.until(lambda: room.kill.body()["phase"] == "done")
+    write, slow, calls = room.latch.write, threading.Event(), 0
+
+    def first_fails(state: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 1:
+            slow.wait(5)
+        write(state)
+        if calls == 1:
+            raise OSError(5, "Input/output error")
+
+    mocker.patch.object(room.latch, "write", first_fails)
+    with pytest.raises(CommandError, match="the kill stays on"):
+        await room.kill.reset("seen", None, "api")
+    assert room.kill.body()["latched"] is False
+
+    slow.set()
+    await room.until(lambda: room.kill.body()["latched"])
+    assert [scope.key for scope in room.latch.read().scopes] == [None]
