@@ -509,6 +509,7 @@ class KillSwitch:
 
     async def _run(self, kill: Kill) -> None:
         again = kill.phase == "done"
+        told: str | None = None
         while not kill.ending:
             before = self._progress(kill)
             error: str | None = None
@@ -522,7 +523,9 @@ class KillSwitch:
                 error = f"{type(fault).__name__}: {fault}"
                 log.exception("a round of the kill failed; it goes on")
             if error is not None:
-                kill.error = error
+                kill.error = told = error
+            elif kill.error == told:
+                kill.error = told = None  # what kept the last round is over
             if done and again:
                 return  # it was done before this look, and still is
             if again and error is None:

@@ -769,6 +769,7 @@ async def test_a_read_back_that_never_returns_holds_the_kill_up_for_a_moment_alo
 
     hung = False
     await room.closing()
+    await room.until(lambda: room.kill.body()["error"] is None)
     hung = True
     async with asyncio.timeout(3):
         await room.kill.reset("seen", None, "api")
