@@ -279,6 +279,8 @@ class MoneyChecks:
         position = room.path.portfolio.position(symbol)
         if not own or own != position.quantity or symbol in room.path.reconciler.unexplained:
             return
+        if position.foreign and self._cause(symbol):
+            return  # it is ours by a bust that nobody was told of
         working = [order.request for order in world.working() if order.request.symbol == symbol]
         protected = any(request.protective for request in working)
         self.require(position.protected == protected, f"{symbol} is protected: {position.protected}, {working}")
