@@ -280,7 +280,7 @@ class MoneyPath:
     async def modify(
         self, args: ModifyOrderArgs, command: Command, records: Sequence[Record]
     ) -> Mapping[str, Any]:
-        """Change a working order of ours."""
+        """Change a working order of ours; the exits that went out with an entry follow its quantity."""
         changes = args.model_dump(exclude={"order_id", "reason"}, exclude_none=True)
         if not changes:
             raise CommandError("invalid", "name at least one field that changes, such as limit_price")
@@ -288,7 +288,7 @@ class MoneyPath:
             self._check_link()
         order = await self.desk.modify(args.order_id, changes, cause=command.id, records=records)
         await self.desk.settle()
-        return {"order": order.view().model_dump(mode="json")}
+        return {"order": order.view().model_dump(mode="json"), "legs": self.exits.legs_of(order.order_id)}
 
     async def cancel(self, order_id: str) -> Mapping[str, Any]:
         """Cancel a working order of ours."""
