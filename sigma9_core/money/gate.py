@@ -78,6 +78,10 @@ LEAVING: Final = 0.02
 class GateClosed(Exception):
     """The gate has closed in the moment in which an order was to leave; nothing has left."""
 
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__(verdict.reason)
+        self.verdict = verdict
+
 
 @dataclass(frozen=True, slots=True)
 class Decision:
@@ -198,8 +202,8 @@ class RiskGate:
         answer: T = await _begun_under(self._leaving, lambda: self._reason_to_stay(requests), leave)
         return answer
 
-    def _reason_to_stay(self, requests: Sequence[OrderRequest]) -> str | None:
-        return next((reason for each in requests if (reason := self.closed_for(each)) is not None), None)
+    def _reason_to_stay(self, requests: Sequence[OrderRequest]) -> Verdict | None:
+        return next((verdict for each in requests if (verdict := self.closing(each)) is not None), None)
 
     def reopen(self, scope: Scope = None) -> None:
         """Take this scope off; every other one stays closed."""
@@ -218,8 +222,12 @@ class RiskGate:
 
     def closed_for(self, request: OrderRequest) -> str | None:
         """Say why an order can't pass now because of kill, reconciliation or engine; None where it can."""
-        verdict = self._latch(request)
+        verdict = self.closing(request)
         return None if verdict is None else verdict.reason
+
+    def closing(self, request: OrderRequest) -> Verdict | None:
+        """Give the verdict with which an order can't pass now, as `closed_for` says it."""
+        return self._latch(request)
 
     def outgrown(self, order_id: str, request: OrderRequest, view: RiskView) -> str | None:
         """Say why an exit, or a change of one, is by now larger than what it can close; None where it fits."""
@@ -405,13 +413,13 @@ class RiskGate:
 
 
 @coroutine
-def _begun_under(lock: threading.Lock, stays: Callable[[], str | None], work: Coroutine[Any, Any, T]) -> Any:
+def _begun_under(lock: threading.Lock, stays: Callable[[], Verdict | None], work: Coroutine[Any, Any, T]) -> Any:
     """Run a coroutine whose first step, up to where it first waits, is one with a look, under a lock."""
     try:
         with lock:
-            if (reason := stays()) is not None:
+            if (verdict := stays()) is not None:
                 work.close()
-                raise GateClosed(reason)
+                raise GateClosed(verdict)
             waits = work.send(None)
         while True:
             try:

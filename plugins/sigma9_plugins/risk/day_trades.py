@@ -118,12 +118,13 @@ class DayTrades(RiskRule):
             for symbol, position in view.positions.items()
             if position.quantity and position.opened_at is not None and position.opened_at >= today
         }
-        entering = sum(
-            view.intents.get(order.order_id) == "entry"
-            and not (order.filled_quantity > ZERO and order.symbol in opened)
+        entering = {  # an order whose price is being changed is there twice
+            order.order_id
             for order in view.working
-        )
-        return len(opened) + entering
+            if view.intents.get(order.order_id) == "entry"
+            and not (order.filled_quantity > ZERO and order.symbol in opened)
+        }
+        return len(opened) + len(entering)
 
     # --- settled cash -----------------------------------------------------------------------------------------
 
