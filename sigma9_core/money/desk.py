@@ -36,6 +36,7 @@ from sigma9_core.money.pricing import expected_price, met_price
 from sigma9_core.money.recall import recalled
 from sigma9_core.money.records import EventRecord, FillRecord, IntentRecord, NoteRecord, Record
 from sigma9_core.money.surroundings import Surroundings
+from sigma9_core.money.turnover import KEPT, TurnoverBook
 
 log = logging.getLogger("sigma9.orders")
 
@@ -107,6 +108,7 @@ class OrderDesk:
         self._recent: deque[Submission] = deque()
         self._changes: deque[datetime] = deque()
         self._filled: deque[Execution] = deque(maxlen=KEPT_EXECUTIONS)
+        self._traded = TurnoverBook()
         self._entries: dict[str, int] = {}
         self._executions: set[str] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -443,6 +445,7 @@ class OrderDesk:
         elif fill is not None:
             self._executions.add(fill.exec_id)
             self._filled.append(_execution(order, fill))
+            self._traded.count([fill])
             records.append(FillRecord(fill, order.request.strategy, order.request.source, recovered))
         data = TradeEvent.of(
             order.view().model_copy(update={"status": event}), trade_id=fill.exec_id if fill and applied else None
@@ -475,6 +478,7 @@ class OrderDesk:
             entries_today=self._entries.get(day, 0),
             changes=tuple(self._changes),
             executions=tuple(self._filled),
+            traded=self._traded.at(now),
             instruments=self.surroundings.instruments,
             margin=margin,
             feed=self.surroundings.feed,
@@ -489,8 +493,11 @@ class OrderDesk:
         executions: Iterable[str],
         entries: Mapping[str, int],
         recent: Iterable[Submission],
+        traded: Iterable[Fill] = (),
     ) -> None:
-        """Take back what the journal knows after a restart."""
+        """Take back what the journal knows after a restart; `traded` are the fills that count as ours and stand."""
+        since = self._clock.now() - KEPT
+        self._traded.count(fill for fill in traded if fill.ts >= since)
         self._recent.extend(recent)
         self.orders.update((order.order_id, order) for order in orders)
         self._executions.update(executions)

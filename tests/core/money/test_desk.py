@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from sigma9_core.money.exposure import reserved
 from sigma9_core.money.orders import Order
 from sigma9_core.testing.money_room import OPEN, AllowAll, MoneyRoom
 from sigma9_plugins.risk.commitments import committed
+from sigma9_plugins.risk.day_trades import DayTrades, DayTradesConfig
 from sigma9_plugins.risk.max_open import MaxOpen, MaxOpenConfig
 from sigma9_plugins.risk.self_trade import SelfTrade
 
@@ -640,3 +642,29 @@ async def test_ended_orders_are_kept_up_to_a_number(room: MoneyRoom, monkeypatch
 
     assert room.desk.open_orders() == [first, last]
     assert [*room.desk.orders.values()] == [*ended[-3:], first, last]
+
+
+async def test_what_was_sold_today_is_known_after_a_restart(tmp_path: Path) -> None:
+    """Proceeds of today are unsettled, however many fills they came in, a restart or not."""
+
+    def rule() -> DayTrades:
+        return DayTrades("day_trades", DayTradesConfig(account_type="cash"))
+
+    def settled(room: MoneyRoom) -> Decimal | None:
+        return rule().usage(room.desk.view()).limit
+
+    async with MoneyRoom(tmp_path, rules=[rule()]) as room:
+        await room.tick("AAPL", 10)
+        await room.fill(await room.buy(quantity=1000), "10")
+        sale = await room.buy(quantity=900, side="sell", intent="reduce")
+        for _ in range(150):
+            room.exchange.fill(sale.order_id, Decimal(10), Decimal(6))
+        await room.desk.settle()
+
+        assert room.path.portfolio.cash == 99_000
+        assert settled(room) == 90_000
+    again = MoneyRoom(tmp_path, exchange=room.exchange, clock=room.clock, rules=[rule()])
+    async with again:
+        assert settled(again) == 90_000
+        again.clock.advance(OPEN + timedelta(days=1, hours=1))
+        assert settled(again) == 99_000
