@@ -495,7 +495,7 @@ class OrderDesk:
         recent: Iterable[Submission],
         traded: Iterable[Fill] = (),
     ) -> None:
-        """Take back what the journal knows after a restart; `traded` are the fills that count as ours and stand."""
+        """Take back what the journal knows after a restart; `traded` are the fills of our orders that stand."""
         since = self._clock.now() - KEPT
         self._traded.count(fill for fill in traded if fill.ts >= since)
         self._recent.extend(recent)

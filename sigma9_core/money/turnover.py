@@ -1,4 +1,4 @@
-"""What has filled lately, summed by symbol, side and hour: what the day's rules ask, however many fills there were."""
+"""What has filled lately, summed by symbol, side and hour: what the rules of a day ask, in however many fills."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ class DayTrades(RiskRule):
         )
 
     def _possible(self, view: RiskView) -> int:
-        """Count what may be left today, each by itself: positions opened or enlarged today, and working entries."""
+        """Count what may be left today: positions of today or enlarged today, and working entries."""
         if not self._config.count_open:
             return 0
         today = _begin(_day(view.now))
