@@ -7,7 +7,7 @@ one of two places; it moves by what it says of itself, and never back: what has 
 from __future__ import annotations
 
 from collections.abc import Iterator, MutableMapping
-from itertools import chain
+from itertools import chain, islice
 
 from sigma9_core.money.orders import Order
 
@@ -23,13 +23,13 @@ class OrderBook(MutableMapping[str, Order]):
 
     def working(self) -> list[Order]:
         """List the working orders, oldest first."""
-        ended = [order for order in self._working.values() if not order.working]
-        for order in ended:
-            del self._working[order.order_id]
-            self._ended[order.order_id] = order
-        while len(self._ended) > self._kept:
-            del self._ended[next(iter(self._ended))]
-        return list(self._working.values())
+        working = [order for order in self._working.values() if order.working]
+        if len(working) < len(self._working):
+            self._ended |= {name: order for name, order in self._working.items() if not order.working}
+            self._working = {order.order_id: order for order in working}
+            for name in [*islice(self._ended, max(0, len(self._ended) - self._kept))]:
+                del self._ended[name]
+        return working
 
     def __getitem__(self, order_id: str) -> Order:
         order = self._working.get(order_id)
