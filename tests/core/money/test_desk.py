@@ -29,6 +29,7 @@ from sigma9_plugins.risk.commitments import committed
 from sigma9_plugins.risk.day_trades import DayTrades, DayTradesConfig
 from sigma9_plugins.risk.max_open import MaxOpen, MaxOpenConfig
 from sigma9_plugins.risk.self_trade import SelfTrade
+from sigma9_plugins.risk.signal_age import SignalAge, SignalAgeConfig
 
 
 @pytest.fixture(name="room")
@@ -668,3 +669,16 @@ async def test_what_was_sold_today_is_known_after_a_restart(tmp_path: Path) -> N
         assert settled(again) == 90_000
         again.clock.advance(OPEN + timedelta(days=1, hours=1))
         assert settled(again) == 99_000
+
+
+async def test_a_change_of_a_strategys_entry_has_no_signal(tmp_path: Path) -> None:
+    """A person changes it, on no signal: the age of the first one says nothing of the change."""
+    async with MoneyRoom(tmp_path, rules=[SignalAge("signal_age", SignalAgeConfig())]) as room:
+        terms = {"source": "strategy", "strategy": "test", "order_type": "limit", "limit_price": Decimal(9)}
+        first = await room.buy(signal={"ts": room.clock.now().isoformat()}, **terms)
+        room.clock.advance(room.clock.now() + timedelta(minutes=5))
+        await room.desk.modify(first.order_id, {"limit_price": Decimal("9.1")})
+
+        assert first.request.limit_price == Decimal("9.1")
+        late = await room.buy(signal={"ts": OPEN.isoformat()}, **terms)
+        assert (late.status, late.rule) == (OrderStatus.RISK_REJECTED, "signal_age")
