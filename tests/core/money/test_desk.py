@@ -674,7 +674,12 @@ async def test_what_was_sold_today_is_known_after_a_restart(tmp_path: Path) -> N
 async def test_a_change_of_a_strategys_entry_has_no_signal(tmp_path: Path) -> None:
     """A person changes it, on no signal: the age of the first one says nothing of the change."""
     async with MoneyRoom(tmp_path, rules=[SignalAge("signal_age", SignalAgeConfig())]) as room:
-        terms = {"source": "strategy", "strategy": "test", "order_type": "limit", "limit_price": Decimal(9)}
+        terms: dict[str, Any] = {
+            "source": "strategy",
+            "strategy": "test",
+            "order_type": "limit",
+            "limit_price": Decimal(9),
+        }
         first = await room.buy(signal={"ts": room.clock.now().isoformat()}, **terms)
         room.clock.advance(room.clock.now() + timedelta(minutes=5))
         await room.desk.modify(first.order_id, {"limit_price": Decimal("9.1")})

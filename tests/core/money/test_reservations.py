@@ -65,11 +65,11 @@ async def test_orders_of_one_moment_pass_no_limit_together(tmp_path: Path, seed:
     """Of many orders at once the gate lets through what the limits bear, also where a rule makes it wait."""
     async with MoneyRoom(tmp_path, rules=rules()) as room:
         if threaded:
-            room.path.gate._rules.append(GuardedRule(AllowAll("third_party"), inline=False))  # noqa: SLF001
+            room.path.gate._rules.append(GuardedRule(AllowAll("third_party"), inline=False))
         for symbol in SYMBOLS:
             await room.tick(symbol, 10)
         terms = [*itertools.product(SYMBOLS, (310, 240, 90, 35), SIDES, ("10", "9.5", "11"))]
-        random.Random(seed).shuffle(terms)  # noqa: S311 - some order, the same each time
+        random.Random(seed).shuffle(terms)
         orders = await asyncio.gather(
             *(
                 room.buy(symbol, quantity, side=side, order_type="limit", limit_price=Decimal(price))
@@ -99,7 +99,8 @@ async def test_changes_of_one_moment_pass_no_limit_together(tmp_path: Path) -> N
             try:
                 await room.desk.modify(order.order_id, {"quantity": Decimal(quantity)})
             except CommandError as error:
-                assert error.code in ("risk_rejected", "busy"), error
+                if error.code not in ("risk_rejected", "busy"):
+                    raise
                 return False
             return True
 
