@@ -681,8 +681,8 @@ class OrderDesk:
             follower(step)
 
 
-def refusal(verdicts: Sequence[Verdict]) -> CommandError:
-    """Turn a refusal into the answer of a command: which rule, which number, which limit."""
+def refusal(verdicts: Sequence[Verdict], order_id: str | None = None) -> CommandError:
+    """Turn a refusal into the answer of a command: which rule, which number, which limit, and of which order."""
     refused = next((verdict for verdict in verdicts if verdict.outcome == "refuse"), None)
     if refused is None:
         return CommandError("risk_rejected", "the risk gate refused the order")
@@ -690,7 +690,11 @@ def refusal(verdicts: Sequence[Verdict]) -> CommandError:
     return CommandError(
         code or "risk_rejected",
         str(refused.reason) if code is not None else f"{refused.rule}: {refused.reason}",
-        {"rule": refused.rule, "verdicts": [verdict.model_dump(mode="json") for verdict in verdicts]},
+        {
+            "rule": refused.rule,
+            "verdicts": [verdict.model_dump(mode="json") for verdict in verdicts],
+            **({} if order_id is None else {"order_id": order_id}),
+        },
     )
 
 

@@ -262,7 +262,9 @@ class MoneyPath:
             )
         first = orders[0]
         if first.status is OrderStatus.RISK_REJECTED:
-            raise refusal(orders[-1].verdicts)  # the deciding ends with the one that was refused
+            raise refusal(
+                orders[-1].verdicts, orders[-1].order_id
+            )  # the deciding ends with the one that was refused
         await self.desk.settle()
         return {"order": first.view().model_dump(mode="json"), "legs": [order.order_id for order in orders[1:]]}
 
@@ -403,7 +405,7 @@ class MoneyPath:
         order = (await self.desk.submit([request], cause=command.id, records=tuple(owed)))[0]
         owed.clear()
         if order.status is OrderStatus.RISK_REJECTED:
-            raise refusal(order.verdicts)
+            raise refusal(order.verdicts, order.order_id)
         return order
 
     async def adopt(self, args: AdoptArgs) -> Mapping[str, Any]:

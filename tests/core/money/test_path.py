@@ -114,6 +114,9 @@ async def test_a_refused_order_is_answered_with_rule_and_numbers(room: MoneyRoom
     assert refusal(caught) == ("risk_rejected", "allow_all: this symbol is refused")
     assert caught.value.details["rule"] == "allow_all"
     assert [verdict["outcome"] for verdict in caught.value.details["verdicts"]] == ["refuse"]
+    refused = room.journal.order(caught.value.details["order_id"])
+    assert refused is not None
+    assert refused.rule == "allow_all"
     assert room.exchange.submitted == []
 
 
