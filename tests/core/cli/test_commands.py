@@ -345,7 +345,8 @@ def test_explain(cli: Any, web: Any) -> None:
     result = cli("risk", "explain", "none")
     assert result.code == 1
 
-    verdict = {**ORDER["verdicts"][0], "outcome": "refuse", "used": 5000.123456789, "reason": "too much"}
+    numbers = {"used": 5000.123456789, "limit": 5000}
+    verdict = {"rule": "max_order_value", "code": "R2", "outcome": "refuse", **numbers, "reason": "too much"}
     refused = {"status": "risk_rejected", "rule": "max_order_value", "reason": "too much", "verdicts": [verdict]}
     web.says("/api/orders/o2", {**ORDER, "order_id": "o2", **refused})
     result = cli("risk", "explain", "o2")
