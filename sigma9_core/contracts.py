@@ -198,6 +198,18 @@ class Execution:
 
 
 @dataclass(frozen=True, slots=True)
+class Turnover:
+    """What has filled in a symbol on one side within an hour."""
+
+    symbol: str
+    side: Side
+    hour: datetime
+    """Its beginning."""
+    value: Decimal
+    """Without commissions."""
+
+
+@dataclass(frozen=True, slots=True)
 class Instrument:
     """What the broker knows of a symbol's contract; None where it does not say."""
 
@@ -269,6 +281,8 @@ class RiskView:
     """The round trips of our books, oldest first."""
     executions: Sequence[Execution] = ()
     """The newest fills since the start, oldest first."""
+    traded: Sequence[Turnover] = ()
+    """All fills of ours of the last two weeks in sums, oldest first; a restart forgets none."""
     instruments: Mapping[str, Instrument] = field(default_factory=dict)
     """By symbol, where the broker tells; a symbol that was not asked about yet is not in it."""
     margin: Margin | None = None

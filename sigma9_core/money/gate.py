@@ -92,6 +92,10 @@ _TERMS: Final = (
 class GateClosed(Exception):
     """The gate has closed in the moment in which an order was to leave; nothing has left."""
 
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__(verdict.reason)
+        self.verdict = verdict
+
 
 @dataclass(frozen=True, slots=True)
 class Decision:
@@ -215,9 +219,9 @@ class RiskGate:
         what the method of that name has said of a change.
         """
 
-        def stays() -> str | None:
-            reasons = (self.closed_for(each, shrinks=shrinks) for each in requests)
-            return next((reason for reason in reasons if reason is not None), None)
+        def stays() -> Verdict | None:
+            found = (self.closing(each, shrinks=shrinks) for each in requests)
+            return next((verdict for verdict in found if verdict is not None), None)
 
         answer: T = await _begun_under(self._leaving, stays, leave)
         return answer
@@ -251,8 +255,12 @@ class RiskGate:
 
     def closed_for(self, request: OrderRequest, *, shrinks: bool = False) -> str | None:
         """Say why an order can't pass now because of kill, reconciliation or engine; None where it can."""
-        verdict = self._latch(request, shrinks=shrinks)
+        verdict = self.closing(request, shrinks=shrinks)
         return None if verdict is None else verdict.reason
+
+    def closing(self, request: OrderRequest, *, shrinks: bool = False) -> Verdict | None:
+        """Give the verdict with which an order can't pass now, as `closed_for` says it."""
+        return self._latch(request, shrinks=shrinks)
 
     def outgrown(self, order_id: str, request: OrderRequest, view: RiskView) -> str | None:
         """Say why an exit, or a change of one, is by now larger than what it can close; None where it fits."""
@@ -440,13 +448,13 @@ class RiskGate:
 
 
 @coroutine
-def _begun_under(lock: threading.Lock, stays: Callable[[], str | None], work: Coroutine[Any, Any, T]) -> Any:
+def _begun_under(lock: threading.Lock, stays: Callable[[], Verdict | None], work: Coroutine[Any, Any, T]) -> Any:
     """Run a coroutine whose first step, up to where it first waits, is one with a look, under a lock."""
     try:
         with lock:
-            if (reason := stays()) is not None:
+            if (verdict := stays()) is not None:
                 work.close()
-                raise GateClosed(reason)
+                raise GateClosed(verdict)
             waits = work.send(None)
         while True:
             try:

@@ -264,7 +264,9 @@ class MoneyPath:
             )
         first = orders[0]
         if first.status is OrderStatus.RISK_REJECTED:
-            raise refusal(orders[-1].verdicts)  # the deciding ends with the one that was refused
+            raise refusal(
+                orders[-1].verdicts, orders[-1].order_id
+            )  # the deciding ends with the one that was refused
         await self.desk.settle()
         return {"order": first.view().model_dump(mode="json"), "legs": [order.order_id for order in orders[1:]]}
 
@@ -282,7 +284,7 @@ class MoneyPath:
     async def modify(
         self, args: ModifyOrderArgs, command: Command, records: Sequence[Record]
     ) -> Mapping[str, Any]:
-        """Change a working order of ours."""
+        """Change a working order of ours; the exits that went out with an entry follow its quantity."""
         changes = args.model_dump(exclude={"order_id", "reason"}, exclude_none=True)
         if not changes:
             raise CommandError("invalid", "name at least one field that changes, such as limit_price")
@@ -290,7 +292,7 @@ class MoneyPath:
             self._check_link()
         order = await self.desk.modify(args.order_id, changes, cause=command.id, records=records)
         await self.desk.settle()
-        return {"order": order.view().model_dump(mode="json")}
+        return {"order": order.view().model_dump(mode="json"), "legs": self.exits.legs_of(order.order_id)}
 
     async def cancel(self, order_id: str) -> Mapping[str, Any]:
         """Cancel a working order of ours."""
@@ -405,7 +407,7 @@ class MoneyPath:
         order = (await self.desk.submit([request], cause=command.id, records=tuple(owed)))[0]
         owed.clear()
         if order.status is OrderStatus.RISK_REJECTED:
-            raise refusal(order.verdicts)
+            raise refusal(order.verdicts, order.order_id)
         return order
 
     async def adopt(self, args: AdoptArgs) -> Mapping[str, Any]:

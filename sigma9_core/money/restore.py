@@ -125,8 +125,9 @@ def restore(known: Known, portfolio: Portfolio, desk: OrderDesk, gate: RiskGate,
         portfolio.bust(exec_id)
     if known.transfers:
         portfolio.transfer(known.transfers)
-    executions = [record.fill.exec_id for record in known.books if isinstance(record, FillRecord)]
-    desk.adopt(known.orders, executions, known.entries, known.recent)
+    fills = [record.fill for record in known.books if isinstance(record, FillRecord)]
+    traded = (fill for fill in fills if fill.order_id != ADOPTED and fill.exec_id not in known.busted)
+    desk.adopt(known.orders, (fill.exec_id for fill in fills), known.entries, known.recent, traded)
     if known.days:
         portfolio.restore_days(known.days.get("portfolio", {}))
         gate.remember(known.days.get("rules", {}))

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from sigma9_core.contracts import EventPage, Server
 from sigma9_core.errors import CommandError
 from sigma9_core.events import DURABLE, EventType
-from sigma9_core.explain import listed
+from sigma9_core.explain import listed, quoted
 from sigma9_core.models import SYMBOL_PATTERN
 from sigma9_integrations.web.answers import Refusal, answer, to_json
 
@@ -73,7 +73,7 @@ async def _order(server: Server, request: Request) -> Response:
         orders = (server.board.get("orders") or {}).get("orders", ())
         found = next((order for order in orders if order.get("order_id") == order_id), None)
     if found is None:
-        raise CommandError("not_found", "there is no order of this id", {"order_id": order_id[:100]})
+        raise CommandError("not_found", f"no order has the id {quoted(order_id)}", {"order_id": order_id[:100]})
     return answer(found)
 
 

@@ -218,6 +218,10 @@ def test_rejected_by_risk(cli: Any, web: Any) -> None:
     assert result.code == 1
     assert result.err == "sigma9: refused by session\n  refuse session R13: market closed\n"
 
+    web.refuses("place_order", "risk_rejected", "refused by session", 422, **details, order_id="o1")
+    lines = cli("order", "place", "AAPL", "buy", "1").err.splitlines()
+    assert lines[1:] == ["  refuse session R13: market closed", "  every rule's word: sigma9 risk explain o1"]
+
 
 def test_preview(cli: Any, web: Any) -> None:
     """A preview shows every verdict, whether the order would be sent, and the rest of the answer."""
@@ -340,6 +344,15 @@ def test_explain(cli: Any, web: Any) -> None:
     assert cli("risk", "explain", "o/1", "--format", "json").json == ORDER["verdicts"]
     result = cli("risk", "explain", "none")
     assert result.code == 1
+
+    numbers = {"used": 5000.123456789, "limit": 5000}
+    verdict = {"rule": "max_order_value", "code": "R2", "outcome": "refuse", **numbers, "reason": "too much"}
+    refused = {"status": "risk_rejected", "rule": "max_order_value", "reason": "too much", "verdicts": [verdict]}
+    web.says("/api/orders/o2", {**ORDER, "order_id": "o2", **refused})
+    result = cli("risk", "explain", "o2")
+    assert result.out.splitlines()[1] == "refused by max_order_value: too much"
+    assert re.search(r"max_order_value +R2 +refuse +5000.1235 +5000 +too much", result.out)
+    assert cli("risk", "explain", "o2", "--format", "json").json == [verdict]
 
 
 def test_schedule(cli: Any, web: Any) -> None:

@@ -114,6 +114,9 @@ async def test_a_refused_order_is_answered_with_rule_and_numbers(room: MoneyRoom
     assert refusal(caught) == ("risk_rejected", "allow_all: this symbol is refused")
     assert caught.value.details["rule"] == "allow_all"
     assert [verdict["outcome"] for verdict in caught.value.details["verdicts"]] == ["refuse"]
+    refused = room.journal.order(caught.value.details["order_id"])
+    assert refused is not None
+    assert refused.rule == "allow_all"
     assert room.exchange.submitted == []
 
 
@@ -233,6 +236,45 @@ async def test_a_change_of_nothing_is_invalid(room: MoneyRoom) -> None:
         await room.path.modify(ModifyOrderArgs(order_id=order_id), command("modify_order"), [])
 
     assert refusal(caught) == ("invalid", "name at least one field that changes, such as limit_price")
+
+
+@pytest.mark.parametrize(
+    ("terms", "changes", "field", "sentence"),
+    [
+        ({}, {"limit_price": 9}, "limit_price", "limit_price does not go with a market order"),
+        (
+            {"order_type": "stop", "stop_price": Decimal(11)},
+            {"limit_price": 9, "quantity": 1000},
+            "limit_price",
+            "limit_price does not go with a stop order",
+        ),
+        (
+            {"order_type": "limit", "limit_price": Decimal(9)},
+            {"stop_price": 8, "trail_amount": 1},
+            "stop_price",
+            "stop_price does not go with a limit order; trail_amount does not go with a limit order",
+        ),
+        (
+            {"order_type": "trailing_stop", "trail_percent": Decimal(2)},
+            {"trail_amount": 1},
+            "trail_percent",
+            "trail_percent does not go with trail_amount: give one of the two",
+        ),
+    ],
+)
+async def test_a_change_fits_the_type_of_the_order(
+    room: MoneyRoom, terms: dict[str, Any], changes: dict[str, Any], field: str, sentence: str
+) -> None:
+    """A price that does not go with the order's type is invalid, as it is with a new order; nothing is judged."""
+    order = room.desk.orders[(await place(room, **terms))["order"]["order_id"]]
+    before, numbered = order.request, room.journal.last_seq
+    args = ModifyOrderArgs.model_validate({"order_id": order.order_id, **changes})
+    with pytest.raises(CommandError) as caught:
+        await room.path.modify(args, command("modify_order"), [])
+
+    assert refusal(caught) == ("invalid", sentence)
+    assert caught.value.details["field"] == field
+    assert (order.request, room.journal.last_seq) == (before, numbered)
 
 
 async def test_a_change_that_a_rule_refuses_leaves_the_order(room: MoneyRoom, mocker: MockerFixture) -> None:
