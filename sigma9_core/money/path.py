@@ -160,8 +160,8 @@ class MoneyPath:
         self._adopting = asyncio.Lock()
         self._ending = False
         """Entries are to be cancelled as soon as the broker is there."""
-        self._catching_up = False
-        """What the broker has done while it was away is being read back."""
+        self._caught_up = False
+        """The newest attempt to read back what the broker has done while it was away has succeeded."""
         self.exits.waits = lambda: not self._up_to_date
         self.desk.behind = lambda: self.link.state == "connected" and not self._up_to_date
 
@@ -543,14 +543,12 @@ class MoneyPath:
     def _up_to_date(self) -> bool:
         """Tell whether the books have what the broker has: nothing is sized from them before."""
         link = self.link
-        return link.state == "connected" and link.health.link == "up" and not self._catching_up
+        return link.state == "connected" and link.health.link == "up" and not link.stale and self._caught_up
 
     async def _reconcile(self) -> None:
-        self._catching_up = True
-        try:
-            await self._catch_up()
-        finally:
-            self._catching_up = False
+        self._caught_up = False  # and it stays so where the reading fails: the link tries again
+        await self._catch_up()
+        self._caught_up = True
         if self._ending:
             self.desk.spawn(self.end_entries(), "end-entries")
         self.exits.review()
