@@ -34,6 +34,8 @@ SURE_AFTER: Final = 30.0
 """Seconds that these looks must span."""
 SECOND_LOOK: Final = 0.2
 """Seconds until positions that differ are read once more: a fill's report may be a moment behind."""
+GONE: Final = "the broker no longer has it; how it ended is not known: it may have filled"
+"""Why an order that worked is taken for ended, where the broker tells neither its end nor a fill."""
 _ENDS: Final[Mapping[str, Message]] = {"cancelled": "cancelled", "rejected": "rejected", "expired": "expired"}
 
 
@@ -121,21 +123,42 @@ class Reconciler:
         """Look what others have done with the account meanwhile; tell whether anything has changed.
 
         A person who trades by hand beside us makes positions foreign, or takes ours away. A difference counts
-        once two looks in a row have shown the same, since a fill's report may be on its way.
+        once two looks in a row have shown the same, since a fill's report may be on its way, and only what no
+        execution explains: a report may have been lost. An order of ours that the broker no longer lists is in
+        doubt, and is settled as all that is.
         """
         desk, this = self._desk, self._round
         if link.health.link == "down" or desk.in_flight or self._in_doubt():
             return False
+        stood = {order.order_id: _state(order) for order in desk.open_orders() if not self._moving(order)}
         working, theirs = await link.broker.open_orders(), await self._held(link)
         if this != self._round or link.state != "connected" or desk.in_flight:
             return False
+        listed = {each.order_id for each in working}
+        for order in desk.open_orders():
+            if stood.get(order.order_id) == _state(order) and order.order_id not in listed:
+                self._doubts[order.order_id] = Doubt("not listed", 0, monotonic())
+        if self._doubts:
+            await self.resolve_unknown(link)
+            return True
         found, orders = (
             Differences(),
             {order_id: order.filled_quantity for order_id, order in desk.foreign.items()},
         )
+        differing = self._differing(theirs)
+        if any(not self._is_told(symbol, pair) for symbol, pair in differing.items()):
+            executions = await link.broker.executions(self._clock.now() - LOOK_BACK)
+            await self._recall(executions)
+            if this != self._round or link.state != "connected" or desk.in_flight:
+                return False
+            self._count(executions, found)
+            if found.fills:
+                self._seen = {}
+                log.warning("executions of ours were never told; counted now: %s", ", ".join(found.fills))
+                return True
+            differing = self._differing(theirs)
         self._foreign(working, found)
         changed = orders != {order_id: order.filled_quantity for order_id, order in desk.foreign.items()}
-        differing = {symbol: pair for symbol, pair in self._compared(theirs).items() if pair[0] != pair[1]}
         seen, self._seen = self._seen, differing
         known = {position.symbol for position in desk.portfolio.positions() if position.foreign}
         foreign = [
@@ -165,6 +188,13 @@ class Reconciler:
             log.warning("the account has changed beside us: %s", found.body())
             desk.note([NoteRecord("reconciliation", self._clock.now(), found.body())])
         return changed
+
+    def _is_told(self, symbol: str, pair: tuple[Decimal, Decimal]) -> bool:
+        """Tell whether a difference is known already, as a foreign position or as an unexplained one."""
+        if pair[0] != ZERO:
+            return self.unexplained.get(symbol) == _sentence(symbol, *pair)
+        position = self._desk.portfolio.position(symbol)
+        return position.foreign and position.quantity == pair[1]
 
     def _in_doubt(self) -> bool:
         desk = self._desk
@@ -282,7 +312,7 @@ class Reconciler:
                     order, "absent", "the broker has no trace of it: it never arrived", recovered=True
                 )
             else:
-                self._desk.local(order, "cancelled", "the broker no longer has it", recovered=True)
+                self._desk.local(order, "cancelled", GONE, recovered=True)
         elif first and order.status is OrderStatus.SUBMITTED:
             self._desk.local(order, "lost", "the broker shows no trace of it so far", recovered=True)
 
@@ -434,6 +464,9 @@ class Reconciler:
             symbol: (portfolio.quantity(symbol), theirs[symbol].quantity if symbol in theirs else ZERO)
             for symbol in symbols
         }
+
+    def _differing(self, theirs: Mapping[str, BrokerPosition]) -> dict[str, tuple[Decimal, Decimal]]:
+        return {symbol: pair for symbol, pair in self._compared(theirs).items() if pair[0] != pair[1]}
 
     def _hold(self, unexplained: Mapping[str, str]) -> None:
         self.unexplained = dict(unexplained)

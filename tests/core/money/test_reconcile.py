@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -381,3 +382,77 @@ async def test_foreign_orders_come_and_go(room: MoneyRoom) -> None:
     room.exchange.orders["manual"].state = "cancelled"
     assert await around(room)
     assert room.desk.foreign == {}
+
+
+# --- what happened without a report ---------------------------------------------------------------------------
+
+
+@contextmanager
+def unheard(room: MoneyRoom) -> Iterator[None]:
+    """Let what happens at the exchange go untold, though the connection stands."""
+    listener, room.exchange.listener = room.exchange.listener, None
+    yield
+    room.exchange.listener = listener
+
+
+async def test_an_order_that_ends_without_a_report_is_noticed(room: MoneyRoom) -> None:
+    """A stop that is gone and was never told of guards nothing: it ends here too, and another one is placed."""
+    await room.fill(await room.enter(), "10")
+    (stop,) = room.working(protective=True)
+    with unheard(room):
+        room.exchange.end(stop.order_id, "cancelled", "by the broker")
+    assert await around(room)
+
+    assert (stop.status, stop.recovered) == (OrderStatus.CANCELLED, True)
+    await room.until(lambda: room.path.portfolio.position("AAPL").protected)
+
+
+async def test_an_order_that_vanishes_is_believed_gone_after_the_looks(
+    room: MoneyRoom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a broker shows neither an end nor a fill of it, looks in a row over some time decide, not one."""
+    room.exchange.immediate = False
+    order = await room.buy(order_type="limit", limit_price=Decimal(5))
+    hidden = room.exchange.orders.pop(order.order_id)
+    assert await around(room)
+    assert order.working
+    room.exchange.orders[order.order_id] = hidden
+    await look(room)
+    assert not await around(room)
+
+    del room.exchange.orders[order.order_id]
+    monkeypatch.setattr(reconcile, "SURE_AFTER", 0.0)
+    assert await around(room)
+    await look(room)
+    assert order.working
+    await look(room)
+    assert (order.view().status, order.reason) == (OrderStatus.CANCELLED, reconcile.GONE)
+
+
+@pytest.mark.parametrize("share", [40, 100])
+async def test_a_fill_without_a_report_is_ours(room: MoneyRoom, share: int) -> None:
+    """What an order of ours has filled is counted as recovered, guarded, and never called foreign."""
+    order = await room.enter()
+    with unheard(room):
+        room.exchange.fill(order.order_id, Decimal(10), Decimal(share))
+    for _ in range(3):
+        await around(room)
+        await look(room)
+    await room.desk.settle()
+
+    position = room.path.portfolio.position("AAPL")
+    assert (position.quantity, position.foreign, position.protected) == (share, False, True)
+    assert [fill.recovered for fill in room.journal.fills()] == [True]
+    assert room.path.reconciler.unexplained == {}
+
+
+async def test_a_fill_of_an_ended_order_without_a_report_is_ours(room: MoneyRoom) -> None:
+    """A cancel that was told, and the fill before it that was not, make no foreign position."""
+    order = await room.buy()
+    with unheard(room):
+        room.exchange.fill(order.order_id, Decimal(10), Decimal(60))
+    room.exchange.end(order.order_id, "cancelled", "the rest")
+    assert await around(room)
+
+    position = room.path.portfolio.position("AAPL")
+    assert (position.quantity, position.foreign) == (60, False)
