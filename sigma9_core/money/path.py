@@ -11,12 +11,13 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final, Literal
 
 from sigma9_core.board import Body
 from sigma9_core.calendar import Calendar
-from sigma9_core.clock import Clock
+from sigma9_core.clock import Clock, monotonic, rfc3339
 from sigma9_core.commands import (
     AdoptArgs,
     CancelAllArgs,
@@ -29,7 +30,7 @@ from sigma9_core.commands import (
     decimal,
 )
 from sigma9_core.config import Settings
-from sigma9_core.contracts import Broker, FeedHealth, Margin, MarketDriven, RiskRule, Signal, Trip
+from sigma9_core.contracts import Broker, BrokerReport, FeedHealth, Margin, MarketDriven, RiskRule, Signal, Trip
 from sigma9_core.errors import CommandError, JournalError
 from sigma9_core.models import (
     ZERO,
@@ -61,6 +62,12 @@ from sigma9_core.money.tally import Tally
 
 log = logging.getLogger("sigma9.money")
 
+AHEAD: Final = timedelta(seconds=5)
+"""Market data that are further ahead of the clock begin no day."""
+WARN_EVERY: Final = 60.0
+"""Seconds between two warnings of them."""
+NOTE_EVERY: Final = 60.0
+"""Seconds between two notes of the day marks while prices move: what a crash may lose."""
 SHOW_EVERY: Final = 0.1
 """Seconds between two publications of positions, orders and account while they move."""
 ONE: Final = Decimal(1)
@@ -131,7 +138,7 @@ class MoneyPath:
         self.link = BrokerLink(
             settings.broker,
             broker,
-            on_report=self.desk.on_report,
+            on_report=self._reported,
             on_connected=self._reconcile,
             on_change=lambda: on_change("broker"),
         )
@@ -150,6 +157,14 @@ class MoneyPath:
         self._tell_killed = on_kill
         self._tell_tripped = on_trip
         self._session: Session | None = None
+        self._open: Session | None = None
+        """The session that was last seen open, until its end was noted."""
+        self.slices_ahead = 0
+        """Slices that were too far ahead of the clock to begin a day."""
+        self._warned_ahead: float | None = None
+        self._noted_at = monotonic()
+        self._noted: Mapping[str, Any] = {}
+        """The day marks and prices that were noted last."""
         self._show_timer: asyncio.TimerHandle | None = None
         self._shown_positions: set[str] = set()
         self._reader: asyncio.Task[None] | None = None
@@ -198,11 +213,7 @@ class MoneyPath:
     async def on_market(self, data: Slice) -> None:
         """Take a slice of market data; return when everything that it caused has settled."""
         session = self._calendar.at(data.ts)
-        if session is not None and session != self._session:
-            self._session = session
-            self.desk.surroundings.forget()
-            self.portfolio.roll(session)
-            self._remember_days()
+        self._roll(data.ts)
         for split in data.splits:
             self._split(split)
         if self._driven is not None and self.link.state == "connected":
@@ -212,7 +223,44 @@ class MoneyPath:
         await self._judge()
         await self.desk.settle()
         self.tally.look()
+        if self._clock.kind != "replay" and monotonic() - self._noted_at >= NOTE_EVERY:
+            self._noted_at = monotonic()
+            if self.portfolio.days_memory() != self._noted:
+                self._remember_days()
         self._touch()
+
+    def _roll(self, seen: datetime | None = None) -> None:
+        """Begin the day of the newest session that has opened; late data, and such as are ahead, begin none.
+
+        It comes before everything that may count: a fill of today's, learnt before the first price, is of today.
+        """
+        now = self._clock.now()
+        if seen is not None and seen - now > AHEAD:
+            self._from_the_future(seen, now)
+        elif seen is not None and seen > now:
+            now = seen
+        session = self._calendar.last(now)
+        if session is not None and (self._session is None or session.day > self._session.day):
+            self._session = session
+            self.desk.surroundings.forget()
+            if self.portfolio.roll(session):
+                self._remember_days()
+        if session is not None and now < session.close:
+            self._open = session
+        elif session is not None and session == self._open:
+            self._open = None
+            self._remember_days()  # the last prices of the session
+
+    def _from_the_future(self, seen: datetime, now: datetime) -> None:
+        self.slices_ahead += 1
+        if self._warned_ahead is None or monotonic() - self._warned_ahead >= WARN_EVERY:
+            self._warned_ahead = monotonic()
+            log.warning(
+                "market data of %s are ahead of the clock (%s): no day begins by them; %d so far",
+                rfc3339(seen),
+                rfc3339(now),
+                self.slices_ahead,
+            )
 
     def _split(self, split: Split) -> None:
         """Apply a split to our books and exits, once; foreign positions follow with the next read-back."""
@@ -557,6 +605,7 @@ class MoneyPath:
         self._touch()
 
     async def _catch_up(self) -> None:
+        self._roll()
         account = await self.link.broker.account()
         if self._opened_with is None:
             self._opened_with = account.cash
@@ -615,6 +664,7 @@ class MoneyPath:
             if not self.link.ready:
                 continue
             try:
+                self._roll()
                 await self.reconciler.resolve_unknown(self.link)
                 if await self.reconciler.look_around(self.link):
                     self._touch()
@@ -622,14 +672,23 @@ class MoneyPath:
                 # A broker plugin may raise anything; what is unknown stays so until the next look.
                 log.exception("reading back what is unknown failed")
 
+    def _reported(self, report: BrokerReport) -> None:
+        self._roll()
+        self.desk.on_report(report)
+
     def _follow(self, step: Step) -> None:
         self._touch()
+        applied = step.applied
+        kept = applied is not None and self._clock.kind != "replay"
+        if applied is not None and kept and (applied.opened or applied.after == ZERO or step.order.recovered):
+            self._remember_days()  # the marks of what is held now, or what was learnt of an earlier day
         if step.applied is not None and step.applied.closed is not None:
             closed = step.applied.closed
             log.info("%s closed: %+.2f (%+.2f %%)", closed.symbol, closed.result, closed.percent)
 
     def _remember_days(self) -> None:
-        body = {"portfolio": self.portfolio.days_memory(), "rules": self.gate.memory()}
+        self._noted, self._noted_at = self.portfolio.days_memory(), monotonic()
+        body = {"portfolio": self._noted, "rules": self.gate.memory()}
         self.desk.note([NoteRecord("days", self._clock.now(), body)])
 
     # --- showing ----------------------------------------------------------------------------------------------

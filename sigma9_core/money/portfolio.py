@@ -95,6 +95,8 @@ class Portfolio:
         if fill.exec_id in self._executions:
             return None
         _check(fill)
+        late = self._days.day_opened is not None and fill.ts < self._days.day_opened
+        result = self._result() if late else ZERO
         holding = self._holdings.setdefault(fill.symbol, Holding(fill.symbol))
         applied = holding.take(fill, strategy)
         self.cash = EXACT.add(self.cash, _paid(fill))
@@ -106,6 +108,8 @@ class Portfolio:
             self._trades.append(applied.closed)
             self._trades_shown = None
         self._changed(fill.symbol)
+        if late:
+            self._days.learn(fill.ts, self._result() - result, applied.realized)
         self._reach()
         return applied
 

@@ -199,7 +199,7 @@ async def test_every_change_of_health_is_told(room: MoneyRoom) -> None:
 
 
 async def test_a_reconciliation_that_fails_after_the_link_came_back_is_repeated(room: MoneyRoom) -> None:
-    """Until one has succeeded nothing is called up to date; what ended meanwhile is then known, and guarded anew."""
+    """Until one has succeeded nothing is called up to date; then what ended is known, and guarded anew."""
     order = await room.enter("AAPL", 100)
     await room.fill(order, "10")
     (stop,) = room.working(protective=True)

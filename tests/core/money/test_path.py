@@ -1027,3 +1027,134 @@ async def test_nobody_trades_until_the_broker_is_reconciled(room: MoneyRoom) -> 
         answer.set()
         await after.path.link.wait_ready()
         assert (await close(after, "AAPL"))["orders"]
+
+
+# --- which day it belongs to, and what a crash leaves of it --------------------------------------------------
+
+
+def day_of(room: MoneyRoom) -> tuple[str | None, float | None]:
+    """Give the trading day and its result."""
+    result = room.path.portfolio.account().day_pnl
+    return room.path.portfolio.days_memory()["day"], None if result is None else float(result)
+
+
+async def stopped(room: MoneyRoom) -> Order:
+    """Enter 100 at 10 and give the stop that guards it."""
+    await room.tick("AAPL", 10)
+    await room.fill(await room.enter("AAPL", 100), "10")
+    await room.tick("AAPL", 10)
+    await room.until(lambda: room.path.portfolio.position("AAPL").protected)
+    return room.working(protective=True)[0]
+
+
+async def test_a_loss_of_today_that_a_start_learns_is_of_today(tmp_path: Path) -> None:
+    """The day begins before what was missed is counted, so that the daily limit sees it."""
+    async with MoneyRoom(tmp_path) as room:
+        stop = await stopped(room)
+    room.clock.advance(SESSIONS[1].open + timedelta(minutes=5))
+    room.exchange.fill(stop.order_id, Decimal(5))
+    async with room.again() as after:
+        assert day_of(after) == ("2026-03-03", -500)
+        await after.tick("MSFT", 20)
+        assert day_of(after) == ("2026-03-03", -500)
+
+
+async def test_a_loss_of_yesterday_that_a_start_learns_is_of_yesterday(tmp_path: Path) -> None:
+    """What happened before the day began is no result of it, whenever it is learnt; another start agrees."""
+    async with MoneyRoom(tmp_path) as room:
+        stop = await stopped(room)
+    room.clock.advance(SESSIONS[0].close - timedelta(minutes=5))
+    room.exchange.fill(stop.order_id, Decimal(5))
+    room.clock.advance(SESSIONS[1].open + timedelta(minutes=5))
+    async with room.again() as after:
+        assert day_of(after) == ("2026-03-03", 0)
+        assert after.path.portfolio.account().realized_pnl == 0
+        assert after.path.portfolio.realized == -500
+        again = await after.crash()
+    async with again:
+        assert day_of(again) == ("2026-03-03", 0)
+
+
+async def test_a_fill_before_the_first_price_of_the_day_is_of_the_day(tmp_path: Path) -> None:
+    """A gap that a stop meets at the open is a loss of the new day, though no slice has come yet."""
+    async with MoneyRoom(tmp_path) as room:
+        stop = await stopped(room)
+        room.clock.advance(SESSIONS[1].open + timedelta(seconds=1))
+        await room.fill(stop, "5")
+        assert day_of(room) == ("2026-03-03", -500)
+
+
+async def test_a_start_in_the_evening_counts_for_the_session_that_is_over(tmp_path: Path) -> None:
+    """A loss of the session that has just closed does not wait for the next one's day."""
+    async with MoneyRoom(tmp_path) as room:
+        stop = await stopped(room)
+    room.clock.advance(SESSIONS[1].close - timedelta(minutes=5))
+    room.exchange.fill(stop.order_id, Decimal(5))
+    room.clock.advance(SESSIONS[1].close + timedelta(hours=2))
+    async with room.again() as after:
+        assert day_of(after) == ("2026-03-03", -500)
+
+
+async def test_a_crash_leaves_peak_and_prices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are noted while they move: the next day begins where the last one ended, and no kill fires for it."""
+    monkeypatch.setattr(path_module, "NOTE_EVERY", 0.0)
+    room = MoneyRoom(tmp_path)
+    async with room:
+        await room.tick("AAPL", 10)
+        await room.fill(await room.buy("AAPL", 100), "10")
+        for price in (11, 10.5, 9.6):
+            await room.tick("AAPL", price)
+        await room.desk.settle()
+        after = await room.crash()
+    after.clock.advance(SESSIONS[1].open + timedelta(seconds=1))
+    async with after:
+        assert after.path.portfolio.days_memory()["peak"] == "100.0"
+        await after.tick("AAPL", 9.35)
+        assert day_of(after) == ("2026-03-03", -25)
+
+
+async def test_the_day_s_marks_are_noted_when_they_matter(room: MoneyRoom) -> None:
+    """At each open and close of a position, and when the session ends; not at every price."""
+    await room.tick("AAPL", 10)
+
+    async def noted() -> int:
+        await room.desk.settle()
+        return len(room.journal.notes("days", 1000))
+
+    before = await noted()
+    order = await room.buy("AAPL", 100)
+    await room.fill(order, "10", 50)
+    await room.fill(order, "10", 50)
+    for price in (10.1, 10.2, 10.3):
+        await room.tick("AAPL", price)
+    assert await noted() == before + 1
+    await room.fill(await room.buy("AAPL", 100, side="sell", intent="reduce"), "10")
+    assert await noted() == before + 2
+    room.clock.advance(SESSIONS[0].close)
+    await room.tick("MSFT", 20)
+    await room.tick("MSFT", 20)
+    assert await noted() == before + 3
+
+
+async def test_only_the_clock_begins_a_day(room: MoneyRoom, caplog: pytest.LogCaptureFixture) -> None:
+    """Data far ahead begin no day and are told of once a minute; late ones don't go back to the old day."""
+    await room.tick("AAPL", 10)
+    for _ in range(2):
+        ahead = SESSIONS[1].open + timedelta(minutes=5)
+        await room.path.on_market(Slice(ahead, trades=(Trade("AAPL", ahead, 10.0, 1.0),)))
+    assert day_of(room)[0] == "2026-03-02"
+    assert room.path.slices_ahead == 2
+    assert caplog.text.count("ahead of the clock") == 1
+
+    room.clock.advance(SESSIONS[1].open - timedelta(seconds=1))
+    just = SESSIONS[1].open + timedelta(seconds=1)
+    await room.path.on_market(Slice(just, trades=(Trade("AAPL", just, 10.0, 1.0),)))
+    assert day_of(room)[0] == "2026-03-03"
+    await room.desk.settle()
+    before = len(room.journal.notes("days", 100))
+    late = SESSIONS[0].open + timedelta(hours=5)
+    for _ in range(5):
+        await room.path.on_market(Slice(late, trades=(Trade("MSFT", late, 10.0, 1.0),)))
+        await room.path.on_market(Slice(just, trades=(Trade("AAPL", just, 10.0, 1.0),)))
+    await room.desk.settle()
+    assert len(room.journal.notes("days", 100)) == before

@@ -441,7 +441,7 @@ async def test_a_fill_without_a_report_is_ours(room: MoneyRoom, share: int) -> N
     await room.desk.settle()
 
     position = room.path.portfolio.position("AAPL")
-    assert (position.quantity, position.foreign, position.protected) == (share, False, True)
+    assert (position.quantity, position.foreign, position.protected) == (Decimal(share), False, True)
     assert [fill.recovered for fill in room.journal.fills()] == [True]
     assert room.path.reconciler.unexplained == {}
 
@@ -455,4 +455,4 @@ async def test_a_fill_of_an_ended_order_without_a_report_is_ours(room: MoneyRoom
     assert await around(room)
 
     position = room.path.portfolio.position("AAPL")
-    assert (position.quantity, position.foreign) == (60, False)
+    assert (position.quantity, position.foreign) == (Decimal(60), False)
