@@ -36,6 +36,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "resume": "engine",
     "order": "order",
     "close": "close",
+    "settle": "settle",
     "risk": "risk",
     "plugin": "plugin",
     "schedule": "schedule",

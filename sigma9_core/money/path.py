@@ -27,6 +27,7 @@ from sigma9_core.commands import (
     KillArgs,
     ModifyOrderArgs,
     OrderArgs,
+    SettleArgs,
     decimal,
 )
 from sigma9_core.config import Settings
@@ -55,7 +56,7 @@ from sigma9_core.money.link import BrokerLink
 from sigma9_core.money.orders import Order
 from sigma9_core.money.portfolio import Portfolio
 from sigma9_core.money.pricing import reference_price
-from sigma9_core.money.reconcile import Reconciler
+from sigma9_core.money.reconcile import SURE_AFTER, Reconciler
 from sigma9_core.money.records import FillRecord, NoteRecord, Record
 from sigma9_core.money.restore import read, restore, split_body, split_of
 from sigma9_core.money.tally import Tally
@@ -75,6 +76,8 @@ READ_BACK_EVERY: Final = 5.0
 """Seconds between two read-backs of what is in doubt, and looks at what others do with the account."""
 CANCELLED_WITHIN: Final = 2.0
 CASH_LOOKS: Final = 3
+CASH_EVERY: Final = 60.0
+"""Seconds between two looks at the broker's cash while nothing has changed."""
 CENT: Final = Decimal("0.01")
 SOURCES: Final[Mapping[CommandSource, OrderSource]] = {"mqtt": "mqtt", "cli": "cli", "schedule": "schedule"}
 """The order source of a command's source; all others are `api`."""
@@ -124,6 +127,7 @@ class MoneyPath:
         )
         self.exits = ExitManager(self.desk, clock)
         self.reconciler = Reconciler(self.desk, clock)
+        self.reconciler.on_settled = self._settled
         self.killswitch = KillSwitch(
             gate=self.gate,
             latch=latch,
@@ -162,6 +166,9 @@ class MoneyPath:
         self.slices_ahead = 0
         """Slices that were too far ahead of the clock to begin a day."""
         self._warned_ahead: float | None = None
+        self._cash_at = monotonic()
+        self._cash_seen: tuple[Decimal, Decimal, float] | None = None
+        """Our cash and the broker's, which differ, and since when they have done so."""
         self._noted_at = monotonic()
         self._noted: Mapping[str, Any] = {}
         """The day marks and prices that were noted last."""
@@ -470,6 +477,56 @@ class MoneyPath:
         self._touch()
         return {"position": self.portfolio.position(args.symbol).model_dump(mode="json")}
 
+    async def settle_position(self, args: SettleArgs, command: Command) -> Mapping[str, Any]:
+        """Take what the broker shows of a position that can't be explained as the truth; a person says why."""
+        async with self._adopting:
+            return await self._settle_position(args, command)
+
+    async def _settle_position(self, args: SettleArgs, command: Command) -> Mapping[str, Any]:
+        symbol = args.symbol
+        self._check_link()
+        told = self.reconciler.unexplained.get(symbol)
+        if told is None:
+            raise CommandError(
+                "not_found",
+                f"the position of {symbol} is explained: there is nothing to settle",
+                {"field": "symbol"},
+            )
+        if not self.reconciler.idle:
+            raise CommandError("busy", "an order is on its way or in doubt: settle once that is known")
+        pair = await self.reconciler.unexplained_now(self.link, symbol)
+        if pair is None:
+            raise CommandError("conflict", f"the position of {symbol} is explained by now: nothing was settled")
+        if self.reconciler.unexplained.get(symbol) != told or pair[0] != self.portfolio.quantity(symbol):
+            raise CommandError("busy", f"the position of {symbol} has just moved: look at it, and ask again")
+        ours, actual = pair
+        fill, strategy = (
+            self.reconciler.settling(symbol, actual, "settled"),
+            self.portfolio.position(symbol).strategy,
+        )
+        body = {
+            "symbol": symbol,
+            "before": str(ours),
+            "after": str(actual),
+            "price": str(fill.price),
+            "exec_id": fill.exec_id,
+            "reason": args.reason,
+            "source": command.source,
+            "actor": command.actor,
+        }
+        note = NoteRecord("settlement", self._clock.now(), body)
+        await self._journal.commit([FillRecord(fill, strategy, "api", recovered=True), note])
+        log.warning("%s: %s was settled to %s, as the broker has it (%s)", symbol, ours, actual, args.reason)
+        self.reconciler.settle(fill, strategy)
+        await self.desk.settle()
+        return {"position": self.portfolio.position(symbol).model_dump(mode="json"), "before": float(ours)}
+
+    def _settled(self) -> None:
+        """Follow a position that has moved without an order."""
+        self.exits.review()
+        self._remember_days()
+        self._touch()
+
     def sizing(self, strategy: str, signal: Signal) -> SizingFacts:
         """Give a sizer the account as it is now, and the price that the risk rules will value the order at."""
         limit = None if signal.limit_price is None else decimal(signal.limit_price)
@@ -615,10 +672,21 @@ class MoneyPath:
         if self._clock.kind == "live":
             self.desk.spawn(self.desk.surroundings.look_at_clock(), "broker-clock")
         await self.reconciler.run(self.link)
-        await self._settle_cash()
+        await self._settle_cash(at_once=True)
 
-    async def _settle_cash(self) -> None:
-        """Take as a transfer what the fills do not explain of the broker's cash, as both are at one moment."""
+    async def _watch_cash(self, *, changed: bool) -> None:
+        """Look at the broker's cash now and then, and when something has changed, while nothing is on its way."""
+        due = changed or self._cash_seen is not None or monotonic() - self._cash_at >= CASH_EVERY
+        if due and self._up_to_date and self.reconciler.idle:
+            self._cash_at = monotonic()
+            await self._settle_cash(at_once=bool(getattr(self.link.broker, "immediate", False)))
+
+    async def _settle_cash(self, *, at_once: bool) -> None:
+        """Take as a transfer what the fills do not explain of the broker's cash, as both are at one moment.
+
+        Unless it is to be believed at once, the same must be seen for a while: a broker may show the cash of a
+        fill, and the fill itself, at different times.
+        """
         for _ in range(CASH_LOOKS):
             before = self.portfolio.cash
             account = await self.link.broker.account()
@@ -627,13 +695,21 @@ class MoneyPath:
             if self.portfolio.cash == before:
                 break
         else:
-            return  # fills came in all the while: the next reconciliation looks again
-        self.portfolio.set_account(account)
+            return  # fills came in all the while: the next look tells
         difference = account.cash - before
+        seen, self._cash_seen = self._cash_seen, None
+        if abs(difference) >= CENT and not at_once:
+            same = seen is not None and seen[:2] == (before, account.cash)
+            since = seen[2] if seen is not None and same else monotonic()
+            if monotonic() - since < SURE_AFTER:
+                self._cash_seen = (before, account.cash, since)
+                return
+        self.portfolio.set_account(account)
         if abs(difference) >= CENT:
             log.warning("cash differs by %s from what the fills make; taken as a transfer", difference)
             self.portfolio.transfer(difference)
             self.desk.note([NoteRecord("transfer", self._clock.now(), {"amount": str(difference)})])
+            self._touch()
 
     def _check_strategy(self, name: str) -> None:
         known = {
@@ -666,8 +742,10 @@ class MoneyPath:
             try:
                 self._roll()
                 await self.reconciler.resolve_unknown(self.link)
-                if await self.reconciler.look_around(self.link):
+                changed = await self.reconciler.look_around(self.link)
+                if changed:
                     self._touch()
+                await self._watch_cash(changed=changed)
             except Exception:
                 # A broker plugin may raise anything; what is unknown stays so until the next look.
                 log.exception("reading back what is unknown failed")

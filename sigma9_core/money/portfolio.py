@@ -170,6 +170,10 @@ class Portfolio:
         self._marks.split(symbol, new, old)
         self._changed(symbol)
 
+    def was_split(self, symbol: str) -> bool:
+        """Tell whether a split is among what made the position."""
+        return any(isinstance(entry, _Split) for entry in self._history.get(symbol, ()))
+
     def mark(self, data: Slice) -> None:
         """Take the newest prices: a trade's, else the middle of a sane quote, else a bar's close."""
         changed = self._marks.take(data)

@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from decimal import Decimal
+from decimal import ROUND_DOWN, Decimal
 from typing import Any, Final
 
 from sigma9_core.clock import Clock, monotonic
 from sigma9_core.contracts import BrokerOrder, BrokerPosition, BrokerReport
 from sigma9_core.errors import BrokerError
 from sigma9_core.models import ZERO, Fill, OrderRequest, OrderStatus, OrderView
+from sigma9_core.money.adoption import Settled, settlement
 from sigma9_core.money.desk import OrderDesk, stand_in
 from sigma9_core.money.link import BrokerLink
 from sigma9_core.money.orders import Message, Order
 from sigma9_core.money.pricing import usable
-from sigma9_core.money.records import NoteRecord
+from sigma9_core.money.records import FillRecord, NoteRecord
 
 log = logging.getLogger("sigma9.reconcile")
 
@@ -76,6 +77,8 @@ class Reconciler:
     """Compares and settles; on the money lane."""
 
     def __init__(self, desk: OrderDesk, clock: Clock) -> None:
+        self.on_settled: Callable[[], None] = lambda: None
+        """Told where a position has moved without an order: its exits may have to."""
         self.unexplained: Mapping[str, str] = {}
         """Symbols that are closed for new orders, with the reason."""
         self._desk = desk
@@ -86,6 +89,11 @@ class Reconciler:
         self._round = 0
         self._seen: Mapping[str, tuple[Decimal, Decimal]] = {}
         """Positions that differed at the last look around: ours and the broker's."""
+
+    @property
+    def idle(self) -> bool:
+        """Tell whether no order is on its way or in doubt."""
+        return not self._desk.in_flight and not self._desk.changing and not self._in_doubt()
 
     async def run(self, link: BrokerLink) -> Differences:
         """Read everything back, settle what can be settled, and journal what was found."""
@@ -169,7 +177,9 @@ class Reconciler:
         unexplained = {
             symbol: _sentence(symbol, *pair)
             for symbol, pair in differing.items()
-            if pair[0] != ZERO and (symbol in self.unexplained or seen.get(symbol) == pair)
+            if pair[0] != ZERO
+            and (symbol in self.unexplained or seen.get(symbol) == pair)
+            and not self._in_lieu(symbol, *pair)
         }
         before = {
             position.symbol: position.quantity for position in desk.portfolio.positions() if position.foreign
@@ -427,7 +437,7 @@ class Reconciler:
             if ours == ZERO:
                 foreign.append(theirs[symbol])
                 found.foreign_positions.append(symbol)
-            else:
+            elif not self._in_lieu(symbol, ours, actual):
                 found.unexplained[symbol] = _sentence(symbol, ours, actual)
         portfolio.set_foreign(foreign)
         self._hold(found.unexplained)
@@ -447,10 +457,10 @@ class Reconciler:
         for symbol in self.unexplained:
             ours = self._desk.portfolio.quantity(symbol)
             actual = theirs[symbol].quantity if symbol in theirs else ZERO
-            if ours != actual:
+            if ours != actual and not self._in_lieu(symbol, ours, actual):
                 still[symbol] = _sentence(symbol, ours, actual)
             else:
-                log.warning("the position of %s is explained now: %s", symbol, ours)
+                log.warning("the position of %s is explained now: %s", symbol, actual)
         self._hold(still)
 
     async def _held(self, link: BrokerLink) -> dict[str, BrokerPosition]:
@@ -465,6 +475,44 @@ class Reconciler:
             for symbol in symbols
         }
 
+    def _in_lieu(self, symbol: str, ours: Decimal, actual: Decimal) -> bool:
+        """Book the fraction of a share that a split has left, and for which the broker pays cash; tell whether."""
+        if not self._desk.portfolio.was_split(symbol) or ours.to_integral_value(ROUND_DOWN) != actual:
+            return False
+        fill = self.settling(symbol, actual, "in-lieu")
+        strategy = self._desk.portfolio.position(symbol).strategy
+        self._desk.note([FillRecord(fill, strategy, "api", recovered=True)])
+        self.settle(fill, strategy)
+        log.warning(
+            "%s: the fraction %s of a share that a split has left is booked as cash in lieu at %s; %s are held",
+            symbol,
+            fill.quantity,
+            fill.price,
+            actual,
+        )
+        return True
+
+    def settling(self, symbol: str, actual: Decimal, why: Settled) -> Fill:
+        """Make the fill that brings our position to what the broker has, at the newest price."""
+        portfolio = self._desk.portfolio
+        mark = portfolio.mark_of(symbol)
+        price = portfolio.position(symbol).average_cost if mark is None else mark.price
+        return settlement(symbol, actual - portfolio.quantity(symbol), price, self._clock.now(), why)
+
+    def settle(self, fill: Fill, strategy: str | None) -> None:
+        """Count a fill that `settling` has made and the journal has taken, and let go of its symbol."""
+        self._desk.portfolio.adopt(fill, strategy)
+        self._hold({symbol: why for symbol, why in self.unexplained.items() if symbol != fill.symbol})
+        self.on_settled()
+
+    async def unexplained_now(self, link: BrokerLink, symbol: str) -> tuple[Decimal, Decimal] | None:
+        """Look once more at a symbol that is held: our quantity and the broker's, None where they agree now."""
+        await self._look_again(link)
+        if symbol not in self.unexplained:
+            return None
+        theirs = await self._held(link)
+        return self._compared(theirs)[symbol]
+
     def _differing(self, theirs: Mapping[str, BrokerPosition]) -> dict[str, tuple[Decimal, Decimal]]:
         return {symbol: pair for symbol, pair in self._compared(theirs).items() if pair[0] != pair[1]}
 
@@ -476,7 +524,7 @@ class Reconciler:
 def _sentence(symbol: str, ours: Decimal, actual: Decimal) -> str:
     return (
         f"the journal's fills make {ours} of {symbol}, the broker has {actual}: "
-        "settle it at the broker, the symbol is free again once the two agree"
+        "settle it at the broker, or here with settle_position; the symbol is free again once the two agree"
     )
 
 

@@ -23,10 +23,11 @@ from sigma9_core.commands import (
     KillArgs,
     ModifyOrderArgs,
     OrderArgs,
+    SettleArgs,
 )
 from sigma9_core.contracts import BrokerAccount, BrokerOrder, BrokerPosition, BrokerReport, RiskView, Signal, Trip
 from sigma9_core.errors import BrokerError, CommandError, JournalError
-from sigma9_core.models import ExitPlan, OrderStatus, RuleUsage, Slice, Trade, Verdict
+from sigma9_core.models import ExitPlan, OrderRequest, OrderStatus, RuleUsage, Slice, Trade, Verdict
 from sigma9_core.money import path as path_module
 from sigma9_core.money.orders import Order
 from sigma9_core.money.records import CommandRecord
@@ -840,6 +841,63 @@ async def test_a_fill_during_the_reconciliation_is_no_transfer(room: MoneyRoom) 
     assert room.journal.notes("transfer", 10) == []
 
 
+async def test_cash_is_looked_at_while_connected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A withdrawal shows within the minute, a person's purchase with the position that it made."""
+    monkeypatch.setattr(path_module, "READ_BACK_EVERY", 0.01)
+    async with MoneyRoom(tmp_path) as quick:
+        await quick.tick("AAPL", 100)
+        monkeypatch.setattr(path_module, "CASH_EVERY", 0.0)
+        quick.exchange.cash -= 90_000
+        await quick.until(lambda: quick.path.portfolio.account().equity == 10_000)
+        assert quick.path.portfolio.account().buying_power == 10_000
+        monkeypatch.setattr(path_module, "CASH_EVERY", 1e9)
+        quick.exchange.holdings["AAPL"] = Decimal(50)
+        quick.exchange.cash -= 5000
+        await quick.until(lambda: quick.path.portfolio.cash == 5000)
+        account = quick.path.portfolio.account()
+        assert (account.equity, account.day_pnl) == (Decimal(10_000), Decimal(0))
+
+
+async def test_cash_ahead_of_its_fill_is_no_transfer(room: MoneyRoom, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker that may be late is believed once it has shown the same for a while, with no order in doubt."""
+    monkeypatch.setattr(path_module, "CASH_EVERY", float("-inf"))
+    now = 0.0
+    monkeypatch.setattr(path_module, "monotonic", lambda: now)
+    room.exchange.immediate = False
+
+    async def look(seconds: float) -> list[Any]:
+        nonlocal now
+        now += seconds
+        await room.path._watch_cash(changed=False)
+        await room.desk.settle()
+        return [note.body["amount"] for note in room.journal.notes("transfer", 10)]
+
+    order = await room.buy()
+    room.exchange.cash -= 1000
+    assert await look(1) == await look(20) == []
+    room.exchange.cash += 1000
+    await room.fill(order, "10")
+    assert await look(20) == await look(20) == []
+
+    room.exchange.cash += 500
+    assert await look(1) == await look(20) == []
+    await room.fill(await room.buy("MSFT", 1), "10")  # it begins anew where our own cash has moved
+    assert await look(20) == await look(20) == []
+    assert await look(20) == ["500"]
+    assert room.path.portfolio.cash == room.exchange.cash
+
+
+async def test_cash_waits_while_an_order_is_in_doubt(room: MoneyRoom, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an order without an answer has done to cash is not known: nothing is taken for a transfer."""
+    monkeypatch.setattr(path_module, "CASH_EVERY", 0.0)
+    room.exchange.faults.add("lost_ack")
+    await room.buy()
+    room.exchange.cash -= 1000
+    await room.path._watch_cash(changed=True)
+
+    assert room.path.portfolio.cash == 100_000
+
+
 # --- a bust -----------------------------------------------------------------------------------------------------
 
 
@@ -1158,3 +1216,73 @@ async def test_only_the_clock_begins_a_day(room: MoneyRoom, caplog: pytest.LogCa
         await room.path.on_market(Slice(just, trades=(Trade("AAPL", just, 10.0, 1.0),)))
     await room.desk.settle()
     assert len(room.journal.notes("days", 100)) == before
+
+
+# --- a position that can't be explained -----------------------------------------------------------------------
+
+
+def settling(symbol: str = "AAPL") -> tuple[SettleArgs, Command]:
+    """Make the command of a person."""
+    return SettleArgs(symbol=symbol, reason="sold by phone"), Command("settle_position", {}, "api", actor="me")
+
+
+async def test_a_person_settles_what_can_t_be_explained(room: MoneyRoom) -> None:
+    """The books take the broker's quantity, for a reason and without a result; exits and gate follow, for good."""
+    await room.fill(await room.enter("AAPL", 100), "10")
+    await room.tick("AAPL", 11)
+    room.exchange.holdings["AAPL"] = Decimal(60)
+    room.exchange.cash += 440
+    for _ in range(2):
+        await room.path.reconciler.look_around(room.path.link)
+    assert room.path.gate.closed_for(OrderRequest(symbol="AAPL", side="sell", quantity=Decimal(1))) is not None
+    answer = await room.path.settle_position(*settling())
+    await room.path._settle_cash(at_once=True)
+
+    assert (answer["before"], answer["position"]["quantity"]) == (100, 60)
+    assert room.path.reconciler.unexplained == {}
+    assert room.path.portfolio.account().day_pnl == 100
+    await room.until(lambda: [o.request.quantity for o in room.working(protective=True)] == [60])
+    note = room.journal.notes("settlement", 1)[0].body
+    assert (note["before"], note["after"], note["reason"], note["actor"]) == ("100", "60", "sold by phone", "me")
+    assert [r.fill.exec_id[:8] for r in room.journal.fills() if r.recovered] == ["settled-"]
+    async with await room.crash() as after:
+        assert after.path.portfolio.quantity("AAPL") == 60
+        assert after.path.portfolio.cash == after.exchange.cash
+        assert after.path.reconciler.unexplained == {}
+
+
+async def test_a_settled_position_that_is_gone_has_no_exits(room: MoneyRoom) -> None:
+    """Where the broker has nothing, nothing is guarded any more, and a kill comes to its end."""
+    await room.fill(await room.enter("AAPL", 100), "10")
+    await room.tick("AAPL", 11)
+    room.exchange.holdings["AAPL"] = Decimal(0)
+    for _ in range(2):
+        await room.path.reconciler.look_around(room.path.link)
+    await room.path.settle_position(*settling())
+
+    await room.until(lambda: not room.exits.guards and not room.desk.open_orders())
+    assert room.path.portfolio.positions() == ()
+
+
+async def test_only_what_is_held_can_be_settled(room: MoneyRoom) -> None:
+    """What is explained, was so by now, or moves at this moment, is refused with the reason."""
+    await room.fill(await room.buy("AAPL", 100), "10")
+
+    async def refused() -> tuple[str, str]:
+        with pytest.raises(CommandError) as caught:
+            await room.path.settle_position(*settling())
+        return caught.value.code, caught.value.message
+
+    assert (await refused())[0] == "not_found"
+    room.exchange.holdings["AAPL"] = Decimal(60)
+    await room.path.reconciler.run(room.path.link)
+    room.exchange.holdings["AAPL"] = Decimal(70)
+    assert "has just moved" in (await refused())[1]
+    room.exchange.faults.add("lost_ack")
+    await room.buy("MSFT", 1)
+    assert "in doubt" in (await refused())[1]
+    room.exchange.faults.clear()
+    await room.path.reconciler.resolve_unknown(room.path.link)
+    room.exchange.holdings["AAPL"] = Decimal(100)
+    assert (await refused())[0] in ("conflict", "not_found")
+    assert [record.fill.exec_id for record in room.journal.fills()] == ["x1"]
