@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final, Literal
@@ -64,7 +64,7 @@ from sigma9_core.money.tally import Tally
 log = logging.getLogger("sigma9.money")
 
 AHEAD: Final = timedelta(seconds=5)
-"""Market data that are further ahead of the clock begin no day."""
+"""The time of market data that are further ahead of the clock is not believed."""
 WARN_EVERY: Final = 60.0
 """Seconds between two warnings of them."""
 NOTE_EVERY: Final = 60.0
@@ -74,6 +74,8 @@ SHOW_EVERY: Final = 0.1
 ONE: Final = Decimal(1)
 READ_BACK_EVERY: Final = 5.0
 """Seconds between two read-backs of what is in doubt, and looks at what others do with the account."""
+READ_WITHIN: Final = 5.0
+"""Seconds that a broker has to show a position that is to be closed."""
 CANCELLED_WITHIN: Final = 2.0
 CASH_LOOKS: Final = 3
 CASH_EVERY: Final = 60.0
@@ -164,7 +166,7 @@ class MoneyPath:
         self._open: Session | None = None
         """The session that was last seen open, until its end was noted."""
         self.slices_ahead = 0
-        """Slices that were too far ahead of the clock to begin a day."""
+        """Slices that were too far ahead of the clock to be believed."""
         self._warned_ahead: float | None = None
         self._cash_at = monotonic()
         self._cash_seen: tuple[Decimal, Decimal, float] | None = None
@@ -219,6 +221,10 @@ class MoneyPath:
 
     async def on_market(self, data: Slice) -> None:
         """Take a slice of market data; return when everything that it caused has settled."""
+        now = self._clock.now()
+        if data.ts - now > AHEAD:
+            self._from_the_future(data.ts, now)
+            data = replace(data, ts=now)  # it would begin a day, end time stops, and outlive all later prices
         session = self._calendar.at(data.ts)
         self._roll(data.ts)
         for split in data.splits:
@@ -237,15 +243,13 @@ class MoneyPath:
         self._touch()
 
     def _roll(self, seen: datetime | None = None) -> None:
-        """Begin the day of the newest session that has opened; late data, and such as are ahead, begin none.
+        """Begin the day of the newest session that has opened; late data begin none.
 
         It comes before everything that may count: a fill of today's, learnt before the first price, is of today.
         """
         now = self._clock.now()
-        if seen is not None and seen - now > AHEAD:
-            self._from_the_future(seen, now)
-        elif seen is not None and seen > now:
-            now = seen
+        if seen is not None:
+            now = max(now, seen)
         session = self._calendar.last(now)
         if session is not None and (self._session is None or session.day > self._session.day):
             self._session = session
@@ -263,7 +267,7 @@ class MoneyPath:
         if self._warned_ahead is None or monotonic() - self._warned_ahead >= WARN_EVERY:
             self._warned_ahead = monotonic()
             log.warning(
-                "market data of %s are ahead of the clock (%s): no day begins by them; %d so far",
+                "market data of %s are ahead of the clock (%s) and are taken as of now; %d so far",
                 rfc3339(seen),
                 rfc3339(now),
                 self.slices_ahead,
@@ -445,10 +449,11 @@ class MoneyPath:
         for entry in entries:  # what an entry still fills would stand without an exit
             await self.desk.ask_cancel(entry)
         await self._ended(entries)
+        quantity = await self._closable(position.symbol)
         request = OrderRequest(
             symbol=position.symbol,
-            side=opposite("buy" if position.quantity > 0 else "sell"),
-            quantity=abs(self.portfolio.quantity(position.symbol)),
+            side=opposite("buy" if quantity > 0 else "sell"),
+            quantity=abs(quantity),
             strategy=position.strategy,
             source=SOURCES.get(command.source, "api"),
             intent="reduce",
@@ -460,6 +465,35 @@ class MoneyPath:
         if order.status is OrderStatus.RISK_REJECTED:
             raise refusal(order.verdicts)
         return order
+
+    async def _closable(self, symbol: str) -> Decimal:
+        """Give what there is to close of a position of ours: what both the books and a fresh read of it show.
+
+        An exit may have filled without our knowing it: closing what the books have would turn the position.
+        """
+        try:
+            async with asyncio.timeout(READ_WITHIN):
+                actual = await self.reconciler.held(self.link, symbol)
+                if actual != self.portfolio.quantity(symbol):
+                    await self.reconciler.count_fills(self.link)
+                    actual = await self.reconciler.held(self.link, symbol)
+        except CommandError:
+            raise
+        except Exception as error:  # a broker plugin may raise anything; nothing was sent
+            raise CommandError(
+                "broker_unavailable",
+                f"nothing was sent: the position of {symbol} can't be read back ({type(error).__name__}: {error})",
+            ) from error
+        ours = self.portfolio.quantity(symbol)
+        if ours == ZERO:
+            raise CommandError(
+                "not_found", f"{symbol} is flat already: an exit of it has filled", {"field": "symbol"}
+            )
+        if actual * ours <= ZERO:
+            raise CommandError(
+                "busy", f"the books have {ours} of {symbol}, the broker has {actual}: ask again once the two agree"
+            )
+        return min(ours, actual, key=abs)
 
     async def adopt(self, args: AdoptArgs) -> Mapping[str, Any]:
         """Make a foreign position ours; the broker's cash has paid for it already."""

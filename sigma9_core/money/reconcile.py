@@ -115,6 +115,11 @@ class Reconciler:
         await self._recall(executions)
         self._count(executions, Differences())
 
+    async def held(self, link: BrokerLink, symbol: str) -> Decimal:
+        """Read back what the broker holds of a symbol."""
+        held = (await self._held(link)).get(symbol)
+        return ZERO if held is None else held.quantity
+
     async def resolve_unknown(self, link: BrokerLink) -> None:
         """Read back where an order or a position is in doubt, so that it does not stay so."""
         if link.health.link == "down":

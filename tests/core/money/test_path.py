@@ -1203,6 +1203,10 @@ async def test_only_the_clock_begins_a_day(room: MoneyRoom, caplog: pytest.LogCa
     assert day_of(room)[0] == "2026-03-02"
     assert room.path.slices_ahead == 2
     assert caplog.text.count("ahead of the clock") == 1
+    await room.tick("AAPL", 10.5)
+    mark = room.path.portfolio.mark_of("AAPL")
+    assert mark is not None
+    assert (mark.price, mark.ts) == (Decimal("10.5"), room.clock.now())
 
     room.clock.advance(SESSIONS[1].open - timedelta(seconds=1))
     just = SESSIONS[1].open + timedelta(seconds=1)
@@ -1286,3 +1290,53 @@ async def test_only_what_is_held_can_be_settled(room: MoneyRoom) -> None:
     room.exchange.holdings["AAPL"] = Decimal(100)
     assert (await refused())[0] in ("conflict", "not_found")
     assert [record.fill.exec_id for record in room.journal.fills()] == ["x1"]
+
+
+# --- a close whose exit has filled without our knowing it ------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", [30, 100])
+async def test_a_close_is_sized_from_what_the_broker_has(room: MoneyRoom, share: int) -> None:
+    """The stop's fill, of which no report has come, is counted first: nothing is sold twice."""
+    await room.fill(await room.enter("AAPL", 100), "10")
+    await room.until(lambda: room.path.portfolio.position("AAPL").protected)
+    (stop,) = room.working(protective=True)
+    listener, room.exchange.listener = room.exchange.listener, None
+    room.exchange.fill(stop.order_id, Decimal("9.8"), Decimal(share))
+    room.exchange.listener = listener
+    args, command = CloseArgs(symbol="AAPL"), Command("close_position", {}, "api")
+    if share == 100:
+        with pytest.raises(CommandError, match="flat already"):
+            await room.path.close(args, command, [])
+    else:
+        answer = await room.path.close(args, command, [])
+        assert [order["quantity"] for order in answer["orders"]] == [70]
+    assert room.path.portfolio.quantity("AAPL") == 100 - share
+
+
+async def test_a_close_waits_where_books_and_broker_differ(room: MoneyRoom) -> None:
+    """What the broker does not have can't be closed, and what can't be read is not closed blindly."""
+    await room.fill(await room.buy("AAPL", 100), "10")
+    room.exchange.holdings["AAPL"] = Decimal(0)
+    args, command = CloseArgs(symbol="AAPL"), Command("close_position", {}, "api")
+    with pytest.raises(CommandError, match="the broker has 0") as caught:
+        await room.path.close(args, command, [])
+    assert caught.value.code == "busy"
+
+    async def silent() -> Any:
+        raise BrokerError("no answer")
+
+    room.exchange.positions = silent  # type: ignore[method-assign]
+    with pytest.raises(CommandError, match="nothing was sent") as caught:
+        await room.path.close(args, command, [])
+    assert caught.value.code == "broker_unavailable"
+    assert len(room.exchange.submitted) == 1
+
+
+async def test_a_close_takes_no_more_than_is_ours(room: MoneyRoom) -> None:
+    """Shares that a person has added at the broker are left alone."""
+    await room.fill(await room.buy("AAPL", 100), "10")
+    room.exchange.holdings["AAPL"] = Decimal(150)
+    answer = await room.path.close(CloseArgs(symbol="AAPL"), Command("close_position", {}, "api"), [])
+
+    assert [order["quantity"] for order in answer["orders"]] == [100]
