@@ -194,7 +194,7 @@ class MoneyPath:
     async def start(self) -> None:
         """Read the latch and the journal; the kill works from here on, the broker not yet."""
         self.killswitch.resume(self._latch.read())
-        known = await asyncio.to_thread(read, self._journal, self._clock.now(), self._calendar)
+        known = await asyncio.to_thread(read, self._journal, self._clock.now())
         if known.opening is not None:
             self._opened_with = known.opening
         restore(known, self.portfolio, self.desk, self.gate, self.exits)
@@ -277,7 +277,16 @@ class MoneyPath:
         """Apply a split to our books and exits, once; foreign positions follow with the next read-back."""
         if split in self._splits:
             return
+        again = self._same_split(split)
         self._splits.add(split)
+        if again is not None:
+            log.warning(
+                "%s: the split of %s is the one of %s, which was applied; ignored",
+                split.symbol,
+                split.ts,
+                again.ts,
+            )
+            return
         held = self.portfolio.quantity(split.symbol)
         try:
             self.portfolio.split(split.symbol, split.new, split.old)
@@ -289,6 +298,19 @@ class MoneyPath:
             now = self.portfolio.quantity(split.symbol)
             log.warning("%s: %s for %s shares; %s have become %s", split.symbol, split.new, split.old, held, now)
         self.exits.split(split)
+
+    def _same_split(self, split: Split) -> Split | None:
+        """Give the split of the same symbol, ratio and session day that was told under another time."""
+        for known in self._splits:
+            same = known.symbol == split.symbol and known.new * split.old == split.new * known.old
+            if same and self._session_of(known.ts) == self._session_of(split.ts):
+                return known
+        return None
+
+    def _session_of(self, moment: datetime) -> str:
+        """Name the session that a moment is in, or that comes next."""
+        session = self._calendar.at(moment) or self._calendar.after(moment)
+        return moment.date().isoformat() if session is None else session.day
 
     def on_feed(self, health: FeedHealth) -> None:
         """Learn how the feed stands; a rule may trip, though no market data come any more."""
@@ -775,9 +797,10 @@ class MoneyPath:
                 continue
             try:
                 self._roll()
+                held = self.reconciler.unexplained
                 await self.reconciler.resolve_unknown(self.link)
                 changed = await self.reconciler.look_around(self.link)
-                if changed:
+                if changed or held != self.reconciler.unexplained:
                     self._touch()
                 await self._watch_cash(changed=changed)
             except Exception:
@@ -826,11 +849,12 @@ class MoneyPath:
         orders = [order.view().model_dump(mode="json") for order in self.desk.open_orders()]
         orders += [order.model_dump(mode="json") for order in self.desk.foreign.values()]
         usage = [rule.model_dump(mode="json") for rule in self.gate.usage(self.desk.view())]
+        held = [{"symbol": symbol, "reason": why} for symbol, why in sorted(self.reconciler.unexplained.items())]
         bodies: dict[str, Body | None] = {
             "account": self.portfolio.account().model_dump(mode="json"),
             "positions": {"count": len(positions), "positions": list(positions.values())},
             "orders": {"count": len(orders), "orders": orders},
-            "risk": {"rules": usage},
+            "risk": {"rules": usage, "held": held},
             "kill_switch": self.killswitch.body(),
         }
         bodies |= {f"position/{symbol}": body for symbol, body in positions.items()}

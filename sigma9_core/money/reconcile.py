@@ -263,14 +263,20 @@ class Reconciler:
 
     async def _recall(self, executions: Sequence[Fill]) -> None:
         """Take back from the journal the ended orders that have filled after all."""
+        desk, asked = self._desk, dict[str, list[Fill]]()
         for fill in executions:
-            order_id = fill.order_id
-            if not order_id or order_id in self._strangers or self._desk.knows_execution(fill.exec_id):
-                continue
-            known = await self._desk.recall(order_id)
-            if known is None:  # what has filled of it is the least that it was for
-                sold = sum((each.quantity for each in executions if each.order_id == order_id), ZERO)
-                known = await self._desk.recall_kill(order_id, fill.symbol, fill.side, sold)
+            there = fill.order_id in desk.orders or fill.order_id in self._strangers
+            if fill.order_id and not there and not desk.knows_execution(fill.exec_id):
+                asked.setdefault(fill.order_id, []).append(fill)
+        if not asked:
+            return
+        ours = await asyncio.to_thread(desk.journal.known_orders, [*asked])
+        for order_id, fills in asked.items():
+            if order_id in ours:
+                known = await desk.recall(order_id)
+            else:  # what has filled of it is the least that it was for
+                sold = sum((fill.quantity for fill in fills), ZERO)
+                known = await desk.recall_kill(order_id, fills[0].symbol, fills[0].side, sold)
             if known is None:
                 self._strangers.add(order_id)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from pytest_mock import MockerFixture
 
+from sigma9_core.clock import SteppedClock
 from sigma9_core.commands import (
     AdoptArgs,
     BracketArgs,
@@ -705,8 +706,22 @@ async def test_a_rule_s_use_is_shown(room: MoneyRoom) -> None:
     assert room.bodies["risk"] == {
         "rules": [
             {"rule": "allow_all", "enabled": True, "used": None, "limit": None, "tripped": False, "until": None}
-        ]
+        ],
+        "held": [],
     }
+
+
+async def test_a_symbol_that_is_held_is_shown(room: MoneyRoom) -> None:
+    """Whose position can't be explained is named with the reason, until it can be."""
+    await room.fill(await room.buy("AAPL", 100), "10")
+    room.exchange.holdings["AAPL"] = Decimal(60)
+    await room.path.reconciler.run(room.path.link)
+    room.path._show()
+    (held,) = (room.bodies["risk"] or {})["held"]
+    assert held["symbol"] == "AAPL"
+    assert "the broker has 60" in held["reason"]
+    await room.path.settle_position(*settling())
+    await room.until(lambda: (room.bodies["risk"] or {})["held"] == [])
 
 
 # --- what a restart takes back ----------------------------------------------------------------------------------
@@ -1340,3 +1355,26 @@ async def test_a_close_takes_no_more_than_is_ours(room: MoneyRoom) -> None:
     answer = await room.path.close(CloseArgs(symbol="AAPL"), Command("close_position", {}, "api"), [])
 
     assert [order["quantity"] for order in answer["orders"]] == [100]
+
+
+async def test_entries_count_for_their_day_before_and_after_hours(tmp_path: Path) -> None:
+    """The day is the date in New York, for the desk and for a restart alike: none is forgotten, none moves."""
+    clock = SteppedClock("simulated", SESSIONS[0].open - timedelta(hours=2))
+
+    async def entries(room: MoneyRoom, moment: datetime) -> int:
+        clock.advance(moment)
+        await room.buy("AAPL", 1, order_type="limit", limit_price=Decimal(9))
+        await room.desk.settle()
+        return room.desk.view().entries_today
+
+    async with MoneyRoom(tmp_path, clock=clock) as room:
+        assert await entries(room, SESSIONS[0].open - timedelta(hours=1)) == 1
+        after = await room.crash()
+    async with after:
+        assert await entries(after, SESSIONS[0].open + timedelta(hours=1)) == 2
+        late = datetime(2026, 3, 3, 1, tzinfo=UTC)  # it is the evening of the same day in New York
+        assert await entries(after, late) == 3
+        again = await after.crash()
+    async with again:
+        assert again.desk.view().entries_today == 3
+        assert await entries(again, SESSIONS[1].open) == 1

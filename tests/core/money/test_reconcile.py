@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pytest_mock import MockerFixture
 
 from sigma9_core.contracts import BrokerPosition
 from sigma9_core.errors import BrokerError, BrokerRefused
 from sigma9_core.events import TradeEvent
-from sigma9_core.models import OrderRequest, OrderStatus
+from sigma9_core.models import Fill, OrderRequest, OrderStatus
 from sigma9_core.money import reconcile
 from sigma9_core.testing.money_room import MoneyRoom
 from sigma9_core.testing.small_exchange import Resting
@@ -456,3 +457,21 @@ async def test_a_fill_of_an_ended_order_without_a_report_is_ours(room: MoneyRoom
 
     position = room.path.portfolio.position("AAPL")
     assert (position.quantity, position.foreign) == (Decimal(60), False)
+
+
+async def test_executions_of_strangers_cost_one_query(room: MoneyRoom, mocker: MockerFixture) -> None:
+    """Thousands of orders of another system are looked up at once, not one by one; ours among them are found."""
+    order = await room.buy()
+    with unheard(room):
+        room.exchange.fill(order.order_id, Decimal(10))
+    del room.desk.orders[order.order_id]  # as if it had ended long ago
+    await room.desk.settle()
+    room.exchange.fills += [
+        Fill(f"y{n}", f"other-{n}", "MSFT", "buy", Decimal(1), Decimal(10), Decimal(0), room.clock.now())
+        for n in range(1200)
+    ]
+    threads = mocker.spy(asyncio, "to_thread")
+    await room.path.reconciler.run(room.path.link)
+
+    assert threads.call_count == 2
+    assert room.path.portfolio.quantity("AAPL") == 100

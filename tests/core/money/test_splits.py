@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import pytest
 from sigma9_core.models import ExitPlan, OrderRequest, Slice, Split, Trade
 from sigma9_core.money.audit import audit
 from sigma9_core.money.history import History
-from sigma9_core.testing.money_room import MoneyRoom
+from sigma9_core.testing.money_room import SESSIONS, MoneyRoom
 
 
 @pytest.fixture(name="room")
@@ -103,6 +103,28 @@ async def test_a_split_without_sense_is_ignored(room: MoneyRoom, caplog: pytest.
 
     assert room.path.portfolio.quantity("AAPL") == 100
     assert "a split that makes no sense" in caplog.text
+
+
+async def test_one_split_under_two_times_counts_once(room: MoneyRoom) -> None:
+    """Feeds that tell one split as of midnight and as of the open tell the same one; the next day's is another."""
+    await room.fill(await room.buy(), "10")
+
+    async def tell(at: datetime, new: int, old: int = 1) -> Decimal:
+        room.clock.advance(room.clock.now() + timedelta(seconds=1))
+        told = Split("AAPL", at, Decimal(new), Decimal(old))
+        await room.path.on_market(Slice(room.clock.now(), splits=(told,)))
+        await room.desk.settle()
+        return room.path.portfolio.quantity("AAPL")
+
+    first, second = SESSIONS[0].open, SESSIONS[1].open
+    for at in (first, first + timedelta(seconds=1), first.replace(hour=0, minute=0)):
+        assert await tell(at, 2) == 200
+    assert await tell(first, 4, 2) == 200
+    assert await tell(first, 3) == 600
+    async with await room.crash() as after:
+        room = after
+        assert await tell(first + timedelta(seconds=2), 2) == 600
+        assert await tell(second, 2) == 1200
 
 
 async def around(room: MoneyRoom) -> None:
