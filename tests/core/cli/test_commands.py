@@ -58,9 +58,10 @@ def test_status(cli: Any, web: Any) -> None:
 
 def test_status_names_what_is_held(cli: Any, web: Any) -> None:
     """A symbol that takes no orders is named with the reason, and how a person ends it."""
-    web.says("/api/status", {**STATUS, "held": [{"symbol": "AAPL", "reason": "100 here, 60 there"}]})
+    status = web.answers["/api/status"][1]
+    web.says("/api/status", {**status, "held": [{"symbol": "AAPL", "reason": "100 here, 60 there"}]})
     assert re.search(
-        r"^held +AAPL: 100 here, 60 there \(sigma9 settle AAPL --reason \.\.\.\)$", cli("status").out, re.M
+        r"^held +AAPL: 100 here, 60 there \(sigma9 settle AAPL --reason \.\.\.\)$", cli("status").out, re.MULTILINE
     )
 
 
