@@ -168,6 +168,8 @@ class MoneyPath:
         self.slices_ahead = 0
         """Slices that were too far ahead of the clock to be believed."""
         self._warned_ahead: float | None = None
+        self._unwanted: set[str] = set()
+        """Symbols in which an exit has opened a position."""
         self._cash_at = monotonic()
         self._cash_seen: tuple[Decimal, Decimal, float] | None = None
         """Our cash and the broker's, which differ, and since when they have done so."""
@@ -803,9 +805,37 @@ class MoneyPath:
                 if changed or held != self.reconciler.unexplained:
                     self._touch()
                 await self._watch_cash(changed=changed)
+                for symbol in sorted(self._unwanted):
+                    await self._take_back(symbol)
             except Exception:
                 # A broker plugin may raise anything; what is unknown stays so until the next look.
                 log.exception("reading back what is unknown failed")
+
+    async def _take_back(self, symbol: str) -> None:
+        """Close what an exit has opened by filling beyond its position, such as a stop beside a close."""
+        position = self.portfolio.position(symbol)
+        if self.killswitch.owns_exits(symbol, position.strategy) or not self._up_to_date:
+            return
+        working = [order.request for order in self.desk.open_orders() if order.request.symbol == symbol]
+        if any(ask.intent != "entry" and ask.order_type == "market" for ask in working):
+            return
+        try:
+            quantity = await self._closable(symbol)
+            request = OrderRequest(
+                symbol=symbol,
+                side=opposite("buy" if quantity > 0 else "sell"),
+                quantity=abs(quantity),
+                strategy=position.strategy,
+                source="exit",
+                intent="reduce",
+                reason="an exit has filled beyond its position",
+            )
+            await self.desk.submit([request])
+        except (CommandError, JournalError) as error:
+            if self.portfolio.quantity(symbol) == ZERO:
+                self._unwanted.discard(symbol)  # the books had heard of things in another order
+            else:
+                log.error("%s: what an exit has opened can't be closed yet: %s", symbol, error)
 
     def _reported(self, report: BrokerReport) -> None:
         self._roll()
@@ -814,6 +844,17 @@ class MoneyPath:
     def _follow(self, step: Step) -> None:
         self._touch()
         applied = step.applied
+        symbol, exits = step.order.request.symbol, step.order.request.intent != "entry"
+        if applied is not None and applied.opened and exits:
+            self._unwanted.add(symbol)
+            log.error(
+                "%s: the exit %s has filled beyond the position: %s are held that nobody wanted; closing them",
+                symbol,
+                step.order.order_id,
+                applied.after,
+            )
+        elif applied is not None and (applied.after == ZERO or not exits):
+            self._unwanted.discard(symbol)
         kept = applied is not None and self._clock.kind != "replay"
         if applied is not None and kept and (applied.opened or applied.after == ZERO or step.order.recovered):
             self._remember_days()  # the marks of what is held now, or what was learnt of an earlier day

@@ -1378,3 +1378,51 @@ async def test_entries_count_for_their_day_before_and_after_hours(tmp_path: Path
     async with again:
         assert again.desk.view().entries_today == 3
         assert await entries(again, SESSIONS[1].open) == 1
+
+
+async def test_what_an_exit_opens_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stop that has filled beside a close, and was told late, leaves no naked short."""
+    monkeypatch.setattr(path_module, "READ_BACK_EVERY", 0.01)
+    async with MoneyRoom(tmp_path) as room:
+        await room.fill(await room.enter("AAPL", 100), "10")
+        await room.until(lambda: room.path.portfolio.position("AAPL").protected)
+        (stop,) = room.working(protective=True)
+        room.exchange.orders[stop.order_id].request = stop.request.model_copy(update={"oca_group": None})
+        (left,) = (await room.path.close(CloseArgs(symbol="AAPL"), Command("close_position", {}, "api"), []))[
+            "orders"
+        ]
+        room.exchange.faults.add("no_cancel")
+        await room.fill(room.desk.orders[left["order_id"]], "10")
+        await room.fill(stop, "9.8")
+        assert room.path.portfolio.quantity("AAPL") == -100
+        await room.until(lambda: room.working(side="buy"))
+        (back,) = room.working(side="buy")
+        assert (back.request.quantity, back.request.intent, back.request.source) == (
+            Decimal(100),
+            "reduce",
+            "exit",
+        )
+        await asyncio.sleep(0.1)
+        assert room.working(side="buy") == [back]
+        await room.fill(back, "9.8")
+        assert room.path.portfolio.quantity("AAPL") == 0
+        await asyncio.sleep(0.1)
+        assert not room.desk.open_orders()
+
+
+async def test_an_exit_that_is_told_before_its_entry_opens_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reports that come in another order are no position that nobody wanted: the read-back shows it."""
+    monkeypatch.setattr(path_module, "READ_BACK_EVERY", 0.01)
+    async with MoneyRoom(tmp_path) as room:
+        entry = await room.enter("AAPL", 100)
+        (stop,) = room.working(protective=True)
+        listener, room.exchange.listener = room.exchange.listener, None
+        room.exchange.fill(entry.order_id, Decimal(10))
+        room.exchange.listener = listener
+        room.exchange.fill(stop.order_id, Decimal("9.8"))
+        await room.until(lambda: room.path.portfolio.quantity("AAPL") == 0)
+        await asyncio.sleep(0.1)
+
+        assert len(room.exchange.submitted) == 2
