@@ -189,6 +189,13 @@ class AdoptArgs(NoArgs):
     strategy: Name
 
 
+class SettleArgs(Frozen):
+    """`settle_position`: what the broker shows of a position that can't be explained becomes the truth."""
+
+    symbol: Symbol
+    reason: Text
+
+
 class PluginArgs(NoArgs):
     """`plugin_enable`, `plugin_disable`."""
 
@@ -290,6 +297,7 @@ BUILT_IN: Final[Mapping[str, CommandSpec]] = {
         _spec("cancel_all", CancelAllArgs, "trade", "Cancel our entries.", Alias("DELETE", "/api/orders"), repeats=False),
         _spec("close_position", CloseArgs, "trade", "Close a position at the market.", Alias("POST", "/api/positions/{symbol}/close"), word="symbol", fixed_words=frozenset()),
         _spec("adopt_position", AdoptArgs, "admin", "Make a foreign position ours.", Alias("POST", "/api/positions/{symbol}/adopt"), fixed_words=frozenset()),
+        _spec("settle_position", SettleArgs, "admin", "Take the broker's word for a position that can't be explained.", Alias("POST", "/api/positions/{symbol}/settle"), fixed_words=frozenset()),
         _spec("watchlist_add", SymbolArgs, "trade", "Watch a symbol.", Alias("PUT", "/api/watchlist/{symbol}"), word="symbol", fixed_words=frozenset()),
         _spec("watchlist_remove", SymbolArgs, "trade", "Stop watching a symbol.", Alias("DELETE", "/api/watchlist/{symbol}"), word="symbol", fixed_words=frozenset()),
         _spec("broker_connect", NoArgs, "trade", "Connect the broker.", Alias("POST", "/api/broker/connect")),

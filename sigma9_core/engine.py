@@ -346,7 +346,7 @@ class Engine:
         self._host.watch(self._plugins_changed)
         await self._restore_documents()
         fresh = self.journal.last_seq == 0
-        if not fresh:  # today's entries are counted by session
+        if not fresh:  # the day begins by its sessions before fills are read back
             self._load_calendar()
         self.watchdog.start()
         self._undo.append(("watchdog", self.watchdog.stop))
@@ -776,6 +776,7 @@ class Engine:
             "open_orders": (self.board.get("orders") or {}).get("count", 0),
             "watchlist_count": len(self.watchlist.items()),
             "day_pnl": account.get("day_pnl"),
+            "held": list((self.board.get("risk") or {}).get("held") or ()),
             "seq": self.journal.last_seq,
             "journal_id": self.journal.journal_id,
             "node": self.settings.node,

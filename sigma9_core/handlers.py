@@ -21,6 +21,7 @@ from sigma9_core.commands import (
     RiskClearArgs,
     RiskSetArgs,
     ScanArgs,
+    SettleArgs,
     SymbolArgs,
 )
 from sigma9_core.dispatcher import Call, Handler
@@ -57,6 +58,7 @@ class Handlers:
             "cancel_all": self.cancel_all,
             "close_position": self.close_position,
             "adopt_position": self.adopt_position,
+            "settle_position": self.settle_position,
             "watchlist_add": self.watchlist_add,
             "watchlist_remove": self.watchlist_remove,
             "broker_connect": self.broker_connect,
@@ -151,6 +153,11 @@ class Handlers:
         """Make a foreign position ours."""
         engine = self._engine
         return await engine.money.call(engine.path.adopt(args))
+
+    async def settle_position(self, args: SettleArgs, call: Call) -> Result:
+        """Take the broker's word for a position."""
+        engine = self._engine
+        return await engine.money.call(engine.path.settle_position(args, call.command))
 
     # --- market -----------------------------------------------------------------------------------------------
 

@@ -37,6 +37,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "order": "order",
     "close": "close",
     "adopt": "adopt",
+    "settle": "settle",
     "risk": "risk",
     "plugin": "plugin",
     "schedule": "schedule",

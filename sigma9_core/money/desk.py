@@ -18,7 +18,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final
 
-from sigma9_core.calendar import Calendar
+from sigma9_core.calendar import Calendar, trading_day
 from sigma9_core.clock import Clock
 from sigma9_core.commands import wrong_prices
 from sigma9_core.contracts import BrokerReport, Execution, Margin, RiskView, Submission
@@ -475,7 +475,7 @@ class OrderDesk:
         for order in self.orders.working():
             working += order.possible()
             intents[order.order_id] = order.request.intent
-        day = session.day if session is not None else now.date().isoformat()
+        day = trading_day(now)
         return self.portfolio.risk_view(
             session=session,
             working=working,
@@ -677,9 +677,7 @@ class OrderDesk:
         return self._link.broker
 
     def _count(self, requests: Sequence[OrderRequest], step: int) -> None:
-        now = self._clock.now()
-        session = self._calendar.at(now)
-        day = session.day if session is not None else now.date().isoformat()
+        day = trading_day(self._clock.now())
         self._entries[day] = self._entries.get(day, 0) + step * sum(r.intent == "entry" for r in requests)
 
     def _tell(self, step: Step) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from functools import reduce
@@ -29,6 +29,8 @@ from sigma9_core.money.tables import COMMANDS, EVENTS, FILLS, NOTES, ORDERS, ada
 
 SPLIT: Final = "split"
 """The kind of note that a split is: symbol, market time, new and old shares."""
+SOME: Final = 500
+"""Ids that one query asks for."""
 PAGE: Final = 1000
 """Rows that a long read takes at once, so that it never holds a snapshot open for long."""
 
@@ -199,6 +201,16 @@ class History:
         with self._read() as connection:
             body = connection.execute(query).scalar()
         return None if body is None else rows.trade_event(body)
+
+    def known_orders(self, order_ids: Sequence[str]) -> set[str]:
+        """Give those of these orders that are ours."""
+        found: set[str] = set()
+        with self._read() as connection:
+            for start in range(0, len(order_ids), SOME):
+                some = order_ids[start : start + SOME]
+                query = select(EVENTS.c.order_id).where(EVENTS.c.node == self.node, EVENTS.c.order_id.in_(some))
+                found.update(connection.execute(query.distinct()).scalars())
+        return found
 
     def status(self, order_id: str) -> OrderStatus | None:
         """Tell where an order stands, which its newest event alone may not say; None for one that is not ours."""

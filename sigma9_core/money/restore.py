@@ -6,11 +6,11 @@ import gc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final
 
-from sigma9_core.calendar import Calendar
+from sigma9_core.calendar import trading_day
 from sigma9_core.clock import rfc3339
 from sigma9_core.contracts import Submission
 from sigma9_core.models import ZERO, OrderStatus, Split
@@ -26,6 +26,8 @@ from sigma9_core.money.recall import recalled
 from sigma9_core.money.records import FillRecord, NoteRecord
 
 MANY: Final = 10_000
+A_DAY: Final = timedelta(days=1, hours=1)
+"""A trading day is no longer, also where the clocks are put back."""
 TRAIL: Final = 100
 """Notes of the kills' trail that a start looks at."""
 
@@ -44,7 +46,7 @@ class Known:
     orders: Sequence[Order]
     """Orders that had not ended, and the entries that guards refer to."""
     entries: Mapping[str, int]
-    """Entries of the session in progress, by its day."""
+    """Entries of the trading day, by its name."""
     recent: Sequence[Submission]
     """Orders that passed the gate in the last minutes: a restart forgets no duplicate and no rate."""
     days: Mapping[str, Any]
@@ -67,7 +69,7 @@ def _uncollected() -> Iterator[None]:
 
 
 @_uncollected()
-def read(journal: Journal, now: datetime, calendar: Calendar) -> Known:
+def read(journal: Journal, now: datetime) -> Known:
     """Read it all (blocks: disk; 1 s for 100,000 fills)."""
     opening = next(iter(journal.notes("opening", 1)), None)
     days = next(iter(journal.notes("days", 1)), None)
@@ -81,15 +83,12 @@ def read(journal: Journal, now: datetime, calendar: Calendar) -> Known:
     for order in orders:
         if order.order_id in working and order.status is OrderStatus.BUSTED:
             order.status = OrderStatus.PARTIALLY_FILLED  # the rest works on when a fill is taken back
-    session = calendar.at(now)
-    entries: dict[str, int] = {}
-    if session is not None:
-        sent = {
-            intent.order_id
-            for intent in journal.intents(session.open)
-            if intent.approved and intent.request.intent == "entry"
-        }
-        entries[session.day] = len(sent)
+    day = trading_day(now)
+    sent = {
+        intent.order_id
+        for intent in journal.intents(now - A_DAY)
+        if intent.approved and intent.request.intent == "entry" and trading_day(intent.ts) == day
+    }
     recent: dict[str, Submission] = {}
     for intent in journal.intents(now - REMEMBERED):
         if intent.approved:
@@ -100,7 +99,7 @@ def read(journal: Journal, now: datetime, calendar: Calendar) -> Known:
         books=tuple(journal.books()),
         busted=frozenset(str(note.body["exec_id"]) for note in journal.notes("bust", MANY)),
         orders=orders,
-        entries=entries,
+        entries={day: len(sent)},
         recent=tuple(recent.values()),
         days={} if days is None else days.body,
         guards=guards,

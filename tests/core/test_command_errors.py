@@ -95,6 +95,10 @@ TABLE: Final[dict[str, tuple[str, dict[str, str]]]] = {
         '{"symbol": "AAPL", "strategy": "s"}',
         {"symbol": "symbol", "strategy": "name", "reason": "reason"},
     ),
+    "settle_position": (
+        '{"symbol": "AAPL", "reason": "checked"}',
+        {"symbol": "symbol", "reason": "reason"},
+    ),
     "watchlist_add": ('{"symbol": "AAPL"}', {"symbol": "symbol", "reason": "reason"}),
     "watchlist_remove": ('{"symbol": "AAPL"}', {"symbol": "symbol", "reason": "reason"}),
     "plugin_enable": ('{"name": "x"}', {"name": "name", "reason": "reason"}),

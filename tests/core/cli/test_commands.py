@@ -56,6 +56,15 @@ def test_status(cli: Any, web: Any) -> None:
     }
 
 
+def test_status_names_what_is_held(cli: Any, web: Any) -> None:
+    """A symbol that takes no orders is named with the reason, and how a person ends it."""
+    status = web.answers["/api/status"][1]
+    web.says("/api/status", {**status, "held": [{"symbol": "AAPL", "reason": "100 here, 60 there"}]})
+    assert re.search(
+        r"^held +AAPL: 100 here, 60 there \(sigma9 settle AAPL --reason \.\.\.\)$", cli("status").out, re.MULTILINE
+    )
+
+
 def test_status_of_a_kill(cli: Any, web: Any) -> None:
     """A kill is told with its phase, reason, source, time and scopes."""
     killed = {
@@ -279,6 +288,17 @@ def test_close(cli: Any, web: Any) -> None:
     assert [asked.body["symbol"] for asked in web.asked] == ["AAPL", "*", "*"]
     assert cli("close").code == 2
     assert cli("close", "AAPL", "--all").code == 2
+
+
+def test_settle(cli: Any, web: Any) -> None:
+    """A person takes the broker's word for a position, and says why."""
+    web.does("settle_position", {"position": {"symbol": "AAPL", "quantity": 60}, "before": 100})
+    result = cli("settle", "AAPL", "--reason", "sold by phone")
+    assert result.out == (
+        "AAPL was 100 by the journal and is 60 now, as the broker has it; the symbol is free again\n"
+    )
+    assert web.asked[0].body == {"symbol": "AAPL", "reason": "sold by phone"}
+    assert cli("settle", "AAPL").code == 2
 
 
 def test_what_is_closed(cli: Any, web: Any) -> None:

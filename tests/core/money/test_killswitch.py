@@ -943,7 +943,7 @@ async def test_closes_wait_until_the_broker_is_read_back(room: MoneyRoom, mocker
     """Cancels go out at once after a reconnect; what is closed is sized from books that are up to date."""
     await room.fill(await room.enter(), "10")
     resting = await room.buy("MSFT", order_type="limit", limit_price=Decimal(5))
-    room.path._catching_up = True
+    room.path.link._ready.clear()
     await kill(room)
     await room.until(lambda: room.kill.body()["detail"] == "waiting_for_broker")
     await asyncio.sleep(0.4)
@@ -952,7 +952,7 @@ async def test_closes_wait_until_the_broker_is_read_back(room: MoneyRoom, mocker
     assert len(room.working(protective=True)) == 1
     assert "not read back yet" in room.kill.body()["error"]
 
-    room.path._catching_up = False
+    room.path.link._ready.set()
     await room.closing()
     await room.until(lambda: room.kill.body()["error"] is None)
 

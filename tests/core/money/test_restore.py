@@ -9,12 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from sigma9_core.calendar import Calendar
 from sigma9_core.models import ExitPlan, OrderStatus
 from sigma9_core.money.restore import Known, read
 from sigma9_core.testing.money_room import OPEN, SESSIONS, AllowAll, MoneyRoom
-
-CALENDAR = Calendar("XNYS", SESSIONS)
 
 
 @pytest.fixture(name="room")
@@ -26,7 +23,7 @@ async def _room(tmp_path: Path) -> AsyncIterator[MoneyRoom]:
 async def known(room: MoneyRoom) -> Known:
     """Read what a start would, once everything is written."""
     await room.desk.settle()
-    return read(room.journal, room.clock.now(), CALENDAR)
+    return read(room.journal, room.clock.now())
 
 
 async def test_a_new_journal_knows_its_opening_alone(room: MoneyRoom) -> None:
@@ -76,15 +73,15 @@ async def test_a_guard_comes_with_its_entry(room: MoneyRoom) -> None:
     assert over.order_id not in orders
 
 
-async def test_entries_are_those_of_the_session_in_progress(room: MoneyRoom) -> None:
-    """Approved entries since its open; outside of a session there is nothing to count."""
+async def test_entries_are_those_of_the_day(room: MoneyRoom) -> None:
+    """Approved entries of the date in New York, in the session or outside of it."""
     await room.buy("A")
     await room.buy("NOPE")
     await room.enter("B")
     assert (await known(room)).entries == {"2026-03-02": 2}
 
     room.clock.advance(OPEN + timedelta(hours=10))
-    assert (await known(room)).entries == {}
+    assert (await known(room)).entries == {"2026-03-02": 2}
     room.clock.advance(SESSIONS[1].open)
     assert (await known(room)).entries == {"2026-03-03": 0}
 
@@ -109,7 +106,7 @@ async def test_day_marks_and_rules_memory_come_back(room: MoneyRoom) -> None:
     await room.tick("AAPL", 10.5)
     await room.path.stop()
     await room.journal.commit([])
-    days = read(room.journal, room.clock.now(), CALENDAR).days
+    days = read(room.journal, room.clock.now()).days
 
     assert days["portfolio"]["day"] == "2026-03-02"
     assert days["portfolio"]["marks"]["AAPL"][0] == "10.5"
