@@ -33,6 +33,7 @@ from sigma9_core.models import (
     TimeInForce,
     Verdict,
     WatchlistItem,
+    make_writable,
 )
 
 if TYPE_CHECKING:
@@ -358,6 +359,10 @@ class BrokerReport:
     fill: Fill | None = None
     reason: str | None = None
 
+    def __post_init__(self) -> None:
+        """Write out what the journal could not hold."""
+        make_writable(self, "order_id", "broker_order_id", "reason")
+
 
 @dataclass(frozen=True, slots=True)
 class BrokerOrder:
@@ -380,6 +385,10 @@ class BrokerOrder:
     parent_id: str | None = None
     reason: str | None = None
 
+    def __post_init__(self) -> None:
+        """Write out what the journal could not hold."""
+        make_writable(self, "order_id", "broker_order_id", "symbol", "oca_group", "parent_id", "reason")
+
 
 @dataclass(frozen=True, slots=True)
 class BrokerPosition:
@@ -388,6 +397,10 @@ class BrokerPosition:
     symbol: str
     quantity: Decimal
     average_cost: Decimal
+
+    def __post_init__(self) -> None:
+        """Write out what the journal could not hold."""
+        make_writable(self, "symbol")
 
 
 @dataclass(frozen=True, slots=True)

@@ -704,7 +704,7 @@ class Engine:
             log.warning("the journal works again: %s", what)
             self._outside(self._journal_back)
         else:
-            log.critical("the journal can't be written (%s): no order goes out until it can", what)
+            log.critical("the journal is not healthy (no order goes out while it can't be written): %s", what)
 
     def _on_state(self, bodies: Mapping[str, Body | None]) -> None:
         self._outside(self._put, bodies)
@@ -801,7 +801,7 @@ class Engine:
         self._part_changed("engine", f"engine {state}: {reason}")
 
     def _emit_status(self, update: StatusUpdate) -> None:
-        if self.journal.healthy:
+        if self.journal.writes:
             self._emit("status_update", update)
         else:  # a journal that fails keeps facts in memory: one update when it is back says as much as hundreds
             self._untold.update(update.changed)

@@ -23,13 +23,13 @@ Row = Mapping[str, Any]
 
 TABLES: Final = ("events", "orders", "fills", "commands", "notes")
 SHOWN: Final[Mapping[str, Sequence[str]]] = {
-    "orders": ("n", "ts", "order_id", "approved", "request", "cause"),
+    "orders": ("n", "ts", "order_id", "approved", "request", "source", "cause"),
     "fills": (
         *("n", "ts", "symbol", "side", "quantity", "price", "commission"),
-        *("order_id", "exec_id", "strategy", "source", "recovered"),
+        *("order_id", "exec_id", "strategy", "source", "cause", "recovered"),
     ),
-    "commands": ("n", "ts", "stage", "command", "id", "source", "actor", "body"),
-    "notes": ("n", "ts", "kind", "body"),
+    "commands": ("n", "ts", "stage", "command", "id", "source", "actor", "cause", "body"),
+    "notes": ("n", "ts", "kind", "symbol", "source", "cause", "body"),
 }
 """What a table shows of the rows; JSON and CSV have all of them."""
 KINDS: Final[Mapping[str, Kind]] = {

@@ -21,11 +21,23 @@ from sigma9_core.errors import CommandError, JournalError
 from sigma9_core.events import EventType, TradeEvent
 from sigma9_core.models import OrderStatus
 from sigma9_core.money import rows
-from sigma9_core.money.integrity import unreadable, value_of, verify
+from sigma9_core.money.integrity import NOTE, doubts, unreadable, value_of, verify
 from sigma9_core.money.orders import ENDED, standing
 from sigma9_core.money.records import CommandRecord, FillRecord, IntentRecord, NoteRecord
 from sigma9_core.money.snapshot import Snapshot
-from sigma9_core.money.tables import COMMANDS, EVENTS, FILLS, NOTES, ORDERS, adapt, exists, file_of, mark_of, where
+from sigma9_core.money.tables import (
+    COMMANDS,
+    EVENTS,
+    FILLS,
+    NOTES,
+    ORDERS,
+    adapt,
+    exists,
+    file_of,
+    is_current,
+    mark_of,
+    where,
+)
 
 SPLIT: Final = "split"
 """The kind of note that a split is: symbol, market time, new and old shares."""
@@ -64,6 +76,11 @@ class History:
                 if not exists(connection):
                     raise JournalError(
                         f"there is no journal at {self.where}: start the server once, or name another one"
+                    )
+                if not is_current(connection):
+                    raise JournalError(
+                        f"the journal {self.where} was written by an older Sigma9: start the server once, "
+                        "which brings its tables up to date"
                     )
         except JournalError:
             self.close()
@@ -300,6 +317,15 @@ class History:
         )
         with self._read() as connection:
             return [rows.note(row) for row in connection.execute(query).mappings()]
+
+    def every(self, kind: str) -> Iterator[NoteRecord]:
+        """Give all notes of a kind, oldest first."""
+        query = select(NOTES).where(NOTES.c.node == self.node, NOTES.c.kind == kind)
+        return map(rows.note, self._pages(query, NOTES.c.n))
+
+    def doubts(self) -> list[str]:
+        """Give what has been found of the journal itself at starts, and no person has acknowledged."""
+        return doubts((note.n, note.body) for note in self.every(NOTE))
 
     # --- connections ----------------------------------------------------------------------------------------
 

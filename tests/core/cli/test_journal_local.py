@@ -116,7 +116,7 @@ def test_an_order_is_found_in_every_table(cli: Any, path: Path) -> None:
     assert shown.splitlines()[0].startswith("n  ts (market time, UTC)")
     assert (
         cli("journal", "list", "--table", "notes", "--format", "csv").out.splitlines()[0]
-        == "node,n,kind,ts,wall,body"
+        == "node,n,kind,symbol,source,cause,ts,wall,body,hash"
     )
     assert cli("journal", "list", "--local").out.splitlines()[0].startswith("market time, UTC")
     assert cli("journal", "list", "--local", "--format", "csv").out.startswith(
@@ -127,9 +127,9 @@ def test_an_order_is_found_in_every_table(cli: Any, path: Path) -> None:
 
 def test_what_a_table_does_not_have(cli: Any, path: Path) -> None:
     """A filter that a table can't answer is named, with the columns that there are, and exit code 2."""
-    result = cli("journal", "list", "--table", "fills", "--cause", "c1")
+    result = cli("journal", "list", "--table", "orders", "--symbol", "AAPL")
     assert result.code == 2
-    assert "--cause: the table fills has no cause; it has n, exec_id" in result.err
+    assert "--symbol: the table orders has no symbol; it has n, order_id" in result.err
     assert cli("journal", "list", "--table", "notes", "--strategy", "x").code == 2
 
 

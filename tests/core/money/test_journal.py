@@ -28,7 +28,7 @@ from pydantic import SecretStr
 from sigma9_core.config import DatabaseSettings
 from sigma9_core.errors import CommandError, JournalError
 from sigma9_core.events import Event, LogLine, StatusUpdate, TradeEvent, WatchlistUpdate
-from sigma9_core.models import ExitPlan, Fill, OrderRequest, OrderStatus, Verdict
+from sigma9_core.models import ExitPlan, Fill, OrderRequest, OrderStatus, Verdict, writable
 from sigma9_core.money import journal as journal_module
 from sigma9_core.money import tables
 from sigma9_core.money.history import PAGE, History
@@ -369,6 +369,58 @@ def test_empty_call_waits_for_all_before_it(journal: Journal, heard: Heard) -> N
 
     assert done(barrier) == ()
     assert before.done()
+
+
+def named(
+    exec_id: str = "E1", strategy: str | None = "seismograph", broker_order_id: str | None = "B1"
+) -> FillRecord:
+    amounts = Decimal(100), Decimal("187.25"), Decimal("0.35")
+    return FillRecord(Fill(exec_id, "O1", "AAPL", "buy", *amounts, TS, broker_order_id), strategy, "strategy")
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        named("e" * 300),
+        named("e\0x"),
+        named("e\ud800x"),
+        named("\N{BLACK CHESS KING}" * 70),
+        named(broker_order_id="b" * 300),
+        named(broker_order_id="\0"),
+        named(strategy="s" * 300),
+        named(strategy="a\0\udfff"),
+        EventRecord("watchlist_update", WatchlistUpdate(reason="scan", count=0), TS, cause="a\0b\ud800"),
+        CommandRecord("received", "scan", "a\0b", "d", "mqtt", "p\ud800", TS, {"a": "\0"}),
+        note(reason="a\0b"),
+        NoteRecord("k" * 300, TS, {}),
+    ],
+)
+def test_whatever_something_is_called_is_kept(journal: Journal, place: Place, record: Record) -> None:
+    """Long names, NUL characters and halves of characters lose no record, whichever database keeps it."""
+    done(journal.write([record], fact=True))
+
+    assert journal.healthy
+    if isinstance(record, FillRecord):
+        (kept,) = journal.fills()
+        assert kept.fill == record.fill
+        done(journal.write([record], fact=True))
+        assert journal.duplicates == 1
+
+
+def test_an_execution_that_is_lost_is_not_lost_in_silence(
+    journal: Journal, heard: Heard, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where a fill can't be written for what is in it, the journal is not healthy any more, and says why."""
+    assert "can't take this record" in refused(
+        journal.write([fill("E2"), EventRecord("log", update().data, TS)], fact=True)
+    )
+    assert not journal.healthy
+    assert journal.writes
+    sentence = "can't take an execution (E2 of order O1 in AAPL"
+    assert [(healthy, sentence in reason) for healthy, reason in heard.health] == [(False, True)]
+    assert sentence in caplog.text
+    assert done(journal.write([update()]))
+    assert not journal.healthy
 
 
 # --- who hears when -------------------------------------------------------------------------------------------
@@ -888,7 +940,7 @@ def test_same_execution_id_of_another_order_is_another_fill(journal: Journal) ->
 @given(
     amounts=st.tuples(*[st.decimals(allow_nan=False, allow_infinity=False)] * 3),
     microseconds=st.integers(0, 10**15),
-    strategy=st.none() | st.text(max_size=20),
+    strategy=st.none() | st.text(max_size=20).map(writable),
 )
 @sqlite_only
 def test_fill_comes_back_to_the_last_digit(
@@ -1228,9 +1280,9 @@ def test_missing_events_are_refused(place: Place, heard: Heard) -> None:
 def test_journal_of_a_newer_version_is_refused(place: Place, heard: Heard) -> None:
     """Tables of a newer Sigma9 are not written to."""
     make(place, heard).close()
-    place.forge("INSERT INTO meta VALUES ('other', 99, '', 'schema', '7')")
+    place.forge("INSERT INTO meta (node, n, wall, key, value) VALUES ('other', 99, '', 'schema', '7')")
 
-    with pytest.raises(JournalError, match=r"newer Sigma9 \(tables 7, this one knows 1\)"):
+    with pytest.raises(JournalError, match=r"newer Sigma9 \(tables 7, this one knows 2\)"):
         make(place, heard)
 
 
@@ -1288,7 +1340,7 @@ def test_history_reads_beside_the_writer(journal: Journal, place: Place) -> None
     history.check()
     assert history._readers is not None
     with history._readers.connect() as connection, pytest.raises(Exception, match=r"read-?only"):
-        connection.exec_driver_sql("INSERT INTO meta VALUES ('x', 1, '', '', '')")
+        connection.exec_driver_sql("INSERT INTO meta (node, n, wall, key, value) VALUES ('x', 1, '', '', '')")
     history.close()
     assert journal.healthy
 
