@@ -55,11 +55,12 @@ from sigma9_core.market import Market
 from sigma9_core.models import Bar, OrderRequest, Slice, WatchlistItem
 from sigma9_core.money.door import KillDoor
 from sigma9_core.money.gate import GuardedRule
+from sigma9_core.money.integrity import ACKNOWLEDGED, NOTE
 from sigma9_core.money.journal import Journal, journal_url
 from sigma9_core.money.killswitch import Key
 from sigma9_core.money.latch import Latch
 from sigma9_core.money.path import MoneyPath, SizingFacts
-from sigma9_core.money.records import CommandRecord, EventRecord
+from sigma9_core.money.records import CommandRecord, EventRecord, NoteRecord
 from sigma9_core.notifying import Notifying
 from sigma9_core.plain import plain
 from sigma9_core.plugins import PluginHost
@@ -642,6 +643,14 @@ class Engine:
             return None
         body = event.model_dump(mode="json", exclude={"trade_id"})
         return {"status": body.pop("event"), **body, "foreign": False}
+
+    async def acknowledge_journal(self, reason: str, by: str) -> list[str]:
+        """Note that a person has acknowledged what the journal tells of itself; give what that was."""
+        known = await asyncio.to_thread(self.journal.doubts)
+        if known:
+            body = {"state": ACKNOWLEDGED, "reason": reason, "by": by, "what": known}
+            await self.journal.commit([NoteRecord(NOTE, self.clock.now(), body)])
+        return known
 
     def faults(self) -> Sequence[str]:
         """Name the inner parts that keep it from trading; the status has the others."""

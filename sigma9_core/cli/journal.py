@@ -64,6 +64,15 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "fills, positions, cash, day marks, exits and commands; and, where the server runs on this machine, with "
         "the positions that it shows. Exit with 1 where anything disagrees; each disagreement is one sentence.",
     )
+    known = actions.add_parser(
+        "acknowledge",
+        help="say why the journal was put back; verify is content from then on",
+        description="Acknowledge what a start has found of the journal itself: that it was put back to an earlier "
+        "time, or was without what keeps it append-only. The server writes down who said so and why.",
+    )
+    known.add_argument("--reason", required=True, help="why it is so, for the journal")
+    add_server_address(known)
+    add_format(known, ("table", "json"))
     for action in (out, check):
         add_data_dir(action)
         _add_database(action)
@@ -98,6 +107,8 @@ def run(args: argparse.Namespace) -> int:
         return journal_local.verify(args)
     if args.action == "export":
         return journal_local.write(args)
+    if args.action == "acknowledge":
+        return _acknowledge(Client(find_target(args)), args)
     table = getattr(args, "table", "events")
     if args.local or args.cause is not None or table != "events":
         if args.url:
@@ -149,6 +160,15 @@ class Filter:
             return True
         at = datetime.fromisoformat(event["ts"])
         return (self.since is None or at >= self.since) and (self.until is None or at < self.until)
+
+
+def _acknowledge(client: Client, args: argparse.Namespace) -> int:
+    from sigma9_core.cli.answers import tell
+
+    answer = client.command("acknowledge_journal", {"reason": args.reason}, repeat="see `sigma9 journal verify`")
+    return tell(
+        answer, args.format, lambda result: "\n".join(f"acknowledged: {each}" for each in result["acknowledged"])
+    )
 
 
 def _list(client: Client, args: argparse.Namespace) -> int:
