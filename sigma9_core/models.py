@@ -278,7 +278,9 @@ class Fill:
 
     def __post_init__(self) -> None:
         """Write out what the journal could not hold: the execution is known by the same name for ever."""
-        make_writable(self, "exec_id", "order_id", "symbol", "broker_order_id")
+        told = f"{self.exec_id}{self.order_id}{self.symbol}{self.broker_order_id}"
+        if not told.isascii() or "\0" in told:
+            make_writable(self, "exec_id", "order_id", "symbol", "broker_order_id")
 
 
 @dataclass(frozen=True, slots=True)

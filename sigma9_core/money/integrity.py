@@ -138,6 +138,16 @@ def unreadable(name: str, error: SQLAlchemyError) -> JournalError:
     return JournalError(f"the journal {name} can't be used ({cause}): {advice}")
 
 
+def unreadable_row(name: str, table: str, number: int, error: Exception) -> JournalError:
+    """Say in one sentence which row can't be read."""
+    row = f"the event {number}" if table == EVENTS.name else f"the row {number} of {table}"
+    told = str(error).splitlines()
+    why = f"{type(error).__name__}: {told[0]}" if told else type(error).__name__
+    return JournalError(
+        f"{row} in the journal {name} can't be read ({why}): see `sigma9 journal verify`, and restore a copy"
+    )
+
+
 _ADVICE: Final = (
     ("authentication", "see the user and the password in database.url"),
     ("does not exist", "make it on the database server, or name another one in database.url"),

@@ -165,6 +165,10 @@ def _said(body: Mapping[str, Any], name: str) -> str | None:
 # --- back to records ------------------------------------------------------------------------------------------
 
 
+UNREADABLE: Final = (ValueError, TypeError, KeyError, AttributeError, ArithmeticError)
+"""What reading a row raises that is not as it was written."""
+
+
 def trade_event(body: str) -> TradeEvent:
     """Read the data of a trade_event out of its envelope."""
     return TradeEvent.model_validate(json.loads(body, parse_float=Decimal)["data"])
@@ -201,6 +205,17 @@ def fill_of(values: Sequence[Any]) -> FillRecord:
     amounts = Decimal(quantity), Decimal(price), Decimal(commission)
     execution = Fill(exec_id, order_id, symbol, side, *amounts, datetime.fromisoformat(ts), broker_order_id)
     return FillRecord(execution, *more)
+
+
+def countable(record: FillRecord) -> FillRecord:
+    """Give a fill back whose numbers and side make sense; raise ValueError for any other."""
+    fill = record.fill
+    finite = fill.quantity.is_finite() and fill.price.is_finite() and fill.commission.is_finite()
+    if not finite or fill.quantity <= 0 or fill.price < 0 or fill.side not in ("buy", "sell"):
+        raise ValueError(
+            f"the fill {fill.exec_id}: {fill.side} {fill.quantity} at {fill.price}, commission {fill.commission}"
+        )
+    return record
 
 
 def command(row: RowMapping) -> CommandRecord:
