@@ -579,6 +579,21 @@ class Server(Protocol):
     async def events(self, after: int, limit: int, types: frozenset[EventType] | None = None) -> EventPage:
         """Read durable events after a number from the journal."""
 
+    async def find_events(
+        self,
+        limit: int,
+        *,
+        types: frozenset[EventType] | None = None,
+        symbol: str | None = None,
+        order_id: str | None = None,
+        after: int | None = None,
+        before: int | None = None,
+    ) -> EventPage:
+        """Read events of an order or a symbol: the oldest after a number, else the newest before one, or of all.
+
+        `next` is the `after`, or the `before`, of the next page.
+        """
+
     async def order(self, order_id: str) -> Mapping[str, Any] | None:
         """Read an order, working or ended, in the shape of `state/orders`; None where there is none."""
 

@@ -626,6 +626,28 @@ class Engine:
         """Read durable events after a number from the journal."""
         return await asyncio.to_thread(self.journal.events, after, limit, types)
 
+    async def find_events(
+        self,
+        limit: int,
+        *,
+        types: frozenset[EventType] | None = None,
+        symbol: str | None = None,
+        order_id: str | None = None,
+        after: int | None = None,
+        before: int | None = None,
+    ) -> EventPage:
+        """Read events of an order or a symbol from the journal, from either end."""
+        find = partial(
+            self.journal.find_events,
+            limit,
+            types=types,
+            symbol=symbol,
+            order_id=order_id,
+            after=after,
+            before=before,
+        )
+        return await asyncio.to_thread(find)
+
     async def trades(
         self, *, symbol: str | None, since: datetime | None, limit: int, cursor: str | None
     ) -> Mapping[str, Any]:

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from sigma9_core.clock import monotonic
-from sigma9_core.errors import JournalError
 from sigma9_core.money.books import NOTES, Books
 from sigma9_core.money.chain import BEGIN, linked
 from sigma9_core.money.exits import NOTE as GUARD
@@ -29,7 +28,7 @@ from sigma9_core.money.exits import Guard
 from sigma9_core.money.highwater import read_mark
 from sigma9_core.money.history import History
 from sigma9_core.money.ids import made_at
-from sigma9_core.money.integrity import ADVICE, COVERED, NOTE, Head, doubts
+from sigma9_core.money.integrity import ADVICE, COVERED, NOTE, Head, doubts, nothing_of
 from sigma9_core.money.life import Life, told
 from sigma9_core.money.snapshot import Snapshot
 from sigma9_core.money.tables import HASH, SCHEMA
@@ -162,7 +161,7 @@ def _meta(rows: Snapshot, found: Audit) -> Head:
             seq, n = map(int, row["value"].split())
             covered = Head(seq, n)
     if not ids:
-        raise JournalError(f"the journal {found.where} has nothing of the node {found.node}: name another node")
+        raise nothing_of(found.where, found.node)
     found.journal_id = ids[-1]
     if len(ids) > 1:
         found.remarks.append(f"the journal was put back to an earlier time (journal_ids: {', '.join(ids)})")

@@ -33,7 +33,7 @@ from sigma9_core.errors import CommandError, JournalError, StateError
 from sigma9_core.events import EventType, TradeEvent
 from sigma9_core.models import OrderStatus
 from sigma9_core.money import rows
-from sigma9_core.money.integrity import NOTE, doubts, unreadable, unreadable_row, value_of, verify
+from sigma9_core.money.integrity import NOTE, doubts, nothing_of, unreadable, unreadable_row, value_of, verify
 from sigma9_core.money.orders import ENDED, standing
 from sigma9_core.money.records import CommandRecord, FillRecord, IntentRecord, NoteRecord
 from sigma9_core.money.snapshot import Snapshot
@@ -75,6 +75,8 @@ class History:
         try:
             with self._read() as connection:
                 verify(connection, self.node, self.where, full=False)
+                if value_of(connection, self.node, "journal_id") is None:
+                    raise nothing_of(self.where, self.node)
         except JournalError:
             self.close()
             raise
@@ -139,6 +141,45 @@ class History:
             journal_id = value_of(connection, self.node, "journal_id")
         more = found[limit - 1].seq if len(found) > limit else None
         return EventPage([row.body for row in found[:limit]], more, journal_id or "", first or 1, last or 0)
+
+    def find_events(
+        self,
+        limit: int,
+        *,
+        types: frozenset[EventType] | None = None,
+        symbol: str | None = None,
+        order_id: str | None = None,
+        after: int | None = None,
+        before: int | None = None,
+    ) -> EventPage:
+        """Give events of an order or a symbol in order: the oldest after a number, else the newest before one.
+
+        With neither number the newest of all. `next` is the `after`, or the `before`, of the next page.
+        """
+        mine = EVENTS.c.node == self.node
+        wanted: list[ColumnElement[bool]] = [mine]
+        if types is not None:
+            wanted.append(EVENTS.c.type.in_(sorted(types)))
+        if symbol is not None:
+            wanted.append(EVENTS.c.symbol == symbol)
+        if order_id is not None:
+            wanted.append(EVENTS.c.order_id == order_id)
+        if after is not None:
+            wanted.append(EVENTS.c.seq > after)
+        if before is not None:
+            wanted.append(EVENTS.c.seq < before)
+        order = EVENTS.c.seq if after is not None else EVENTS.c.seq.desc()
+        with self._read() as connection:
+            head = select(func.min(EVENTS.c.seq), func.max(EVENTS.c.seq)).where(mine)
+            first, last = connection.execute(head).one()
+            query = select(EVENTS.c.seq, EVENTS.c.body).where(*wanted).order_by(order).limit(limit + 1)
+            found = connection.execute(query).all()
+            journal_id = value_of(connection, self.node, "journal_id")
+        more = found[limit - 1].seq if len(found) > limit else None
+        page = [row.body for row in found[:limit]]
+        if after is None:
+            page.reverse()
+        return EventPage(page, more, journal_id or "", first or 1, last or 0)
 
     def trades(
         self,

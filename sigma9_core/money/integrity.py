@@ -138,6 +138,11 @@ def unreadable(name: str, error: SQLAlchemyError) -> JournalError:
     return JournalError(f"the journal {name} can't be used ({cause}): {advice}")
 
 
+def nothing_of(name: str, node: str) -> JournalError:
+    """Say that a database has no journal of this node."""
+    return JournalError(f"the journal {name} has nothing of the node {node}: name another node")
+
+
 def unreadable_row(name: str, table: str, number: int, error: Exception) -> JournalError:
     """Say in one sentence which row can't be read."""
     row = f"the event {number}" if table == EVENTS.name else f"the row {number} of {table}"

@@ -46,6 +46,11 @@ class Wanted:
     source: str | None = None
     cause: str | None = None
     """What led to it: an order's id, a command's id, the name of a job."""
+    kind: str | None = None
+    """Of notes."""
+    command: str | None = None
+    actor: str | None = None
+    """Of commands."""
     since: datetime | None = None
     until: datetime | None = None
     """Market times; the first is part of it, the second is not. Of commands: wall times."""
@@ -209,6 +214,9 @@ _NAMES: Final = {
     "order_id": ("order_id", "--order"),
     "source": ("source", "--source"),
     "cause": ("cause", "--cause"),
+    "kind": ("kind", "--kind"),
+    "command": ("command", "--command"),
+    "actor": ("actor", "--actor"),
 }
 
 

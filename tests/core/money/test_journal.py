@@ -31,6 +31,7 @@ from sigma9_core.events import Event, LogLine, StatusUpdate, TradeEvent, Watchli
 from sigma9_core.models import ExitPlan, Fill, OrderRequest, OrderStatus, Verdict, writable
 from sigma9_core.money import journal as journal_module
 from sigma9_core.money import tables
+from sigma9_core.money.highwater import Mark, read_mark
 from sigma9_core.money.history import PAGE, History
 from sigma9_core.money.journal import Journal, journal_url
 from sigma9_core.money.orders import Order
@@ -1128,6 +1129,25 @@ def test_long_reads_go_page_by_page(journal: Journal) -> None:
     ]
 
 
+def test_events_of_an_order_or_a_symbol_are_found_from_either_end(journal: Journal) -> None:
+    """The newest by default, page by page backwards; or the oldest after a number."""
+    for number in range(1, 13):
+        done(journal.write([trade(f"O{number % 2}", symbol=f"S{number % 3}")]))
+
+    def found(**wanted: Any) -> tuple[list[int], int | None]:
+        page = journal.find_events(3, **wanted)
+        assert (page.first, page.last, page.journal_id) == (1, 12, journal.journal_id)
+        return [json.loads(raw)["seq"] for raw in page.events], page.next
+
+    assert found(order_id="O1") == ([7, 9, 11], 7)
+    assert found(order_id="O1", before=7) == ([1, 3, 5], None)
+    assert found(order_id="O1", after=0) == ([1, 3, 5], 5)
+    assert found(symbol="S0") == ([6, 9, 12], 6)
+    assert found(symbol="S0", order_id="O0", after=6) == ([12], None)
+    assert found(types=frozenset({"watchlist_update"})) == ([], None)
+    assert found(before=3) == ([1, 2], None)
+
+
 def test_last_market_time(journal: Journal) -> None:
     """The newest event's market time is where a simulated market goes on."""
     done(journal.write([trade(ts=TS + timedelta(days=9))]))
@@ -1222,6 +1242,39 @@ def test_unreadable_mark_is_no_restore(place: Place, path: Path, heard: Heard, m
     journal.open()
     assert journal.journal_id == known
     journal.close()
+
+
+@sqlite_only
+def test_a_mark_is_written_again_once_it_can_be(
+    journal: Journal, path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A disk that was full for a moment is warned of once, and costs no more than that moment."""
+
+    def full(_descriptor: int, _data: bytes, _at: int) -> int:
+        raise OSError(28, "No space left on device")
+
+    mark = path.with_name("sigma9.db.main.head")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", full)
+        for _ in range(3):
+            done(journal.write([update()]))
+    assert read_mark(mark) == Mark(journal.journal_id, 0, 3, "", read_mark(mark).row_hash)  # type: ignore[union-attr]
+    done(journal.write([update(), note()]))
+
+    found = read_mark(mark)
+    assert found is not None
+    assert (found.seq, found.n) == (4, 4)
+    assert caplog.text.count("can't be written") == 1
+    assert caplog.text.count("can be written again") == 1
+
+
+@sqlite_only
+def test_a_mark_that_cant_be_locked_is_refused(place: Place, path: Path, heard: Heard) -> None:
+    """Without the lock a second server would not be noticed, so there is no start."""
+    path.parent.mkdir(parents=True)
+    path.with_name("sigma9.db.main.head").mkdir()
+    with pytest.raises(JournalError, match=r"mark .* can't be opened and locked .*a second server"):
+        make(place, heard)
 
 
 @sqlite_only
