@@ -6,7 +6,6 @@ changes, adds or removes a row has to write every later row of its chain anew, a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Any, Final
@@ -20,7 +19,6 @@ _COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
     name: tuple(column.name for column in table.c if column.name != HASH)
     for name, table in METADATA.tables.items()
 }
-_encode: Final = json.JSONEncoder(default=repr, separators=(",", ":")).encode
 
 
 def linked(before: str, table: str, row: Mapping[str, Any]) -> str:
@@ -28,5 +26,10 @@ def linked(before: str, table: str, row: Mapping[str, Any]) -> str:
 
     So a column that a later version adds leaves the hashes of older rows what they are.
     """
-    told = {name: value for name in _COLUMNS[table] if (value := row[name]) is not None}
-    return blake2b(_encode([before, table, told]).encode(), digest_size=_SIZE).hexdigest()
+    told = [before, table]
+    for name in _COLUMNS[table]:
+        value = row[name]
+        if value is not None:
+            text = value if type(value) is str else str(value)
+            told.append(f"{name} {len(text)} {text}")  # with its length: nothing can pass for two columns
+    return blake2b("\n".join(told).encode("utf-8", "surrogatepass"), digest_size=_SIZE).hexdigest()
