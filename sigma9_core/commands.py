@@ -233,6 +233,12 @@ class RiskClearArgs(NoArgs):
     rule: Name
 
 
+class AcknowledgeArgs(Frozen):
+    """`acknowledge_journal`: a person says why the journal was put back, or was without its guards."""
+
+    reason: Text
+
+
 class EventsArgs(NoArgs):
     """`events`: durable events after a number, for clients that have only MQTT."""
 
@@ -306,6 +312,7 @@ BUILT_IN: Final[Mapping[str, CommandSpec]] = {
         _spec("plugin_disable", PluginArgs, "admin", "Disable a plugin.", Alias("POST", "/api/plugins/{name}/disable"), word="name", fixed_words=frozenset()),
         _spec("risk_set", RiskSetArgs, "admin", "Change a risk rule's settings.", Alias("PATCH", "/api/risk/{rule}"), fixed_words=frozenset()),
         _spec("risk_clear", RiskClearArgs, "admin", "Clear a trip that a person must clear.", Alias("POST", "/api/risk/{rule}/clear"), word="rule", fixed_words=frozenset()),
+        _spec("acknowledge_journal", AcknowledgeArgs, "admin", "Say that the journal was put back for a known reason.", Alias("POST", "/api/journal/acknowledge"), fixed_words=frozenset()),
         _spec("events", EventsArgs, "read", "Give durable events after a number.", None, fixed_words=frozenset(), repeats=False, journalled=False),
     )
 }  # fmt: skip

@@ -33,6 +33,7 @@ from sigma9_core.models import (
     TimeInForce,
     Verdict,
     WatchlistItem,
+    make_writable,
 )
 
 if TYPE_CHECKING:
@@ -372,6 +373,10 @@ class BrokerReport:
     fill: Fill | None = None
     reason: str | None = None
 
+    def __post_init__(self) -> None:
+        """Write out what the journal could not hold."""
+        make_writable(self, "order_id", "broker_order_id", "reason")
+
 
 @dataclass(frozen=True, slots=True)
 class BrokerOrder:
@@ -394,6 +399,10 @@ class BrokerOrder:
     parent_id: str | None = None
     reason: str | None = None
 
+    def __post_init__(self) -> None:
+        """Write out what the journal could not hold."""
+        make_writable(self, "order_id", "broker_order_id", "symbol", "oca_group", "parent_id", "reason")
+
 
 @dataclass(frozen=True, slots=True)
 class BrokerPosition:
@@ -402,6 +411,10 @@ class BrokerPosition:
     symbol: str
     quantity: Decimal
     average_cost: Decimal
+
+    def __post_init__(self) -> None:
+        """Write out what the journal could not hold."""
+        make_writable(self, "symbol")
 
 
 @dataclass(frozen=True, slots=True)
@@ -579,6 +592,21 @@ class Server(Protocol):
 
     async def events(self, after: int, limit: int, types: frozenset[EventType] | None = None) -> EventPage:
         """Read durable events after a number from the journal."""
+
+    async def find_events(
+        self,
+        limit: int,
+        *,
+        types: frozenset[EventType] | None = None,
+        symbol: str | None = None,
+        order_id: str | None = None,
+        after: int | None = None,
+        before: int | None = None,
+    ) -> EventPage:
+        """Read events of an order or a symbol: the oldest after a number, else the newest before one, or of all.
+
+        `next` is the `after`, or the `before`, of the next page.
+        """
 
     async def order(self, order_id: str) -> Mapping[str, Any] | None:
         """Read an order, working or ended, in the shape of `state/orders`; None where there is none."""

@@ -55,11 +55,12 @@ from sigma9_core.market import Market
 from sigma9_core.models import Bar, OrderRequest, Slice, WatchlistItem
 from sigma9_core.money.door import KillDoor
 from sigma9_core.money.gate import GuardedRule
+from sigma9_core.money.integrity import ACKNOWLEDGED, NOTE
 from sigma9_core.money.journal import Journal, journal_url
 from sigma9_core.money.killswitch import Key
 from sigma9_core.money.latch import Latch
 from sigma9_core.money.path import MoneyPath, SizingFacts
-from sigma9_core.money.records import CommandRecord, EventRecord
+from sigma9_core.money.records import CommandRecord, EventRecord, NoteRecord
 from sigma9_core.notifying import Notifying
 from sigma9_core.plain import plain
 from sigma9_core.plugins import PluginHost
@@ -625,6 +626,28 @@ class Engine:
         """Read durable events after a number from the journal."""
         return await asyncio.to_thread(self.journal.events, after, limit, types)
 
+    async def find_events(
+        self,
+        limit: int,
+        *,
+        types: frozenset[EventType] | None = None,
+        symbol: str | None = None,
+        order_id: str | None = None,
+        after: int | None = None,
+        before: int | None = None,
+    ) -> EventPage:
+        """Read events of an order or a symbol from the journal, from either end."""
+        find = partial(
+            self.journal.find_events,
+            limit,
+            types=types,
+            symbol=symbol,
+            order_id=order_id,
+            after=after,
+            before=before,
+        )
+        return await asyncio.to_thread(find)
+
     async def trades(
         self, *, symbol: str | None, since: datetime | None, limit: int, cursor: str | None
     ) -> Mapping[str, Any]:
@@ -642,6 +665,14 @@ class Engine:
             return None
         body = event.model_dump(mode="json", exclude={"trade_id"})
         return {"status": body.pop("event"), **body, "foreign": False}
+
+    async def acknowledge_journal(self, reason: str, by: str) -> list[str]:
+        """Note that a person has acknowledged what the journal tells of itself; give what that was."""
+        known = await asyncio.to_thread(self.journal.doubts)
+        if known:
+            body = {"state": ACKNOWLEDGED, "reason": reason, "by": by, "what": known}
+            await self.journal.commit([NoteRecord(NOTE, self.clock.now(), body)])
+        return known
 
     def faults(self) -> Sequence[str]:
         """Name the inner parts that keep it from trading; the status has the others."""
@@ -704,7 +735,7 @@ class Engine:
             log.warning("the journal works again: %s", what)
             self._outside(self._journal_back)
         else:
-            log.critical("the journal can't be written (%s): no order goes out until it can", what)
+            log.critical("the journal is not healthy (no order goes out while it can't be written): %s", what)
 
     def _on_state(self, bodies: Mapping[str, Body | None]) -> None:
         self._outside(self._put, bodies)
@@ -802,7 +833,7 @@ class Engine:
         self._part_changed("engine", f"engine {state}: {reason}")
 
     def _emit_status(self, update: StatusUpdate) -> None:
-        if self.journal.healthy:
+        if self.journal.writes:
             self._emit("status_update", update)
         else:  # a journal that fails keeps facts in memory: one update when it is back says as much as hundreds
             self._untold.update(update.changed)

@@ -536,7 +536,7 @@ class OrderDesk:
         while self._tasks or self._facts:
             if self._tasks:
                 await asyncio.wait(tuple(self._tasks))
-            elif not self.journal.healthy:
+            elif not self.journal.writes:
                 return  # facts wait for the disk; trading decisions do not wait for it
             else:
                 futures = [asyncio.wrap_future(future) for future in tuple(self._facts)]

@@ -144,6 +144,7 @@ class RiskGate:
         self._leaving = threading.Lock()
         """Held while an order passes from its last look at the gate to the broker."""
         self._held: Mapping[str, str] = {}
+        self._unguarded: Mapping[str, str] = {}
         self._paused: str | None = None
         self._outside = OutsideRules(budget_seconds)
         self._kept: dict[str, Any] = {}
@@ -236,6 +237,10 @@ class RiskGate:
         Neither entries nor reducing orders pass, because nobody knows what there is to reduce; a kill's own do.
         """
         self._held = dict(symbols)
+
+    def keep_closed(self, symbols: Mapping[str, str]) -> None:
+        """Keep these symbols closed like those of `hold`, until the next start."""
+        self._unguarded = dict(symbols)
 
     def pause(self, reason: str | None) -> None:
         """Take no entries while the engine does not run, with the reason; None takes them again."""
@@ -413,8 +418,8 @@ class RiskGate:
                 return _refuse(
                     "kill_switch", f"the kill switch is on for strategy {request.strategy}: reset it first"
                 )
-        if request.symbol in self._held:
-            return _refuse("reconciliation", self._held[request.symbol])
+        if (why := self._held.get(request.symbol) or self._unguarded.get(request.symbol)) is not None:
+            return _refuse("reconciliation", why)
         if self._paused is not None and request.intent == "entry":
             return _refuse("engine", f"the engine takes no entries: {self._paused}")
         return None

@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from decimal import Decimal
+from decimal import Decimal, localcontext
 from typing import Any, Final
 
 from sigma9_core.calendar import trading_day
 from sigma9_core.clock import rfc3339
 from sigma9_core.contracts import Submission
+from sigma9_core.errors import JournalError
 from sigma9_core.models import ZERO, OrderStatus, Split
 from sigma9_core.money.adoption import ADOPTED
+from sigma9_core.money.days import Days
 from sigma9_core.money.desk import REMEMBERED, OrderDesk
 from sigma9_core.money.exits import NOTE as GUARD
-from sigma9_core.money.exits import ExitManager
+from sigma9_core.money.exits import ExitManager, Guard
 from sigma9_core.money.gate import RiskGate
+from sigma9_core.money.holding import EXACT
 from sigma9_core.money.journal import Journal
 from sigma9_core.money.orders import Order
 from sigma9_core.money.portfolio import Portfolio
 from sigma9_core.money.recall import recalled
 from sigma9_core.money.records import FillRecord, NoteRecord
 
-MANY: Final = 10_000
+log = logging.getLogger("sigma9.journal")
+
 A_DAY: Final = timedelta(days=1, hours=1)
 """A trading day is no longer, also where the clocks are put back."""
 TRAIL: Final = 100
@@ -52,6 +57,8 @@ class Known:
     days: Mapping[str, Any]
     guards: Mapping[str, Mapping[str, Any]]
     """The newest note of each guard, by symbol."""
+    unguarded: Mapping[str, str]
+    """Symbols whose newest guard can't be read, each with what is wrong with it."""
     kills: Sequence[NoteRecord]
     """The newest notes of the kills' trail, newest first."""
 
@@ -73,9 +80,7 @@ def read(journal: Journal, now: datetime) -> Known:
     """Read it all (blocks: disk; 1 s for 100,000 fills)."""
     opening = next(iter(journal.notes("opening", 1)), None)
     days = next(iter(journal.notes("days", 1)), None)
-    guards: dict[str, Mapping[str, Any]] = {}
-    for note in journal.notes(GUARD, MANY):  # newest first: the first of a symbol counts
-        guards.setdefault(str(note.body["symbol"]), note.body)
+    guards, unguarded = _guards(journal)
     working = journal.last_order_events()
     ids = [*working]
     ids += [str(guard["entry_id"]) for guard in guards.values() if not guard["ended"] and guard["entry_id"]]
@@ -93,18 +98,64 @@ def read(journal: Journal, now: datetime) -> Known:
     for intent in journal.intents(now - REMEMBERED):
         if intent.approved:
             recent.setdefault(intent.order_id, Submission(intent.ts, intent.request, intent.order_id))
+    with localcontext(EXACT):
+        transfers = sum((journal.told(note, _amount, "amount") for note in journal.every("transfer")), ZERO)
     return Known(
-        opening=None if opening is None else Decimal(opening.body["cash"]),
-        transfers=sum((Decimal(note.body["amount"]) for note in journal.notes("transfer", MANY)), ZERO),
+        opening=None if opening is None else journal.told(opening, _amount, "cash"),
+        transfers=transfers,
         books=tuple(journal.books()),
-        busted=frozenset(str(note.body["exec_id"]) for note in journal.notes("bust", MANY)),
+        busted=frozenset(journal.told(note, str, "exec_id") for note in journal.every("bust")),
         orders=orders,
         entries={day: len(sent)},
         recent=tuple(recent.values()),
-        days={} if days is None else days.body,
+        days={} if days is None else journal.told(days, _memory),
         guards=guards,
-        kills=journal.notes("kill", TRAIL),
+        unguarded=unguarded,
+        kills=[note for note in journal.notes("kill", TRAIL) if _is_trail(note)],
     )
+
+
+def _guards(journal: Journal) -> tuple[dict[str, Mapping[str, Any]], dict[str, str]]:
+    """Read the newest guard of each symbol; one that can't be read costs that symbol, and no other."""
+    guards: dict[str, Mapping[str, Any]] = {}
+    unguarded: dict[str, str] = {}
+    for symbol, note in journal.newest_by_symbol(GUARD).items():
+        try:
+            if isinstance(note, JournalError):
+                raise note
+            if journal.told(note, Guard.remembered).symbol != symbol:
+                raise JournalError(f"the note {note.n} of {symbol} tells of {note.body['symbol']}")
+            guards[symbol] = note.body
+        except JournalError as error:
+            unguarded[symbol] = f"the exits of {symbol} are not known: {error}"
+    return guards, unguarded
+
+
+def _is_trail(note: NoteRecord) -> bool:
+    """Tell whether a note of a kill says what it has done; without that the kill goes on from its latch."""
+    body = note.body
+    lists = isinstance(body.get("cancelled"), list) and isinstance(body.get("closed"), list)
+    if not (isinstance(body.get("what"), str) and lists and isinstance(body.get("scope"), dict | None)):
+        log.error("the row %d of notes, of a kill's trail, can't be read: what it did is not told", note.n)
+        return False
+    return True
+
+
+def _amount(text: object) -> Decimal:
+    number = Decimal(str(text))
+    if not number.is_finite():
+        raise ValueError(f"{text} is no amount")
+    return number
+
+
+def _memory(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Give a day note's body back where it can be taken up again."""
+    portfolio = body.get("portfolio", {})
+    Days().restore(portfolio)
+    for price, ts in portfolio.get("marks", {}).values():
+        _amount(price)
+        datetime.fromisoformat(ts)
+    return body
 
 
 @_uncollected()
@@ -131,6 +182,18 @@ def restore(known: Known, portfolio: Portfolio, desk: OrderDesk, gate: RiskGate,
         portfolio.restore_days(known.days.get("portfolio", {}))
         gate.remember(known.days.get("rules", {}))
     exits.resume(known.guards)
+    working = {order.request.symbol for order in known.orders if order.working}
+    closed = {
+        symbol: (
+            f"{sentence}; no order but a kill's passes in it: `sigma9 kill --flatten --scope symbol={symbol}` "
+            "closes it, and it is free again at the first start after that"
+        )
+        for symbol, sentence in known.unguarded.items()
+        if portfolio.quantity(symbol) != ZERO or symbol in working
+    }
+    for sentence in closed.values():
+        log.critical("%s", sentence)
+    gate.keep_closed(closed)
 
 
 def split_body(split: Split) -> dict[str, str]:

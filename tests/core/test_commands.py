@@ -63,6 +63,7 @@ TABLE = {
     "plugin_disable": ("name", "admin", "POST /api/plugins/{name}/disable"),
     "risk_set": ("rule settings", "admin", "PATCH /api/risk/{rule}"),
     "risk_clear": ("rule", "admin", "POST /api/risk/{rule}/clear"),
+    "acknowledge_journal": ("", "admin", "POST /api/journal/acknowledge"),
     "events": ("after limit", "read", None),
 }
 """Name: arguments beside `reason`, right, REST alias, in the order of the contract."""

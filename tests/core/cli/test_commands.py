@@ -165,6 +165,15 @@ def test_reset_kill_names_what_remains(cli: Any, web: Any) -> None:
     assert "still killed: symbol X; `sigma9 reset-kill --scope symbol=X --reason ...` resets it" in result.err
 
 
+def test_journal_acknowledge(cli: Any, web: Any) -> None:
+    """A person says why the journal was put back, and hears what that was."""
+    web.does("acknowledge_journal", {"acknowledged": ["the journal was put back"]})
+    assert cli("journal", "acknowledge").code == 2
+    result = cli("journal", "acknowledge", "--reason", "a copy")
+    assert (result.code, result.out) == (0, "acknowledged: the journal was put back\n")
+    assert web.asked[-1].body == {"reason": "a copy"}
+
+
 # --- orders ---------------------------------------------------------------------------------------------------
 
 
