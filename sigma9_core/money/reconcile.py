@@ -21,6 +21,7 @@ from sigma9_core.errors import BrokerError
 from sigma9_core.models import ZERO, Fill, OrderRequest, OrderStatus, OrderView
 from sigma9_core.money.adoption import Settled, settlement
 from sigma9_core.money.desk import OrderDesk, stand_in
+from sigma9_core.money.ids import made_at
 from sigma9_core.money.link import BrokerLink
 from sigma9_core.money.orders import Message, Order
 from sigma9_core.money.pricing import usable
@@ -52,6 +53,9 @@ class Differences:
     foreign_positions: list[str] = field(default_factory=list)
     unexplained: dict[str, str] = field(default_factory=dict)
     """Symbols whose position differs, with the sentence that says how."""
+    unknown_orders: list[str] = field(default_factory=list)
+    """Orders that have filled and carry an id of our making, and are not in this journal: it was put back, or
+    another server trades in the account."""
 
     def body(self) -> dict[str, Any]:
         """Give the report as JSON."""
@@ -61,6 +65,7 @@ class Differences:
             "foreign_orders": self.foreign_orders,
             "foreign_positions": self.foreign_positions,
             "unexplained": self.unexplained,
+            "unknown_orders": self.unknown_orders,
         }
 
 
@@ -104,6 +109,7 @@ class Reconciler:
         self._foreign(working, found)
         await self._positions(link, found)
         await self._desk.settle()
+        found.unknown_orders += sorted(order_id for order_id in self._strangers if made_at(order_id) is not None)
         if any(found.body().values()):
             log.warning("reconciled with the broker: %s", found.body())
         self._desk.note([NoteRecord("reconciliation", self._clock.now(), found.body())])

@@ -18,6 +18,7 @@ from sigma9_core.errors import BrokerError, BrokerRefused
 from sigma9_core.events import TradeEvent
 from sigma9_core.models import Fill, OrderRequest, OrderStatus
 from sigma9_core.money import reconcile
+from sigma9_core.money.ids import OrderIds
 from sigma9_core.testing.money_room import MoneyRoom
 from sigma9_core.testing.small_exchange import Resting
 
@@ -475,3 +476,17 @@ async def test_executions_of_strangers_cost_one_query(room: MoneyRoom, mocker: M
 
     assert threads.call_count == 2
     assert room.path.portfolio.quantity("AAPL") == 100
+
+
+async def test_orders_of_ours_that_the_journal_does_not_know_are_named(room: MoneyRoom) -> None:
+    """What has filled under an id of our making, and is not in the journal, stands in the report by name."""
+    lost, other = OrderIds().new(), "other-1"
+    room.exchange.fills += [
+        Fill(f"y-{name}", name, "MSFT", "buy", Decimal(1), Decimal(10), Decimal(0), room.clock.now())
+        for name in (lost, other)
+    ]
+    found = await room.path.reconciler.run(room.path.link)
+
+    assert found.unknown_orders == [lost]
+    await room.desk.settle()
+    assert room.journal.notes("reconciliation", 1)[0].body["unknown_orders"] == [lost]
