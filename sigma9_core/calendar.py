@@ -23,6 +23,7 @@ from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
+from zoneinfo import ZoneInfo
 
 from sigma9_core.clock import wall_now
 from sigma9_core.errors import DataError
@@ -47,6 +48,14 @@ RUNS_OUT: Final = timedelta(days=30)
 WITHOUT: Final = "without it nothing is scanned or traded"
 
 log = logging.getLogger("sigma9.calendar")
+
+
+NEW_YORK: Final = ZoneInfo("America/New_York")
+
+
+def trading_day(moment: datetime) -> str:
+    """Name the day that what is done at a moment counts for: the date in New York, before and after hours too."""
+    return moment.astimezone(NEW_YORK).date().isoformat()
 
 
 class CalendarMissing(DataError):

@@ -13,7 +13,7 @@ from pydantic import Field, StringConstraints, model_validator
 from sigma9_core.clock import rfc3339
 from sigma9_core.errors import CommandError
 from sigma9_core.explain import WrongFields
-from sigma9_core.models import Frozen, Money, OrderType, Side, Symbol, TimeInForce
+from sigma9_core.models import Frozen, Money, OrderRequest, OrderType, Side, Symbol, TimeInForce
 
 Right = Literal["read", "trade", "admin"]
 RIGHTS: Final[tuple[Right, ...]] = ("read", "trade", "admin")
@@ -104,6 +104,26 @@ TRAILS: Final = ("trail_amount", "trail_percent")
 """A trailing stop needs one of them."""
 
 
+def wrong_prices(order: OrderArgs | OrderRequest) -> dict[str, str]:
+    """Tell which prices an order of its type lacks, and which do not go with it: the rest of a clause by field."""
+    kind = order.order_type
+    wanted = PRICES[kind]
+    wrong: dict[str, str] = {}
+    for name in ("limit_price", "stop_price"):
+        if name in wanted and getattr(order, name) is None:
+            wrong[name] = f"is required for a {kind} order"
+        if name not in wanted and getattr(order, name) is not None:
+            wrong[name] = f"does not go with a {kind} order"
+    trails = [name for name in TRAILS if getattr(order, name) is not None]
+    if kind != "trailing_stop":
+        wrong |= dict.fromkeys(trails, f"does not go with a {kind} order")
+    elif not trails:
+        wrong["trail_amount"] = "is required for a trailing_stop order, or trail_percent in its place"
+    elif len(trails) == len(TRAILS):
+        wrong["trail_percent"] = "does not go with trail_amount: give one of the two"
+    return wrong
+
+
 class OrderArgs(NoArgs):
     """`place_order` and `preview_order`."""
 
@@ -122,21 +142,7 @@ class OrderArgs(NoArgs):
     @model_validator(mode="after")
     def _prices(self) -> OrderArgs:
         """Want the prices that the type of order needs, and no others; every field that is wrong is named."""
-        wanted = PRICES[self.order_type]
-        wrong: dict[str, str] = {}
-        for name in ("limit_price", "stop_price"):
-            if name in wanted and getattr(self, name) is None:
-                wrong[name] = f"is required for a {self.order_type} order"
-            if name not in wanted and getattr(self, name) is not None:
-                wrong[name] = f"does not go with a {self.order_type} order"
-        trails = [name for name in TRAILS if getattr(self, name) is not None]
-        if self.order_type != "trailing_stop":
-            wrong |= dict.fromkeys(trails, f"does not go with a {self.order_type} order")
-        elif not trails:
-            wrong["trail_amount"] = "is required for a trailing_stop order, or trail_percent in its place"
-        elif len(trails) == len(TRAILS):
-            wrong["trail_percent"] = "does not go with trail_amount: give one of the two"
-        if wrong:
+        if wrong := wrong_prices(self):
             raise WrongFields(wrong)
         return self
 
@@ -183,6 +189,13 @@ class AdoptArgs(NoArgs):
     strategy: Name
 
 
+class SettleArgs(Frozen):
+    """`settle_position`: what the broker shows of a position that can't be explained becomes the truth."""
+
+    symbol: Symbol
+    reason: Text
+
+
 class PluginArgs(NoArgs):
     """`plugin_enable`, `plugin_disable`."""
 
@@ -218,6 +231,12 @@ class RiskClearArgs(NoArgs):
     """`risk_clear`."""
 
     rule: Name
+
+
+class AcknowledgeArgs(Frozen):
+    """`acknowledge_journal`: a person says why the journal was put back, or was without its guards."""
+
+    reason: Text
 
 
 class EventsArgs(NoArgs):
@@ -284,6 +303,7 @@ BUILT_IN: Final[Mapping[str, CommandSpec]] = {
         _spec("cancel_all", CancelAllArgs, "trade", "Cancel our entries.", Alias("DELETE", "/api/orders"), repeats=False),
         _spec("close_position", CloseArgs, "trade", "Close a position at the market.", Alias("POST", "/api/positions/{symbol}/close"), word="symbol", fixed_words=frozenset()),
         _spec("adopt_position", AdoptArgs, "admin", "Make a foreign position ours.", Alias("POST", "/api/positions/{symbol}/adopt"), fixed_words=frozenset()),
+        _spec("settle_position", SettleArgs, "admin", "Take the broker's word for a position that can't be explained.", Alias("POST", "/api/positions/{symbol}/settle"), fixed_words=frozenset()),
         _spec("watchlist_add", SymbolArgs, "trade", "Watch a symbol.", Alias("PUT", "/api/watchlist/{symbol}"), word="symbol", fixed_words=frozenset()),
         _spec("watchlist_remove", SymbolArgs, "trade", "Stop watching a symbol.", Alias("DELETE", "/api/watchlist/{symbol}"), word="symbol", fixed_words=frozenset()),
         _spec("broker_connect", NoArgs, "trade", "Connect the broker.", Alias("POST", "/api/broker/connect")),
@@ -292,6 +312,7 @@ BUILT_IN: Final[Mapping[str, CommandSpec]] = {
         _spec("plugin_disable", PluginArgs, "admin", "Disable a plugin.", Alias("POST", "/api/plugins/{name}/disable"), word="name", fixed_words=frozenset()),
         _spec("risk_set", RiskSetArgs, "admin", "Change a risk rule's settings.", Alias("PATCH", "/api/risk/{rule}"), fixed_words=frozenset()),
         _spec("risk_clear", RiskClearArgs, "admin", "Clear a trip that a person must clear.", Alias("POST", "/api/risk/{rule}/clear"), word="rule", fixed_words=frozenset()),
+        _spec("acknowledge_journal", AcknowledgeArgs, "admin", "Say that the journal was put back for a known reason.", Alias("POST", "/api/journal/acknowledge"), fixed_words=frozenset()),
         _spec("events", EventsArgs, "read", "Give durable events after a number.", None, fixed_words=frozenset(), repeats=False, journalled=False),
     )
 }  # fmt: skip

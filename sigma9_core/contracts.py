@@ -34,6 +34,7 @@ from sigma9_core.models import (
     TimeInForce,
     Verdict,
     WatchlistItem,
+    make_writable,
 )
 
 if TYPE_CHECKING:
@@ -199,6 +200,18 @@ class Execution:
 
 
 @dataclass(frozen=True, slots=True)
+class Turnover:
+    """What has filled in a symbol on one side within an hour."""
+
+    symbol: str
+    side: Side
+    hour: datetime
+    """Its beginning."""
+    value: Decimal
+    """Without commissions."""
+
+
+@dataclass(frozen=True, slots=True)
 class Instrument:
     """What the broker knows of a symbol's contract; None where it does not say."""
 
@@ -270,6 +283,8 @@ class RiskView:
     """The round trips of our books, oldest first."""
     executions: Sequence[Execution] = ()
     """The newest fills since the start, oldest first."""
+    traded: Sequence[Turnover] = ()
+    """All fills of ours of the last two weeks in sums, oldest first; a restart forgets none."""
     instruments: Mapping[str, Instrument] = field(default_factory=dict)
     """By symbol, where the broker tells; a symbol that was not asked about yet is not in it."""
     margin: Margin | None = None
@@ -359,6 +374,10 @@ class BrokerReport:
     fill: Fill | None = None
     reason: str | None = None
 
+    def __post_init__(self) -> None:
+        """Write out what the journal could not hold."""
+        make_writable(self, "order_id", "broker_order_id", "reason")
+
 
 @dataclass(frozen=True, slots=True)
 class BrokerOrder:
@@ -381,6 +400,10 @@ class BrokerOrder:
     parent_id: str | None = None
     reason: str | None = None
 
+    def __post_init__(self) -> None:
+        """Write out what the journal could not hold."""
+        make_writable(self, "order_id", "broker_order_id", "symbol", "oca_group", "parent_id", "reason")
+
 
 @dataclass(frozen=True, slots=True)
 class BrokerPosition:
@@ -389,6 +412,10 @@ class BrokerPosition:
     symbol: str
     quantity: Decimal
     average_cost: Decimal
+
+    def __post_init__(self) -> None:
+        """Write out what the journal could not hold."""
+        make_writable(self, "symbol")
 
 
 @dataclass(frozen=True, slots=True)
@@ -570,6 +597,21 @@ class Server(Protocol):
 
     async def events(self, after: int, limit: int, types: frozenset[EventType] | None = None) -> EventPage:
         """Read durable events after a number from the journal."""
+
+    async def find_events(
+        self,
+        limit: int,
+        *,
+        types: frozenset[EventType] | None = None,
+        symbol: str | None = None,
+        order_id: str | None = None,
+        after: int | None = None,
+        before: int | None = None,
+    ) -> EventPage:
+        """Read events of an order or a symbol: the oldest after a number, else the newest before one, or of all.
+
+        `next` is the `after`, or the `before`, of the next page.
+        """
 
     async def order(self, order_id: str) -> Mapping[str, Any] | None:
         """Read an order, working or ended, in the shape of `state/orders`; None where there is none."""

@@ -56,6 +56,12 @@ PLUGIN_BUDGET: Final = 10.0
 READ_BUDGET: Final = 5.0
 """Seconds that the journal may take to say whether a command is a repeat."""
 LONGEST_REASON: Final = 500
+KILL_ANSWERED: Final = 3.0
+"""Seconds until a kill is answered although its work has not: it answers within 2 where the money lane runs."""
+STUCK: Final = (
+    "the gate is closed and nothing leaves, but what moves the money does not answer (does the broker block it?): "
+    "orders are cancelled and positions closed as soon as it can; it may be that only ending the process helps"
+)
 BEGUN: Final = (
     "a command with this id was begun before a restart, and its answer was lost: read the state, and send it "
     "again under another id if it is still wanted"
@@ -195,12 +201,22 @@ class Dispatcher:
         if (lift := command.taken) is not None:
             task.add_done_callback(lambda _: lift())
         try:
-            return await asyncio.shield(task)
+            async with asyncio.timeout(None if command.taken is None else KILL_ANSWERED):
+                return await asyncio.shield(task)
+        except TimeoutError:
+            return self._stuck(command)  # the kill goes on, and the gate stays closed until its work has begun
         except asyncio.CancelledError:
             if not task.cancelled():
                 raise
         error = CommandError("internal", "the server stopped before the command was done: read the state")
         return self._failed(command, error, command.received or monotonic())
+
+    def _stuck(self, command: Command) -> Response:
+        """Answer a kill of which nothing has been done yet but what its door could do by itself."""
+        result = {"cancelled_orders": [], "closed_positions": [], "pending": [], "latched": False, "note": STUCK}
+        log.critical("kill_switch by %s: %s", command.source, STUCK)
+        took = (monotonic() - (command.received or monotonic())) * 1000
+        return Response(command.id, command.name, True, result, None, command.source, self._now(), took)
 
     def kill(self, command: Command) -> Coroutine[Any, Any, Response]:
         """Carry out a `kill_switch` command at once, as `dispatch` does; callable on any loop."""

@@ -56,11 +56,12 @@ from sigma9_core.market import Market
 from sigma9_core.models import Bar, OrderRequest, Slice, WatchlistItem
 from sigma9_core.money.door import KillDoor
 from sigma9_core.money.gate import GuardedRule
+from sigma9_core.money.integrity import ACKNOWLEDGED, NOTE
 from sigma9_core.money.journal import Journal, journal_url
 from sigma9_core.money.killswitch import Key
 from sigma9_core.money.latch import Latch
 from sigma9_core.money.path import MoneyPath, SizingFacts
-from sigma9_core.money.records import CommandRecord, EventRecord
+from sigma9_core.money.records import CommandRecord, EventRecord, NoteRecord
 from sigma9_core.notifying import Notifying
 from sigma9_core.plain import plain
 from sigma9_core.plugins import PluginHost
@@ -349,7 +350,7 @@ class Engine:
         self._host.watch(self._plugins_changed)
         await self._restore_documents()
         fresh = self.journal.last_seq == 0
-        if not fresh:  # today's entries are counted by session
+        if not fresh:  # the day begins by its sessions before fills are read back
             self._load_calendar()
         self.watchdog.start()
         self._undo.append(("watchdog", self.watchdog.stop))
@@ -377,7 +378,7 @@ class Engine:
         refresher = self._loop_task(self._refresh(), "refresh")
         self._undo.append(("refresh", partial(_end, refresher)))
         self._starter = self._loop_task(self._bring_up(), "bring-up")
-        self.dead_man.start()
+        self.dead_man.start(self.money)
         self._undo.append(("dead man", self.dead_man.stop))
 
     def _load_calendar(self) -> None:
@@ -628,6 +629,28 @@ class Engine:
         """Read durable events after a number from the journal."""
         return await asyncio.to_thread(self.journal.events, after, limit, types)
 
+    async def find_events(
+        self,
+        limit: int,
+        *,
+        types: frozenset[EventType] | None = None,
+        symbol: str | None = None,
+        order_id: str | None = None,
+        after: int | None = None,
+        before: int | None = None,
+    ) -> EventPage:
+        """Read events of an order or a symbol from the journal, from either end."""
+        find = partial(
+            self.journal.find_events,
+            limit,
+            types=types,
+            symbol=symbol,
+            order_id=order_id,
+            after=after,
+            before=before,
+        )
+        return await asyncio.to_thread(find)
+
     async def trades(
         self, *, symbol: str | None, since: datetime | None, limit: int, cursor: str | None
     ) -> Mapping[str, Any]:
@@ -645,6 +668,14 @@ class Engine:
             return None
         body = event.model_dump(mode="json", exclude={"trade_id"})
         return {"status": body.pop("event"), **body, "foreign": False}
+
+    async def acknowledge_journal(self, reason: str, by: str) -> list[str]:
+        """Note that a person has acknowledged what the journal tells of itself; give what that was."""
+        known = await asyncio.to_thread(self.journal.doubts)
+        if known:
+            body = {"state": ACKNOWLEDGED, "reason": reason, "by": by, "what": known}
+            await self.journal.commit([NoteRecord(NOTE, self.clock.now(), body)])
+        return known
 
     def faults(self) -> Sequence[str]:
         """Name the inner parts that keep it from trading; the status has the others."""
@@ -707,7 +738,7 @@ class Engine:
             log.warning("the journal works again: %s", what)
             self._outside(self._journal_back)
         else:
-            log.critical("the journal can't be written (%s): no order goes out until it can", what)
+            log.critical("the journal is not healthy (no order goes out while it can't be written): %s", what)
 
     def _on_state(self, bodies: Mapping[str, Body | None]) -> None:
         self._outside(self._put, bodies)
@@ -779,6 +810,7 @@ class Engine:
             "open_orders": (self.board.get("orders") or {}).get("count", 0),
             "watchlist_count": len(self.watchlist.items()),
             "day_pnl": account.get("day_pnl"),
+            "held": list((self.board.get("risk") or {}).get("held") or ()),
             "seq": self.journal.last_seq,
             "journal_id": self.journal.journal_id,
             "node": self.settings.node,
@@ -805,7 +837,7 @@ class Engine:
         self._part_changed("engine", f"engine {state}: {reason}")
 
     def _emit_status(self, update: StatusUpdate) -> None:
-        if self.journal.healthy:
+        if self.journal.writes:
             self._emit("status_update", update)
         else:  # a journal that fails keeps facts in memory: one update when it is back says as much as hundreds
             self._untold.update(update.changed)
@@ -1064,13 +1096,21 @@ class Engine:
         return None if order is None else {"order": order, "legs": []}
 
     async def _dead_man_acts(self, action: str, why: str) -> None:
-        if action == "pause":
-            if self.state == "running":
-                await self.pause_trading(reason=why)
-        else:
-            await self.money.call(
-                self.path.killswitch.fire(reason=why, source="dead_man", flatten=action == "flatten")
-            )
+        """Act, on the money lane: nothing that runs on the outer loop has to work for it."""
+        if action != "pause":
+            await self.path.killswitch.fire(reason=why, source="dead_man", flatten=action == "flatten")
+        elif self.state == "running":
+            self.path.gate.pause("the engine is paused")
+            self._outside(self._pause_soon, why)
+
+    def _pause_soon(self, why: str) -> None:
+        self._loop_task(self._paused_by_dead_man(why), "dead-man-pause")
+
+    async def _paused_by_dead_man(self, why: str) -> None:
+        try:
+            await self.pause_trading(reason=why)
+        except CommandError as error:  # it was stopped or killed meanwhile, which counts for more
+            log.warning("the dead man's switch did not pause the engine: %s", error)
 
     async def _refresh(self) -> None:
         rounds = 0

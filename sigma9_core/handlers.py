@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from sigma9_core.commands import (
+    AcknowledgeArgs,
     AdoptArgs,
     CancelAllArgs,
     CloseArgs,
@@ -21,6 +22,7 @@ from sigma9_core.commands import (
     RiskClearArgs,
     RiskSetArgs,
     ScanArgs,
+    SettleArgs,
     SymbolArgs,
 )
 from sigma9_core.dispatcher import Call, Handler
@@ -57,6 +59,7 @@ class Handlers:
             "cancel_all": self.cancel_all,
             "close_position": self.close_position,
             "adopt_position": self.adopt_position,
+            "settle_position": self.settle_position,
             "watchlist_add": self.watchlist_add,
             "watchlist_remove": self.watchlist_remove,
             "broker_connect": self.broker_connect,
@@ -65,6 +68,7 @@ class Handlers:
             "plugin_disable": self.plugin_disable,
             "risk_set": self.risk_set,
             "risk_clear": self.risk_clear,
+            "acknowledge_journal": self.acknowledge_journal,
             "events": self.events,
         }
 
@@ -152,6 +156,11 @@ class Handlers:
         engine = self._engine
         return await engine.money.call(engine.path.adopt(args))
 
+    async def settle_position(self, args: SettleArgs, call: Call) -> Result:
+        """Take the broker's word for a position."""
+        engine = self._engine
+        return await engine.money.call(engine.path.settle_position(args, call.command))
+
     # --- market -----------------------------------------------------------------------------------------------
 
     async def scan(self, args: ScanArgs, _call: Call) -> Result:
@@ -201,6 +210,14 @@ class Handlers:
             raise CommandError("not_found", f"no risk rule is called '{args.rule}'", {"field": "rule"})
         await engine.money.call(engine.path.clear_rule(args.rule))
         return {"rule": args.rule}
+
+    async def acknowledge_journal(self, args: AcknowledgeArgs, call: Call) -> Result:
+        """Take a person's word for what the journal has noted of itself; `verify` is content from then on."""
+        command = call.command
+        known = await self._engine.acknowledge_journal(args.reason, command.actor or command.source)
+        if not known:
+            raise CommandError("conflict", "there is nothing to acknowledge: the journal was not put back")
+        return {"acknowledged": known}
 
     async def events(self, args: EventsArgs, _call: Call) -> Result:
         """Give durable events after a number."""

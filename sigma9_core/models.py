@@ -42,6 +42,21 @@ class Frozen(BaseModel):
 # --- market data (floats; times are aware and in UTC) ---------------------------------------------------------
 
 
+def writable(text: str) -> str:
+    """Write out, as `\\x00` and `\\ud800`, what no database or UTF-8 stream can carry; keep any other text."""
+    if text.isascii():
+        return text if "\0" not in text else text.replace("\0", "\\x00")
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
+
+
+def make_writable(record: Any, *names: str) -> None:
+    """Make texts of a frozen dataclass writable as it is made: brokers call things what they like."""
+    for name in names:
+        text = getattr(record, name)
+        if text is not None and (clean := writable(text)) != text:
+            object.__setattr__(record, name, clean)
+
+
 @dataclass(frozen=True, slots=True)
 class Quote:
     """The best bid and ask of a symbol."""
@@ -260,6 +275,12 @@ class Fill:
     commission: Decimal
     ts: datetime
     broker_order_id: str | None = None
+
+    def __post_init__(self) -> None:
+        """Write out what the journal could not hold: the execution is known by the same name for ever."""
+        told = f"{self.exec_id}{self.order_id}{self.symbol}{self.broker_order_id}"
+        if not told.isascii() or "\0" in told:
+            make_writable(self, "exec_id", "order_id", "symbol", "broker_order_id")
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ def listing(result: Mapping[str, Any]) -> str:
 def verdict_line(verdict: Mapping[str, Any]) -> str:
     """Write what one risk rule said."""
     numbers = (
-        f" ({cell(verdict.get('used'))} of {cell(verdict.get('limit'))})"
+        f" ({cell(short(verdict.get('used')))} of {cell(short(verdict.get('limit')))})"
         if verdict.get("limit") is not None
         else ""
     )
@@ -43,10 +43,19 @@ def verdict_line(verdict: Mapping[str, Any]) -> str:
     )
 
 
+def short(value: Any) -> Any:
+    """Round a rule's number for a person: what follows the fourth place says nothing."""
+    return round(value, 4) if isinstance(value, float) else value
+
+
 def _reasons(details: Mapping[str, Any]) -> list[str]:
     verdicts = details.get("verdicts")
     if not isinstance(verdicts, list):
         return []
-    return [
+    lines = [
         verdict_line(entry) for entry in verdicts if isinstance(entry, dict) and entry.get("outcome") != "allow"
     ]
+    order_id = details.get("order_id")
+    return (
+        lines if order_id is None else [*lines, f"every rule's word: sigma9 risk explain {clean(str(order_id))}"]
+    )

@@ -36,6 +36,8 @@ COMMANDS: Final[Mapping[str, str]] = {
     "resume": "engine",
     "order": "order",
     "close": "close",
+    "adopt": "adopt",
+    "settle": "settle",
     "risk": "risk",
     "plugin": "plugin",
     "schedule": "schedule",

@@ -35,7 +35,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     show = actions.add_parser("list", help="list the newest events, or those after a number")
     show.add_argument("--after", type=_number, metavar="SEQ", help="those after this number, oldest first")
     show.add_argument("--limit", type=_positive, default=50, help="at most so many (default: 50)")
-    show.add_argument("--table", choices=TABLES, default="events", help="default: events; others imply --local")
+    show.add_argument("--table", choices=TABLES, help="default: events; others imply --local")
     follow = actions.add_parser("follow", help="print events as they are written, until Ctrl-C")
     follow.add_argument("--after", type=_number, metavar="SEQ", help="begin after this number (default: now)")
     for action in (show, follow):
@@ -52,7 +52,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "amounts keep every digit, times are in UTC.",
     )
     out.add_argument("out", type=Path, metavar="OUT", help="the file, such as fills.parquet")
-    out.add_argument("--table", choices=TABLES, default="events", help="default: events")
+    out.add_argument("--table", choices=TABLES, help="default: events")
     out.add_argument("--format", choices=("csv", "parquet"), help="default: what the file's name ends in")
     out.add_argument("--after", type=_number, metavar="NUMBER", help="the rows after this number (seq, else n)")
     out.add_argument("--replace", action="store_true", help="overwrite the file where there is one")
@@ -64,6 +64,15 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "fills, positions, cash, day marks, exits and commands; and, where the server runs on this machine, with "
         "the positions that it shows. Exit with 1 where anything disagrees; each disagreement is one sentence.",
     )
+    known = actions.add_parser(
+        "acknowledge",
+        help="say why the journal was put back; verify is content from then on",
+        description="Acknowledge what a start has found of the journal itself: that it was put back to an earlier "
+        "time, or was without what keeps it append-only. The server writes down who said so and why.",
+    )
+    known.add_argument("--reason", required=True, help="why it is so, for the journal")
+    add_server_address(known)
+    add_format(known, ("table", "json"))
     for action in (out, check):
         add_data_dir(action)
         _add_database(action)
@@ -80,6 +89,11 @@ def _add_filters(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--cause", metavar="ID", help="what led to it: an order, a command, a job (implies --local)"
     )
+    group.add_argument("--kind", metavar="KIND", help="of notes, such as guard (implies --table notes)")
+    group.add_argument(
+        "--command", dest="command_name", metavar="NAME", help="of commands (implies --table commands)"
+    )
+    group.add_argument("--actor", metavar="NAME", help="who sent a command (implies --table commands)")
     group.add_argument("--since", type=_moment, metavar="T", help="a market time in UTC, or a date")
     group.add_argument("--until", type=_moment, metavar="T", help="the time before which it was, or a date")
 
@@ -98,11 +112,15 @@ def run(args: argparse.Namespace) -> int:
         return journal_local.verify(args)
     if args.action == "export":
         return journal_local.write(args)
-    table = getattr(args, "table", "events")
-    if args.local or args.cause is not None or table != "events":
+    if args.action == "acknowledge":
+        return _acknowledge(Client(find_target(args)), args)
+    named = (args.cause, args.kind, args.command_name, args.actor)
+    table = getattr(args, "table", None) or "events"
+    if args.local or table != "events" or any(name is not None for name in named):
         if args.url:
             raise WrongUsage(
-                "--url goes with what a server can tell; --local, --cause and --table read the database"
+                "--url goes with what a server can tell; --local, --table, --cause, --kind, --command and --actor "
+                "read the database"
             )
         return journal_local.follow(args, POLL_SECONDS) if args.action == "follow" else journal_local.show(args)
     client = Client(find_target(args))
@@ -151,6 +169,15 @@ class Filter:
         return (self.since is None or at >= self.since) and (self.until is None or at < self.until)
 
 
+def _acknowledge(client: Client, args: argparse.Namespace) -> int:
+    from sigma9_core.cli.answers import tell
+
+    answer = client.command("acknowledge_journal", {"reason": args.reason}, repeat="see `sigma9 journal verify`")
+    return tell(
+        answer, args.format, lambda result: "\n".join(f"acknowledged: {each}" for each in result["acknowledged"])
+    )
+
+
 def _list(client: Client, args: argparse.Namespace) -> int:
     from sigma9_core.cli.eventline import HEADER, event_line
     from sigma9_core.cli.output import show_rows
@@ -177,7 +204,7 @@ def _follow(client: Client, args: argparse.Namespace) -> int:
         print(HEADER, flush=True)
     while True:
         try:
-            body = client.get("events", after=after, limit=PAGE)
+            body = client.get("events", after=after, limit=PAGE, symbol=wanted.symbol, order_id=wanted.order)
             if lost:
                 _say("connected again")
             lost = False
@@ -210,7 +237,14 @@ def _after(client: Client, after: int, wanted: Filter, limit: int) -> list[Event
     position: int | None = after
     while position is not None and len(found) < limit:
         size = PAGE if wanted.leaves_out else min(PAGE, limit - len(found))
-        body = client.get("events", after=position, type=wanted.type, limit=size)
+        body = client.get(
+            "events",
+            after=position,
+            type=wanted.type,
+            limit=size,
+            symbol=wanted.symbol,
+            order_id=wanted.order,
+        )
         found += filter(wanted.takes, body["events"])
         position = body["next"]
     return found[:limit]
@@ -222,6 +256,8 @@ def _newest(client: Client, wanted: Filter, limit: int) -> list[Event]:
     It ends at the first whole window that is older than what is wanted: market times are in order but for those of
     a feed that was set back.
     """
+    if wanted.symbol is not None or wanted.order is not None:
+        return _newest_of(client, wanted, limit)
     found: list[Event] = []
     upper = _head(client)
     while upper > 0 and len(found) < limit:
@@ -233,6 +269,30 @@ def _newest(client: Client, wanted: Filter, limit: int) -> list[Event]:
         if since is not None and events and all(datetime.fromisoformat(one["ts"]) < since for one in events):
             break
         upper = lower
+    return found[-limit:]
+
+
+def _newest_of(client: Client, wanted: Filter, limit: int) -> list[Event]:
+    """Let the server find the newest events of an order or a symbol; it reads backwards then."""
+    found: list[Event] = []
+    before: int | None = None
+    while len(found) < limit:
+        body = client.get(
+            "events",
+            before=before,
+            type=wanted.type,
+            limit=PAGE,
+            symbol=wanted.symbol,
+            order_id=wanted.order,
+        )
+        events = body["events"]
+        found = [event for event in events if wanted.takes(event)] + found
+        since = wanted.since
+        if since is not None and events and all(datetime.fromisoformat(one["ts"]) < since for one in events):
+            break
+        if body["next"] is None or body["next"] == before:
+            break
+        before = body["next"]
     return found[-limit:]
 
 

@@ -23,13 +23,13 @@ Row = Mapping[str, Any]
 
 TABLES: Final = ("events", "orders", "fills", "commands", "notes")
 SHOWN: Final[Mapping[str, Sequence[str]]] = {
-    "orders": ("n", "ts", "order_id", "approved", "request", "cause"),
+    "orders": ("n", "ts", "order_id", "approved", "request", "source", "cause"),
     "fills": (
         *("n", "ts", "symbol", "side", "quantity", "price", "commission"),
-        *("order_id", "exec_id", "strategy", "source", "recovered"),
+        *("order_id", "exec_id", "strategy", "source", "cause", "recovered"),
     ),
-    "commands": ("n", "ts", "stage", "command", "id", "source", "actor", "body"),
-    "notes": ("n", "ts", "kind", "body"),
+    "commands": ("n", "ts", "stage", "command", "id", "source", "actor", "cause", "body"),
+    "notes": ("n", "ts", "kind", "symbol", "source", "cause", "body"),
 }
 """What a table shows of the rows; JSON and CSV have all of them."""
 KINDS: Final[Mapping[str, Kind]] = {
@@ -74,6 +74,7 @@ def opened(args: argparse.Namespace, *, checked: bool = True) -> Iterator[tuple[
 
 def show(args: argparse.Namespace) -> int:
     """List rows of a table."""
+    table = table_of(args)
     from sigma9_core.cli.eventline import HEADER, event_line
     from sigma9_core.cli.output import show_rows
     from sigma9_core.cli.times import MARKET, WALL
@@ -81,9 +82,9 @@ def show(args: argparse.Namespace) -> int:
 
     with opened(args) as (history, _), history.snapshot() as rows:
         newest = args.limit if args.after is None else None
-        found = rows.rows(args.table, wanted(args), newest=newest)
+        found = rows.rows(table, wanted(args), newest=newest)
         listed = [dict(row) for _, row in zip(range(args.limit), found, strict=False)]
-    if args.table == "events":
+    if table == "events":
         events = [json.loads(masked(row["body"])) for row in listed]
         if args.format == "table":
             print("\n".join([HEADER, *map(event_line, events)]) if events else "no events")
@@ -109,9 +110,9 @@ def show(args: argparse.Namespace) -> int:
     clean = [
         {name: masked(value) if isinstance(value, str) else value for name, value in row.items()} for row in listed
     ]
-    fields = [*listed[0]] if listed else [*SHOWN[args.table]]
-    times = {"ts": WALL if args.table == "commands" else MARKET}
-    show_rows(clean, SHOWN[args.table], args.format, empty=f"no {args.table}", fields=fields, times=times)
+    fields = [*listed[0]] if listed else [*SHOWN[table]]
+    times = {"ts": WALL if table == "commands" else MARKET}
+    show_rows(clean, SHOWN[table], args.format, empty=f"no {table}", fields=fields, times=times)
     return 0
 
 
@@ -122,9 +123,9 @@ def follow(args: argparse.Namespace, pause: float) -> int:
     from sigma9_core.cli.eventline import HEADER, event_line
     from sigma9_core.export import masked
 
-    if args.format != "json":
-        print(HEADER, flush=True)
     with opened(args) as (history, _):
+        if args.format != "json":
+            print(HEADER, flush=True)
         after = args.after
         while True:
             with history.snapshot() as rows:
@@ -152,11 +153,21 @@ def write(args: argparse.Namespace) -> int:
     if form is None:
         print(f"sigma9: {args.out}: say --format csv or --format parquet", file=sys.stderr)
         return 2
+    table = table_of(args)
     with opened(args) as (history, _), history.snapshot() as rows:
-        columns: dict[str, Kind] = {name: KINDS.get(name, "text") for name in rows.columns(args.table)}
-        count = export(rows.rows(args.table, wanted(args)), columns, args.out, form, replace=args.replace)
-    print(f"{args.out}: {count} {args.table}", file=sys.stderr)
+        columns: dict[str, Kind] = {name: KINDS.get(name, "text") for name in rows.columns(table)}
+        count = export(rows.rows(table, wanted(args)), columns, args.out, form, replace=args.replace)
+    print(f"{args.out}: {count} {table}", file=sys.stderr)
     return 0
+
+
+def table_of(args: argparse.Namespace) -> str:
+    """Tell which table is wanted: the one that was named, else the one that alone has what was asked for."""
+    if args.table is not None:
+        return str(args.table)
+    if args.kind is not None:
+        return "notes"
+    return "commands" if args.command_name is not None or args.actor is not None else "events"
 
 
 def wanted(args: argparse.Namespace) -> Wanted:
@@ -170,6 +181,9 @@ def wanted(args: argparse.Namespace) -> Wanted:
         strategy=args.strategy,
         source=args.source,
         cause=args.cause,
+        kind=args.kind,
+        command=args.command_name,
+        actor=args.actor,
         since=args.since,
         until=args.until,
         after=args.after,

@@ -1,4 +1,4 @@
-"""`sigma9 kill`: the kill switch, by its own door on this machine, else by REST."""
+"""`sigma9 kill`: the kill switch, by its own door on this machine, else by REST; and its drill."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from sigma9_core.cli.options import add_format, add_server_address, data_dir_named, data_dir_of
+from sigma9_core.cli.output import cell, clean
 
 if TYPE_CHECKING:
     from sigma9_core.cli.client import Target
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 DOOR_SECONDS: Final = 5.0
 """How long the kill's own door may take; after it REST is tried."""
 REST_SECONDS: Final = 10.0
+DRILL_SECONDS: Final = 90.0
+"""A drill takes as long as its closes, 60 s at most, and starts again what ran before."""
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -33,7 +36,12 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--flatten", action="store_true", help="close positions, whatever kill_switch.flatten says"
     )
     add_scope(parser)
-    parser.add_argument("--reason", default="sigma9 kill", help="why, for the journal")
+    parser.add_argument(
+        "--drill",
+        action="store_true",
+        help="on a paper or simulated account: really kill everything, reset, start again what ran before",
+    )
+    parser.add_argument("--reason", help="why, for the journal (default: sigma9 kill)")
     add_server_address(parser)
     add_format(parser, ("table", "json"))
 
@@ -60,7 +68,11 @@ def run(args: argparse.Namespace) -> int:
 
     if args.flatten and args.no_flatten:
         raise WrongUsage("--flatten and --no-flatten exclude each other")
-    request: dict[str, Any] = {"reason": args.reason}
+    if args.drill:
+        if args.flatten or args.no_flatten or args.scope is not None:
+            raise WrongUsage("--drill tries the whole kill: it goes without --flatten, --no-flatten and --scope")
+        return _drill(args)
+    request: dict[str, Any] = {"reason": args.reason or "sigma9 kill"}
     if args.flatten or args.no_flatten:
         request["flatten"] = bool(args.flatten)
     if args.scope is not None:
@@ -81,8 +93,37 @@ def describe(result: Mapping[str, Any], what: str = "") -> str:
     if pending:
         lines.append(f"still going on: {', '.join(map(str, pending))}; `sigma9 status` tells how far it is")
     if result.get("latched") is False:
-        lines.append("the latch could not be written: the kill holds until the process ends, not beyond; stop it")
+        lines.append(
+            "the latch could not be written so far: until it is, which `sigma9 status` tells, "
+            "the kill holds until the process ends, not beyond"
+        )
+    if result.get("note"):
+        lines.append(clean(str(result["note"])))
     return "\n".join(lines)
+
+
+def drilled(result: Mapping[str, Any]) -> str:
+    """Write how a drill went."""
+    orders, positions = _count(result, "cancelled_orders", "order"), _count(result, "closed_positions", "position")
+    what = (
+        f"{orders} cancelled, {positions} closed in {cell(result.get('seconds'))} s; the kill switch is off again"
+    )
+    if result.get("phase") == "done":
+        return f"drilled: {what}"
+    left = ", ".join(map(str, result.get("pending") or [])) or "nothing"
+    how = " ".join(str(each) for each in (result.get("phase"), result.get("detail")) if each)
+    return clean(f"the drill did not finish and does not count ({how}; left: {left}): {what}")
+
+
+def _drill(args: argparse.Namespace) -> int:
+    """Let the server drill; exit with 1 where it did not come to its end."""
+    from sigma9_core.cli.answers import tell
+    from sigma9_core.cli.client import Client, find_target
+
+    client = Client(find_target(args), DRILL_SECONDS)
+    answer = client.command("kill_drill", {"reason": args.reason}, repeat="see `sigma9 status` first")
+    code = tell(answer, args.format, drilled)
+    return code or int((answer.get("result") or {}).get("phase") != "done")
 
 
 def by_door(data_dir: Path, request: Mapping[str, Any]) -> dict[str, Any] | None:

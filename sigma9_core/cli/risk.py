@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     client = Client(find_target(args))
     if args.action == "list":
         columns = ("rule", "enabled", "used", "limit", "tripped", "until")
-        rules = client.get("risk")["rules"]
+        rules = _shown(client.get("risk")["rules"], args.format)
         empty = "no rule is enabled: entries are refused"
         show_rows(rules, columns, args.format, empty=empty, times={"until": MARKET})
         return 0
@@ -81,7 +81,16 @@ def _explain(order: Mapping[str, Any], form: str) -> int:
     if form == "table":
         print(order_line(order))
         if order.get("reason"):
-            print(f"reason: {clean(str(order['reason']))}")
+            refused = order.get("status") == "risk_rejected" and order.get("rule")
+            print(clean(f"refused by {refused}: {order['reason']}" if refused else f"reason: {order['reason']}"))
     columns = ("rule", "code", "outcome", "used", "limit", "reason")
-    show_rows(order.get("verdicts") or [], columns, form, empty="no rule was asked about this order")
+    rows = _shown(order.get("verdicts") or [], form)
+    show_rows(rows, columns, form, empty="no rule was asked about this order")
     return 0
+
+
+def _shown(rows: Sequence[Mapping[str, Any]], form: str) -> list[Mapping[str, Any]]:
+    """Round the numbers of the rules where a person reads them."""
+    from sigma9_core.cli.answers import short
+
+    return [{name: short(value) if form == "table" else value for name, value in row.items()} for row in rows]

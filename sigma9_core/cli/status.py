@@ -44,7 +44,14 @@ def status_lines(status: Mapping[str, Any]) -> list[tuple[str, Any]]:
         ("open orders", status.get("open_orders")),
         ("watchlist", status.get("watchlist_count")),
         ("day P&L", status.get("day_pnl")),
+        *(("held", held_line(held)) for held in status.get("held") or ()),
     ]
+
+
+def held_line(held: Mapping[str, Any]) -> str:
+    """Write which symbol takes no orders, why, and how a person ends it."""
+    symbol = held.get("symbol")
+    return f"{symbol}: {held.get('reason')} (sigma9 settle {symbol} --reason ...)"
 
 
 def kill_line(kill: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,17 +21,17 @@ from pathlib import Path
 from typing import Any, Final
 
 from sigma9_core.clock import monotonic
-from sigma9_core.errors import JournalError
 from sigma9_core.money.books import NOTES, Books
+from sigma9_core.money.chain import BEGIN, linked
 from sigma9_core.money.exits import NOTE as GUARD
 from sigma9_core.money.exits import Guard
 from sigma9_core.money.highwater import read_mark
 from sigma9_core.money.history import History
 from sigma9_core.money.ids import made_at
-from sigma9_core.money.integrity import ADVICE
+from sigma9_core.money.integrity import ADVICE, COVERED, NOTE, Head, doubts, nothing_of
 from sigma9_core.money.life import Life, told
 from sigma9_core.money.snapshot import Snapshot
-from sigma9_core.money.tables import SCHEMA
+from sigma9_core.money.tables import HASH, SCHEMA
 
 Row = Mapping[str, Any]
 Tell = Callable[[str], None]
@@ -115,8 +116,20 @@ def audit(history: History, *, marks: Path | None = None) -> Audit:
         if damage is not None:
             found.tell(f"the file is damaged ({damage}): {ADVICE}")
             return found  # what else there is can't be believed
-        _meta(rows, found)
-        _numbers(rows, found, before)
+        covered = _meta(rows, found)
+        _chains(rows, found, covered)
+        if before is not None and before.journal_id == found.journal_id:
+            departed = rows.departure(before)
+            if departed is not None:
+                found.tell(departed)
+        elif mark is not None and before is None and rows.head.n:
+            found.remarks.append(
+                "there is no mark beside the journal: newest rows that are missing are not noticed"
+            )
+        for fault in rows.unguarded():
+            found.tell(fault)
+        for doubt in doubts((note["n"], _body(note)) for note in rows.notes(NOTE)):
+            found.tell(f"{doubt}; `sigma9 journal acknowledge --reason ...` once you know why")
         _events(rows, found)
         _orders(rows, found)
         _ids(rows, found)
@@ -130,8 +143,10 @@ def audit(history: History, *, marks: Path | None = None) -> Audit:
 # --- numbers --------------------------------------------------------------------------------------------------
 
 
-def _meta(rows: Snapshot, found: Audit) -> None:
+def _meta(rows: Snapshot, found: Audit) -> Head:
+    """Look at the journal's own facts; give the event and the row after which its chains begin."""
     ids = []
+    covered: Head | None = None
     for row in rows.meta():
         if row["key"] == "journal_id":
             ids.append(row["value"])
@@ -139,30 +154,89 @@ def _meta(rows: Snapshot, found: Audit) -> None:
                 found.tell(f"the journal_id {row['value']} (row {row['n']}) is none")
         elif row["key"] == "schema" and not (row["value"].isdigit() and int(row["value"]) <= SCHEMA):
             found.tell(f"the tables say that they are of version {row['value']} (row {row['n']})")
+        elif row["key"] == COVERED:
+            if covered is not None or not re.fullmatch(r"\d+ \d+", row["value"]):
+                found.tell(f"the row {row['n']} says that the chains begin after {row['value']}, which is not so")
+                continue
+            seq, n = map(int, row["value"].split())
+            covered = Head(seq, n)
     if not ids:
-        raise JournalError(f"the journal {found.where} has nothing of the node {found.node}: name another node")
+        raise nothing_of(found.where, found.node)
     found.journal_id = ids[-1]
     if len(ids) > 1:
         found.remarks.append(f"the journal was put back to an earlier time (journal_ids: {', '.join(ids)})")
+    if covered is None:
+        covered = rows.head
+    if covered.n:
+        found.remarks.append(
+            f"the chain covers the events after {covered.seq} and the rows after {covered.n}: "
+            "what is older was written before there was one"
+        )
+    return covered
 
 
-def _numbers(rows: Snapshot, found: Audit, mark: tuple[str, int] | None) -> None:
-    last = 0
-    for seq in rows.event_numbers():
+def _chains(rows: Snapshot, found: Audit, covered: Head) -> None:
+    """Follow both chains in one pass: numbers without a gap or a double, each hash made of the one before it."""
+    last, chain = 0, _Chain(found, covered.seq)
+    for row in rows.events():
+        seq = row["seq"]
         if seq != last + 1:
             found.tell(_gap("event", last + 1, seq - 1) if seq > last else f"event {seq} comes after event {last}")
+        chain.follow("events", seq, row, follows=seq == last + 1)
         last = seq
         found.rows["events"] += 1
-    if mark is not None and mark[0] == found.journal_id and mark[1] > last:
-        found.tell(f"the mark beside the journal says that event {mark[1]} was written, and the newest is {last}")
-    last, before = 0, ""
-    for n, table in rows.row_numbers():
+    last, before, chain = 0, "", _Chain(found, covered.n)
+    for n, table, row in rows.numbered():
         if n == last:
             found.tell(f"the row {n} is in {before} and in {table}")
         elif n != last + 1:
             found.tell(_gap("row", last + 1, n - 1))
+        chain.follow(table, n, row, follows=n == last + 1)
         last, before = n, table
         found.rows[table] += 1
+
+
+@dataclass(slots=True)
+class _Chain:
+    """Follows one chain; a row that does not fit is told, and the next one is held against what that row says."""
+
+    found: Audit
+    after: int
+    """The number after which it begins."""
+    before: str = BEGIN
+
+    def follow(self, table: str, number: int, row: Row, *, follows: bool) -> None:
+        """Look at a row; one after a gap has nothing to be held against."""
+        if number <= self.after:
+            return
+        told = row[HASH]
+        if told is None:
+            self.found.tell(f"{_what(table, number, row)} has no hash, and the chain begins after {self.after}")
+        elif (follows or number == self.after + 1) and told != linked(self.before, table, row):
+            self.found.tell(
+                f"{_what(table, number, row)} is not as it was written: its hash is not made of it and of the row "
+                "before it"
+            )
+        self.before = told or BEGIN
+
+
+def _what(table: str, number: int, row: Row) -> str:
+    """Say which row it is, and what it is."""
+    match table:
+        case "events":
+            about = f" of order {row['order_id']}" if row["order_id"] else ""
+            return f"event {number} (a {row['type']}{about})"
+        case "orders":
+            return f"the intent of order {row['order_id']} (row {number} of orders)"
+        case "fills":
+            return f"the fill {row['exec_id']} of order {row['order_id']} (row {number} of fills)"
+        case "commands":
+            named = f" {row['id']}" if row["id"] else ""
+            return f"the command {row['command']}{named}, {row['stage']} (row {number} of commands)"
+        case "notes":
+            return f"the note {number} ({row['kind']})"
+        case _:
+            return f"the journal's own {row['key']} (row {number} of {table})"
 
 
 def _gap(what: str, first: int, last: int) -> str:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
+from sigma9_core.clock import rfc3339
 from sigma9_core.errors import StateError
 from sigma9_core.models import Session
 
@@ -30,6 +31,9 @@ class Days:
     """The realised result when the day began."""
     peak: Decimal | None = None
     """The best result that there ever was, on fresh marks."""
+    day_opened: datetime | None = None
+    week_opened: datetime | None = None
+    """When they began: what happened before, and is learnt later, is no result of theirs."""
 
     def roll(self, session: Session, result: Decimal, realized: Decimal) -> bool:
         """Begin a session's day (and week); the one in progress, or an older one, changes nothing."""
@@ -37,7 +41,8 @@ class Days:
             return False
         week = iso_week(session.day)
         if week != self.week:
-            self.week, self.week_start = week, result
+            self.week, self.week_start, self.week_opened = week, result, session.open
+        self.day_opened = session.open
         self.day, self.day_start, self.realized_start = session.day, result, realized
         if self.peak is None:
             self.peak = result
@@ -47,6 +52,16 @@ class Days:
         """Raise the peak to a result that was measured on fresh marks."""
         if self.peak is None or result > self.peak:
             self.peak = result
+
+    def learn(self, at: datetime, result: Decimal, realized: Decimal) -> None:
+        """Move the starting marks of what began after `at` by what is learnt only now to have happened then."""
+        if self.day_opened is not None and at < self.day_opened:
+            if self.day_start is not None:
+                self.day_start += result
+            if self.realized_start is not None:
+                self.realized_start += realized
+        if self.week_opened is not None and at < self.week_opened and self.week_start is not None:
+            self.week_start += result
 
     def shift(self, amount: Decimal) -> None:
         """Move every starting mark, for what changed the result without being won or lost."""
@@ -66,6 +81,8 @@ class Days:
             "week_start": _text(self.week_start),
             "realized_start": _text(self.realized_start),
             "peak": _text(self.peak),
+            "day_opened": None if self.day_opened is None else rfc3339(self.day_opened),
+            "week_opened": None if self.week_opened is None else rfc3339(self.week_opened),
         }
 
     def restore(self, memory: Mapping[str, Any]) -> None:
@@ -77,11 +94,13 @@ class Days:
             numbers = {
                 name: _number(memory.get(name)) for name in ("day_start", "week_start", "realized_start", "peak")
             }
+            day_opened, week_opened = _moment(memory.get("day_opened")), _moment(memory.get("week_opened"))
         except (ValueError, TypeError, InvalidOperation) as error:
             raise StateError(f"the remembered day and week marks can't be read: {error}") from error
         self.day, self.week = day, week
         self.day_start, self.week_start = numbers["day_start"], numbers["week_start"]
         self.realized_start, self.peak = numbers["realized_start"], numbers["peak"]
+        self.day_opened, self.week_opened = day_opened, week_opened
 
 
 def iso_week(day: str) -> str:
@@ -92,6 +111,15 @@ def iso_week(day: str) -> str:
 
 def _text(number: Decimal | None) -> str | None:
     return None if number is None else str(number)
+
+
+def _moment(text: object) -> datetime | None:
+    if text is None:
+        return None
+    moment = datetime.fromisoformat(str(text))
+    if moment.tzinfo is None:
+        raise ValueError(f"{text} has no time zone")
+    return moment
 
 
 def _number(text: object) -> Decimal | None:

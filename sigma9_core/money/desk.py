@@ -18,8 +18,9 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final
 
-from sigma9_core.calendar import Calendar
+from sigma9_core.calendar import Calendar, trading_day
 from sigma9_core.clock import Clock
+from sigma9_core.commands import wrong_prices
 from sigma9_core.contracts import BrokerReport, Execution, Margin, RiskView, Submission
 from sigma9_core.errors import BrokerRefused, CommandError, ErrorCode, JournalError
 from sigma9_core.events import TradeEvent
@@ -28,12 +29,14 @@ from sigma9_core.money.gate import CORE, Decision, GateClosed, RiskGate
 from sigma9_core.money.ids import OrderIds, is_kill_id, kill_id
 from sigma9_core.money.journal import Journal
 from sigma9_core.money.link import BrokerLink
+from sigma9_core.money.orderbook import OrderBook
 from sigma9_core.money.orders import TRANSITIONS, IllegalMessage, Message, Order
 from sigma9_core.money.portfolio import Applied, Portfolio
 from sigma9_core.money.pricing import expected_price, met_price
 from sigma9_core.money.recall import recalled
 from sigma9_core.money.records import EventRecord, FillRecord, IntentRecord, NoteRecord, Record
 from sigma9_core.money.surroundings import Surroundings
+from sigma9_core.money.turnover import KEPT, TurnoverBook
 
 log = logging.getLogger("sigma9.orders")
 
@@ -81,7 +84,7 @@ class OrderDesk:
         self.gate = gate
         self.journal = journal
         self.portfolio = portfolio
-        self.orders: dict[str, Order] = {}
+        self.orders = OrderBook(KEPT_ORDERS)
         """Every working order and the newest ended ones, by our id."""
         self.foreign: dict[str, OrderView] = {}
         """Orders at the broker that are not ours, by the broker's id."""
@@ -105,9 +108,9 @@ class OrderDesk:
         self._recent: deque[Submission] = deque()
         self._changes: deque[datetime] = deque()
         self._filled: deque[Execution] = deque(maxlen=KEPT_EXECUTIONS)
+        self._traded = TurnoverBook()
         self._entries: dict[str, int] = {}
         self._executions: set[str] = set()
-        self._ended: deque[str] = deque()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._facts: set[Future[Any]] = set()
         self.orphan_reports = 0
@@ -139,11 +142,15 @@ class OrderDesk:
         kill's close) does not wait for a journal that fails: its intent is a fact, written when it can be.
         """
         orders: list[Order] = []
-        handed_over = False
+        written_down = False
         try:
             margins = await self._ask_about(requests)
-            async with self._decisions:
+            if all(request.intent == "kill" for request in requests):
+                # No rule of unknown speed is asked about them: nothing here waits, and they wait for nobody.
                 approved = await self._decide(requests, orders, margins)
+            else:
+                async with self._decisions:
+                    approved = await self._decide(requests, orders, margins)
             sending = len(approved) == len(requests)
             if not sending:
                 for order in orders:
@@ -152,40 +159,47 @@ class OrderDesk:
                         order.status = OrderStatus.RISK_REJECTED
                         order.reason = "another order of its group was refused"
                         order.touch()
+            more = decided(orders) if sending and decided is not None else ()
+            written = [*self._intents(orders, cause), *records, *more]
+            written_down = True  # or it may be: who is stopped while it is being written can't tell
+            self._waiting.update(order.order_id for order in orders if sending)
             try:
-                more = decided(orders) if sending and decided is not None else ()
-                written = [*self._intents(orders, cause), *records, *more]
-                handed_over = True
-                self._waiting.update(order.order_id for order in orders if sending)
                 if urgent:
                     await self._write_down(written)
                 else:
                     await self.journal.commit(written)
-                    await self._turn()
             except JournalError as error:
-                for order in orders:
-                    self.orders.pop(order.order_id, None)
-                if sending:
-                    self._count(requests, -1)
-                    ids = {order.order_id for order in orders}
-                    self._recent = deque(sent for sent in self._recent if sent.order_id not in ids)
+                written_down = False
                 log.error("nothing was sent for %s: %s", requests[0].symbol, error)
                 raise
+            if not urgent:
+                await self._turn()
             for order in orders:
                 self._tell(Step(order, order.status))
             if sending:
                 await self._send(orders, approved)
-        except asyncio.CancelledError:
-            for order in orders:  # who asked has gone; what has left is `unknown` already
-                if not handed_over:
-                    self.orders.pop(order.order_id, None)  # it was never written down: there is nothing to end
-                elif order.status is OrderStatus.SUBMITTED and order.order_id in self.in_flight:
-                    self.local(order, "cancelled", "not sent: whoever asked for it was stopped")
+        except BaseException as error:  # whatever it is: what was decided and has not left must not stand there
+            if not written_down:
+                self._undo(orders)
+                raise
+            why = "whoever asked for it was stopped" if isinstance(error, asyncio.CancelledError) else str(error)
+            for order in orders:  # what has left is `unknown` already
+                if order.status is OrderStatus.SUBMITTED and order.order_id in self.in_flight:
+                    self.local(order, "cancelled", f"not sent: {why}")
             raise
         finally:
             self.in_flight.difference_update(order.order_id for order in orders)
             self._waiting.difference_update(order.order_id for order in orders)
         return orders
+
+    def _undo(self, orders: Sequence[Order]) -> None:
+        """Forget orders that were decided and never written down: there is nothing to end."""
+        gone = {order.order_id for order in orders}
+        for order_id in gone:
+            self.orders.pop(order_id, None)
+        counted = [sent.request for sent in self._recent if sent.order_id in gone]
+        self._count(counted, -1)
+        self._recent = deque(sent for sent in self._recent if sent.order_id not in gone)
 
     async def modify(
         self,
@@ -197,18 +211,24 @@ class OrderDesk:
     ) -> Order:
         """Change a working order; the change is judged as a new order would be.
 
-        Raise CommandError: `not_found`, `conflict` (not working, or the broker refused), `risk_rejected`, `busy`
-        (being sent or changed), `killed` (a kill came before it was sent), `broker_unavailable` (which says
-        whether it was sent; where it was, reading back tells what became of it).
+        Raise CommandError: `not_found`, `invalid` (a price that does not go with its type), `conflict` (not
+        working, or the broker refused), `busy` (being sent or changed), `risk_rejected`, `killed` or `not_running`
+        (by the gate, also where it closed before the change was sent), `broker_unavailable` (which says whether it
+        was sent; where it was, reading back tells what became of it).
         """
         order = self.working(order_id)
+        changed = order.request.model_copy(update=dict(changes))
+        if wrong := wrong_prices(changed):
+            errors = [{"field": name, "message": message} for name, message in wrong.items()]
+            told = "; ".join(f"{name} {message}" for name, message in wrong.items())
+            raise CommandError("invalid", told, {"field": next(iter(wrong)), "errors": errors})
         if order_id in self.changing:
             raise CommandError("busy", f"order {order_id} is being changed at this moment: ask again")
         if order_id in self.in_flight and order.status is OrderStatus.SUBMITTED:
             raise CommandError("busy", f"order {order_id} is being sent at this moment: ask again")
         self.changing.add(order_id)
         try:
-            await self._change(order, order.request.model_copy(update=dict(changes)), cause, records)
+            await self._change(order, changed, cause, records)
         finally:
             self.changing.discard(order_id)
         return order
@@ -222,7 +242,9 @@ class OrderDesk:
             async with self._decisions:
                 # The signal of the first decision is no signal of this change, which a person makes.
                 judged = request.model_copy(update={"signal": None, "source": "api"})
-                decision = await self.gate.decide(order_id, judged, self.view())
+                view = self.view()
+                shrinks = self.gate.shrinks(order_id, request, view)
+                decision = await self.gate.decide(order_id, judged, view)
                 if decision.approved is not None:
                     order.replacement = request
                     self._changes.append(self._clock.now())
@@ -239,8 +261,8 @@ class OrderDesk:
             await self._turn()
             if decision.approved is None:
                 raise refusal(decision.verdicts)
-            if (closed := self.gate.closed_for(request)) is not None:
-                raise CommandError("killed", f"the change of order {order_id} was not sent: {closed}")
+            if (closed := self.gate.closing(request, shrinks=shrinks)) is not None:
+                raise _unsent_change(order_id, closed)
             if self.behind():
                 raise CommandError("broker_unavailable", f"the change of order {order_id} was not sent: {BEHIND}")
             if (outgrown := self.gate.outgrown(order_id, request, self.view())) is not None:
@@ -254,10 +276,10 @@ class OrderDesk:
                 ) from error
             sent = True
             async with asyncio.timeout(SUBMIT_TIMEOUT):
-                await self.gate.let_out([request], broker.replace(decision.approved))
+                await self.gate.let_out([request], broker.replace(decision.approved), shrinks=shrinks)
         except GateClosed as closing:
             sent = False
-            raise CommandError("killed", f"the change of order {order_id} was not sent: {closing}") from closing
+            raise _unsent_change(order_id, closing.verdict) from closing
         except BrokerRefused as error:
             sent = False
             raise CommandError("conflict", f"the broker refused the change: {error}") from error
@@ -315,7 +337,7 @@ class OrderDesk:
 
     def open_orders(self) -> list[Order]:
         """List our working orders, oldest first."""
-        return [order for order in self.orders.values() if order.working]
+        return self.orders.working()
 
     # --- reports in -----------------------------------------------------------------------------------------
 
@@ -429,16 +451,13 @@ class OrderDesk:
         elif fill is not None:
             self._executions.add(fill.exec_id)
             self._filled.append(_execution(order, fill))
+            self._traded.count([fill])
             records.append(FillRecord(fill, order.request.strategy, order.request.source, recovered))
         data = TradeEvent.of(
             order.view().model_copy(update={"status": event}), trade_id=fill.exec_id if fill and applied else None
         )
         records.append(EventRecord("trade_event", data, ts, cause=order.order_id))
         self.note(records)
-        if not order.working:
-            self._ended.append(order.order_id)
-            while len(self._ended) > KEPT_ORDERS:
-                self.orders.pop(self._ended.popleft(), None)
         self._tell(Step(order, event, fill, applied))
 
     # --- what the gate sees ---------------------------------------------------------------------------------
@@ -453,14 +472,10 @@ class OrderDesk:
             self._changes.popleft()
         working: list[OrderView] = list(self.foreign.values())
         intents: dict[str, Intent] = {}
-        for order in self.orders.values():
-            if order.working:
-                shown = order.view()
-                if order.replacement is not None and order.replacement.quantity > shown.quantity:
-                    shown = shown.model_copy(update={"quantity": order.replacement.quantity})
-                working.append(shown)
-                intents[order.order_id] = order.request.intent
-        day = session.day if session is not None else now.date().isoformat()
+        for order in self.orders.working():
+            working += order.possible()
+            intents[order.order_id] = order.request.intent
+        day = trading_day(now)
         return self.portfolio.risk_view(
             session=session,
             working=working,
@@ -469,6 +484,7 @@ class OrderDesk:
             entries_today=self._entries.get(day, 0),
             changes=tuple(self._changes),
             executions=tuple(self._filled),
+            traded=self._traded.at(now),
             instruments=self.surroundings.instruments,
             margin=margin,
             feed=self.surroundings.feed,
@@ -483,8 +499,11 @@ class OrderDesk:
         executions: Iterable[str],
         entries: Mapping[str, int],
         recent: Iterable[Submission],
+        traded: Iterable[Fill] = (),
     ) -> None:
-        """Take back what the journal knows after a restart."""
+        """Take back what the journal knows after a restart; `traded` are the fills of our orders that stand."""
+        since = self._clock.now() - KEPT
+        self._traded.count(fill for fill in traded if fill.ts >= since)
         self._recent.extend(recent)
         self.orders.update((order.order_id, order) for order in orders)
         self._executions.update(executions)
@@ -517,7 +536,7 @@ class OrderDesk:
         while self._tasks or self._facts:
             if self._tasks:
                 await asyncio.wait(tuple(self._tasks))
-            elif not self.journal.healthy:
+            elif not self.journal.writes:
                 return  # facts wait for the disk; trading decisions do not wait for it
             else:
                 futures = [asyncio.wrap_future(future) for future in tuple(self._facts)]
@@ -616,7 +635,7 @@ class OrderDesk:
     async def _send(self, orders: Sequence[Order], approved: Sequence[ApprovedOrder]) -> None:
         for order in orders:  # the gate may have closed, or the order ended, while the intent was being written
             closed = self.gate.closed_for(order.request)
-            if closed is None and order.request.intent != "kill" and self.behind():
+            if closed is None and self.behind():
                 closed = BEHIND  # it may have been sized from what was
             if closed is None:
                 closed = self.gate.outgrown(order.order_id, order.request, self.view())
@@ -658,9 +677,7 @@ class OrderDesk:
         return self._link.broker
 
     def _count(self, requests: Sequence[OrderRequest], step: int) -> None:
-        now = self._clock.now()
-        session = self._calendar.at(now)
-        day = session.day if session is not None else now.date().isoformat()
+        day = trading_day(self._clock.now())
         self._entries[day] = self._entries.get(day, 0) + step * sum(r.intent == "entry" for r in requests)
 
     def _tell(self, step: Step) -> None:
@@ -668,8 +685,8 @@ class OrderDesk:
             follower(step)
 
 
-def refusal(verdicts: Sequence[Verdict]) -> CommandError:
-    """Turn a refusal into the answer of a command: which rule, which number, which limit."""
+def refusal(verdicts: Sequence[Verdict], order_id: str | None = None) -> CommandError:
+    """Turn a refusal into the answer of a command: which rule, which number, which limit, and of which order."""
     refused = next((verdict for verdict in verdicts if verdict.outcome == "refuse"), None)
     if refused is None:
         return CommandError("risk_rejected", "the risk gate refused the order")
@@ -677,8 +694,17 @@ def refusal(verdicts: Sequence[Verdict]) -> CommandError:
     return CommandError(
         code or "risk_rejected",
         str(refused.reason) if code is not None else f"{refused.rule}: {refused.reason}",
-        {"rule": refused.rule, "verdicts": [verdict.model_dump(mode="json") for verdict in verdicts]},
+        {
+            "rule": refused.rule,
+            "verdicts": [verdict.model_dump(mode="json") for verdict in verdicts],
+            **({} if order_id is None else {"order_id": order_id}),
+        },
     )
+
+
+def _unsent_change(order_id: str, closed: Verdict) -> CommandError:
+    code = REFUSED_AS.get(closed.rule, "risk_rejected")
+    return CommandError(code, f"the change of order {order_id} was not sent: {closed.reason}")
 
 
 def _execution(order: Order, fill: Fill) -> Execution:

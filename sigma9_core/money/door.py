@@ -55,23 +55,27 @@ class KillDoor:
         self._visitors: set[_Visit] = set()
 
     async def open(self) -> None:
-        """Listen; OSError where the socket can't be made."""
+        """Listen; where the socket can't be made it is left out, and said."""
         if self._signals is not None:
             asyncio.get_running_loop().add_reader(self._signals, self._heard)
         if len(str(self.path)) > LONGEST_PATH:
             log.warning("%s is too long for a Unix socket; `sigma9 kill` goes by REST", self.path)
             return
-        self.path.unlink(missing_ok=True)
+        if not self._clear():
+            return
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_unix_server(lambda: _Visit(self, self._visitors), self.path)
-        self.path.chmod(0o600)
+        try:
+            self._server = await loop.create_unix_server(lambda: _Visit(self, self._visitors), self.path)
+            self.path.chmod(0o600)
+        except OSError as error:
+            log.warning("the kill's socket %s can't be made (%s); `sigma9 kill` goes by REST", self.path, error)
 
     async def close(self) -> None:
         """Let nobody in any more; who is being answered gets a moment. Signals are heard until the lane ends."""
         if self._server is not None:
             self._server.close()
             self._server = None
-            self.path.unlink(missing_ok=True)
+            self._clear()
         for visitor in tuple(self._visitors):
             visitor.end()
         if self._tasks:
@@ -79,6 +83,15 @@ class KillDoor:
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
+
+    def _clear(self) -> bool:
+        """Remove the socket's file; False where that can't be done, such as in a folder that became read-only."""
+        try:
+            self.path.unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("the kill's socket %s can't be removed (%s)", self.path, error)
+            return False
+        return True
 
     def begin(self, payload: bytes, source: CommandSource) -> Coroutine[Any, Any, dict[str, Any]]:
         """Take what was said: the gate is closed when this returns; await it for the kill's answer."""

@@ -18,6 +18,7 @@ from sigma9_core.clock import Clock, rfc3339
 from sigma9_core.errors import CommandError, JournalError
 from sigma9_core.models import ZERO, ExitPlan, OrderRequest, OrderStatus, Side, Slice, Split
 from sigma9_core.money.desk import OrderDesk, Step, rounded
+from sigma9_core.money.exposure import reserved
 from sigma9_core.money.gate import CORE
 from sigma9_core.money.orders import Order
 from sigma9_core.money.records import NoteRecord, Record
@@ -189,13 +190,8 @@ class ExitManager:
             best[trade.symbol] = (max(high, trade.price), min(low, trade.price))
         for guard in tuple(self.guards.values()):
             entry = self._desk.orders.get(guard.entry_id)
-            if self.stands_down(guard.symbol, guard.strategy):
+            if not self._tried_again(guard) or self.stands_down(guard.symbol, guard.strategy):
                 continue
-            if guard.retry_at is not None:
-                if now < guard.retry_at:
-                    continue
-                guard.retry_at = None
-                self._review(guard)
             if guard.opened_at is None or entry is None or entry.average_price is None or guard.released:
                 continue
             if guard.symbol in best and not entry.working:
@@ -207,13 +203,23 @@ class ExitManager:
             self._review(guard)
 
     def protected(self, symbol: str) -> bool:
-        """Tell whether a stop that guards the symbol works at the broker."""
-        return any(
-            order.request.protective
+        """Tell whether stops that guard the symbol work at the broker, for all that is held of it."""
+        stops = [
+            order.view()
+            for order in self._desk.open_orders()
+            if order.request.protective
             and order.request.symbol == symbol
             and order.status is not OrderStatus.SUBMITTED
-            for order in self._desk.open_orders()
-        )
+        ]
+        if not stops:
+            return False
+        held = self._held(symbol)
+        return reserved(stops, symbol, "sell" if held > ZERO else "buy") >= abs(held)
+
+    def legs_of(self, entry_id: str) -> list[str]:
+        """List the working exits that follow an entry, by id."""
+        guard = next((guard for guard in self.guards.values() if guard.entry_id == entry_id), None)
+        return [] if guard is None else [leg.order_id for leg in self._group(guard)]
 
     def split(self, split: Split) -> None:
         """Move the exits of a position to the prices after a split; its legs go, and are placed anew."""
@@ -270,6 +276,12 @@ class ExitManager:
             self._review(guard)
         for position in self._desk.portfolio.positions():
             self._desk.portfolio.set_protected(position.symbol, self.protected(position.symbol))
+
+    def fit(self, symbol: str) -> None:
+        """Try again what could not be brought in line, while a kill's close waits and no market data come."""
+        guard = self.guards.get(symbol)
+        if guard is not None and guard.retry_at is not None:
+            self._tried_again(guard)
 
     # --- legs -----------------------------------------------------------------------------------------------
 
@@ -357,7 +369,8 @@ class ExitManager:
             if leg.working:
                 await self._desk.modify(leg.order_id, changes, cause=guard.entry_id)
         except (JournalError, CommandError) as error:
-            guard.stop_price = None
+            if "stop_price" in changes:
+                guard.stop_price = None
             if leg.working:
                 log.warning("%s of %s could not be changed: %s", leg.request.reason, guard.symbol, error)
                 self._try_later(guard)
@@ -374,7 +387,7 @@ class ExitManager:
         if guard is None:
             return
         order_id = step.order.order_id
-        if step.event is OrderStatus.REPLACED and step.order.request.protective:
+        if step.event is OrderStatus.REPLACED and order_id == guard.stop_id:
             guard.stop_price = step.order.request.stop_price  # also where a person moved it: it is not moved back
         filled = None if step.applied is None else step.applied.fill
         if order_id == guard.entry_id and filled is not None and (guard.opened_at is None or guard.released):
@@ -421,11 +434,10 @@ class ExitManager:
         if not entering and not right_way:
             self._end(guard)
             return
-        if guard.busy or not right_way or guard.retry_at is not None:
+        if guard.busy or guard.retry_at is not None:
             return
-        if self.stands_down(guard.symbol, guard.strategy):
-            return
-        quantity = abs(held)
+        standing_down = self.stands_down(guard.symbol, guard.strategy)
+        quantity = abs(held) if right_way else ZERO
         price = (
             self._desk.portfolio.position(guard.symbol).average_cost
             if entry is None
@@ -433,19 +445,29 @@ class ExitManager:
         )
         slots = (guard.stop_id, guard.trail_id, guard.time_id, guard.profit_id)
         legs = [leg for slot in slots if (leg := self._order(slot)) is not None and leg.working]
-        if not any(leg.order_id != guard.profit_id for leg in legs) and not guard.released:
+        guarded = guard.released or any(leg.order_id != guard.profit_id for leg in legs)
+        if right_way and not standing_down and not guarded:
             if not entering or price is not None:
                 self._restore(guard, quantity, price)
             return
-        if entering:
-            return  # the stop that went with the entry covers all of it
-        for leg in legs:
+        for leg in self._group(guard):
             if leg.cancel_asked or leg.status in (OrderStatus.UNKNOWN, OrderStatus.SUBMITTED) or leg.replacement:
                 continue
             changes: dict[str, Any] = {}
-            if leg.request.quantity - leg.filled != quantity:
-                changes["quantity"] = quantity + leg.filled
-            if leg.order_id == guard.stop_id and guard.stop_price is None and price is not None:
+            # What went out with the entry covers what is still to fill of it, too.
+            coming = entry.remaining if entry is not None and leg.request.parent_id == entry.order_id else ZERO
+            size = quantity + coming
+            if leg.order_id not in slots:
+                size = min(size, leg.remaining)  # a person's exit may be for a part: it is never enlarged
+            if standing_down and (not leg.request.protective or not ZERO < size < leg.remaining):
+                continue  # the kill's: what guards until its close can go must not outgrow the position
+            if size == ZERO:
+                self.drop(leg)
+                continue
+            if leg.remaining != size:
+                changes["quantity"] = size + leg.filled
+            unpriced = leg.order_id == guard.stop_id and guard.stop_price is None
+            if unpriced and price is not None and not entering and not standing_down:
                 guard.stop_price = self._stop(guard, quantity, price).stop_price
                 if guard.stop_price != leg.request.stop_price:
                     changes["stop_price"] = guard.stop_price
@@ -456,6 +478,13 @@ class ExitManager:
                 )
                 return
 
+    def _group(self, guard: Guard) -> list[Order]:
+        """List every working exit of a guard's group: its own, and those that a person has put beside them."""
+        orders = self._desk.open_orders()
+        return [
+            each for each in orders if each.request.oca_group == guard.group and each.request.intent == "reduce"
+        ]
+
     def _restore(self, guard: Guard, quantity: Decimal, price: Decimal | None) -> None:
         if guard.refused >= MOST_STOPS or price is None:
             log.error("%s can't be protected by a stop; closing it at the market", guard.symbol)
@@ -463,6 +492,15 @@ class ExitManager:
         else:
             log.warning("%s has no working stop; placing one", guard.symbol)
             self._send(guard, self._stop(guard, quantity, price), "stop_id")
+
+    def _tried_again(self, guard: Guard) -> bool:
+        """Review a guard whose time to try again has come; False where it has not."""
+        if guard.retry_at is not None:
+            if self._clock.now() < guard.retry_at:
+                return False
+            guard.retry_at = None
+            self._review(guard)
+        return True
 
     def _refused(self, guard: Guard, order: Order) -> None:
         passing = any(verdict.code in PASSING and verdict.outcome == "refuse" for verdict in order.verdicts)

@@ -55,7 +55,7 @@ def closable(
         if order.symbol != symbol:
             continue
         if order.side != side:
-            waiting[order.order_id] = remaining(order)
+            waiting[order.order_id] = max(waiting.get(order.order_id, ZERO), remaining(order))
         elif is_exit(view.intents.get(order.order_id)) and (oca_group is None or order.oca_group != oca_group):
             # The group and the lone order share one name space: a group can't be called like an order's id.
             key = order.oca_group or order.order_id

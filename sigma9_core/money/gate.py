@@ -19,7 +19,7 @@ from sigma9_core.clock import Clock
 from sigma9_core.contracts import RiskRule, RiskView, Trip
 from sigma9_core.errors import CommandError
 from sigma9_core.models import _APPROVAL, ZERO, ApprovedOrder, Intent, OrderRequest, RuleUsage, Verdict
-from sigma9_core.money.exposure import closable, is_exit
+from sigma9_core.money.exposure import closable, held, is_exit
 from sigma9_core.money.rules import Failure, GuardedRule, OutsideRules, Question, answer_of
 
 log = logging.getLogger("sigma9.risk")
@@ -75,8 +75,26 @@ LEAVING: Final = 0.02
 """Seconds that a barrier waits for an order that is being handed over; a broker that blocks longer has got it."""
 
 
+_TERMS: Final = (
+    "symbol",
+    "side",
+    "order_type",
+    "limit_price",
+    "stop_price",
+    "trail_amount",
+    "trail_percent",
+    "time_in_force",
+    "oca_group",
+)
+"""What a change that only shrinks an order leaves as it is."""
+
+
 class GateClosed(Exception):
     """The gate has closed in the moment in which an order was to leave; nothing has left."""
+
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__(verdict.reason)
+        self.verdict = verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +144,7 @@ class RiskGate:
         self._leaving = threading.Lock()
         """Held while an order passes from its last look at the gate to the broker."""
         self._held: Mapping[str, str] = {}
+        self._unguarded: Mapping[str, str] = {}
         self._paused: str | None = None
         self._outside = OutsideRules(budget_seconds)
         self._kept: dict[str, Any] = {}
@@ -144,8 +163,9 @@ class RiskGate:
         A change of a working order is judged as a new order for what has not filled: leave it in `view.working`,
         or say in `filled` how much of it has. There is no suspension point where every rule runs inline.
         """
+        shrinks = self.shrinks(order_id, request, view)
         view, filled = _without_itself(order_id, request, view, filled)
-        refused = self._core(request, view, filled)
+        refused = self._core(request, view, filled, shrinks=shrinks)
         if refused is not None:
             return Decision(None, (refused,), refused)
         judged = request.model_copy(update={"quantity": request.quantity - filled}) if filled else request
@@ -158,7 +178,8 @@ class RiskGate:
                 answer if guard.inline else next(found) for guard, answer in zip(asked, answers, strict=True)
             ]
         verdicts = [_judge(guard, request, answer) for guard, answer in zip(asked, answers, strict=True)]
-        if outside and (late := self._latch(request)) is not None:  # the kill may have come while we waited
+        late = self._latch(request, shrinks=shrinks) if outside else None
+        if late is not None:  # the kill may have come while we waited
             verdicts.insert(0, late)
         if not asked and request.intent == "entry":
             verdicts.append(_refuse("risk_gate", "no risk rule is enabled: enable one before taking positions"))
@@ -190,16 +211,21 @@ class RiskGate:
         with self._barring:
             self._barriers = tuple(each for each in self._barriers if each is not barrier)
 
-    async def let_out(self, requests: Sequence[OrderRequest], leave: Coroutine[Any, Any, T]) -> T:
+    async def let_out(
+        self, requests: Sequence[OrderRequest], leave: Coroutine[Any, Any, T], *, shrinks: bool = False
+    ) -> T:
         """Run what hands orders to the broker; raise GateClosed, before its first step, where one may not leave.
 
-        The look and that step are one: a kill on another thread comes before both or after both.
+        The look and that step are one: a kill on another thread comes before both or after both. `shrinks` is
+        what the method of that name has said of a change.
         """
-        answer: T = await _begun_under(self._leaving, lambda: self._reason_to_stay(requests), leave)
-        return answer
 
-    def _reason_to_stay(self, requests: Sequence[OrderRequest]) -> str | None:
-        return next((reason for each in requests if (reason := self.closed_for(each)) is not None), None)
+        def stays() -> Verdict | None:
+            found = (self.closing(each, shrinks=shrinks) for each in requests)
+            return next((verdict for verdict in found if verdict is not None), None)
+
+        answer: T = await _begun_under(self._leaving, stays, leave)
+        return answer
 
     def reopen(self, scope: Scope = None) -> None:
         """Take this scope off; every other one stays closed."""
@@ -212,14 +238,34 @@ class RiskGate:
         """
         self._held = dict(symbols)
 
+    def keep_closed(self, symbols: Mapping[str, str]) -> None:
+        """Keep these symbols closed like those of `hold`, until the next start."""
+        self._unguarded = dict(symbols)
+
     def pause(self, reason: str | None) -> None:
         """Take no entries while the engine does not run, with the reason; None takes them again."""
         self._paused = reason
 
-    def closed_for(self, request: OrderRequest) -> str | None:
+    def shrinks(self, order_id: str, request: OrderRequest, view: RiskView) -> bool:
+        """Tell whether a change only makes a working protective order as small as the position that it guards.
+
+        It passes under any kill: a stop that outlives its kill's wait must not turn the position round.
+        """
+        mine = next((order for order in view.working if order.order_id == order_id), None)
+        if mine is None or not request.protective or request.intent == "entry":
+            return False
+        same = all(getattr(mine, name) == getattr(request, name) for name in _TERMS)
+        left = request.quantity - mine.filled_quantity
+        return same and request.quantity < mine.quantity and left >= abs(held(request.symbol, view))
+
+    def closed_for(self, request: OrderRequest, *, shrinks: bool = False) -> str | None:
         """Say why an order can't pass now because of kill, reconciliation or engine; None where it can."""
-        verdict = self._latch(request)
+        verdict = self.closing(request, shrinks=shrinks)
         return None if verdict is None else verdict.reason
+
+    def closing(self, request: OrderRequest, *, shrinks: bool = False) -> Verdict | None:
+        """Give the verdict with which an order can't pass now, as `closed_for` says it."""
+        return self._latch(request, shrinks=shrinks)
 
     def outgrown(self, order_id: str, request: OrderRequest, view: RiskView) -> str | None:
         """Say why an exit, or a change of one, is by now larger than what it can close; None where it fits."""
@@ -359,10 +405,10 @@ class RiskGate:
         else:
             self._outside.send(guard, function, *args)
 
-    def _latch(self, request: OrderRequest) -> Verdict | None:
+    def _latch(self, request: OrderRequest, *, shrinks: bool = False) -> Verdict | None:
         if request.intent == "kill":
             return None
-        if self._closed or self._barriers:
+        if (self._closed or self._barriers) and not shrinks:
             reducing = request.intent == "reduce"
             if self._shut(None, reducing=reducing):
                 return _refuse("kill_switch", "the kill switch is on: reset it before placing orders")
@@ -372,8 +418,8 @@ class RiskGate:
                 return _refuse(
                     "kill_switch", f"the kill switch is on for strategy {request.strategy}: reset it first"
                 )
-        if request.symbol in self._held:
-            return _refuse("reconciliation", self._held[request.symbol])
+        if (why := self._held.get(request.symbol) or self._unguarded.get(request.symbol)) is not None:
+            return _refuse("reconciliation", why)
         if self._paused is not None and request.intent == "entry":
             return _refuse("engine", f"the engine takes no entries: {self._paused}")
         return None
@@ -383,9 +429,11 @@ class RiskGate:
             return True
         return any(each.scope == scope and not (reducing and each.halt) for each in self._barriers)
 
-    def _core(self, request: OrderRequest, view: RiskView, filled: Decimal) -> Verdict | None:
+    def _core(
+        self, request: OrderRequest, view: RiskView, filled: Decimal, *, shrinks: bool = False
+    ) -> Verdict | None:
         """Check what no plugin decides; give the refusal, or None."""
-        refused = self._latch(request)
+        refused = self._latch(request, shrinks=shrinks)
         if refused is not None:
             return refused
         quantity = request.quantity
@@ -405,13 +453,13 @@ class RiskGate:
 
 
 @coroutine
-def _begun_under(lock: threading.Lock, stays: Callable[[], str | None], work: Coroutine[Any, Any, T]) -> Any:
+def _begun_under(lock: threading.Lock, stays: Callable[[], Verdict | None], work: Coroutine[Any, Any, T]) -> Any:
     """Run a coroutine whose first step, up to where it first waits, is one with a look, under a lock."""
     try:
         with lock:
-            if (reason := stays()) is not None:
+            if (verdict := stays()) is not None:
                 work.close()
-                raise GateClosed(reason)
+                raise GateClosed(verdict)
             waits = work.send(None)
         while True:
             try:

@@ -1,8 +1,9 @@
-"""A journal's high-water mark: the newest number, in a small file beside it, so that a restored copy is noticed.
+"""A journal's high-water mark: where it stands, in a small file beside it, so that a restored copy is noticed.
 
 It is written after each commit, without a flush, so it is never ahead of a journal that went on as it should. One
-that is ahead means that the file was put back to an earlier time: its numbers would be given a second time. Who
-writes the journal holds a lock on it, so that there are never two.
+that is ahead means that the file was put back to an earlier time: its numbers would be given a second time. One
+whose hashes are not the journal's means that rows were changed. Who writes the journal holds a lock on it, so that
+there are never two.
 """
 
 from __future__ import annotations
@@ -11,12 +12,29 @@ import fcntl
 import logging
 import os
 from pathlib import Path
+from typing import Final, NamedTuple
+
+from sigma9_core.errors import JournalError
 
 log = logging.getLogger("sigma9.journal")
 
+_NONE: Final = "-"
+"""What stands for a hash that is not there."""
+
+
+class Mark(NamedTuple):
+    """What was noted last."""
+
+    journal_id: str
+    seq: int
+    n: int = 0
+    event_hash: str = ""
+    row_hash: str = ""
+    """Hashes of the newest event and of the newest other row; empty where they had none."""
+
 
 class HighWater:
-    """Keeps `<journal id> <number>` in one line of fixed length; a mark that can't be kept is only warned of."""
+    """Keeps a mark as one line; one that can't be written is warned of, and written again as soon as it can be."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
@@ -24,7 +42,10 @@ class HighWater:
         self._fails = False
 
     def claim(self) -> bool:
-        """Open the mark and lock it; False where another process, or another journal of this one, holds it."""
+        """Open the mark and lock it; False where another process, or another journal of this one, holds it.
+
+        Raise JournalError where it can't be opened or locked: nothing else keeps a second server away.
+        """
         if self._path is None:
             return True
         try:
@@ -34,22 +55,36 @@ class HighWater:
             self.close()
             return False
         except OSError as error:
-            log.warning("%s can't be used (%s): a restored journal would not be noticed", self._path, error)
+            self.close()
+            raise JournalError(
+                f"the journal's mark {self._path} can't be opened and locked ({error.strerror}), so that a second "
+                "server would not be noticed: see that it is a file that may be written"
+            ) from error
         return True
 
-    def read(self) -> tuple[str, int] | None:
-        """Give the journal id and the number that were noted last, None where there is no readable mark."""
+    def read(self) -> Mark | None:
+        """Give what was noted last, None where there is no readable mark."""
         return None if self._descriptor is None else _read(self._descriptor)
 
-    def note(self, journal_id: str, seq: int) -> None:
-        """Note the newest number."""
-        if self._descriptor is None or self._fails:
+    def note(self, mark: Mark) -> None:
+        """Note where the journal stands."""
+        if self._descriptor is None:
             return
+        hashes = f"{mark.event_hash or _NONE:<40} {mark.row_hash or _NONE:<40}"
         try:
-            os.pwrite(self._descriptor, f"{journal_id} {seq:020d}\n".encode(), 0)
+            os.pwrite(self._descriptor, f"{mark.journal_id} {mark.seq:020d} {mark.n:020d} {hashes}\n".encode(), 0)
         except OSError as error:
-            log.warning("%s can't be written (%s): a restored journal would not be noticed", self._path, error)
+            if not self._fails:
+                log.warning(
+                    "%s can't be written (%s): until it can, a restored journal would not be noticed",
+                    self._path,
+                    error.strerror,
+                )
             self._fails = True
+        else:
+            if self._fails:
+                log.warning("%s can be written again", self._path)
+            self._fails = False
 
     def close(self) -> None:
         """Let go of the file."""
@@ -59,7 +94,7 @@ class HighWater:
         self._fails = False
 
 
-def read_mark(path: Path) -> tuple[str, int] | None:
+def read_mark(path: Path) -> Mark | None:
     """Read the mark beside a journal, whoever holds it; None where there is no readable one."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -71,11 +106,17 @@ def read_mark(path: Path) -> tuple[str, int] | None:
         os.close(descriptor)
 
 
-def _read(descriptor: int) -> tuple[str, int] | None:
+def _read(descriptor: int) -> Mark | None:
     try:
-        words = os.pread(descriptor, 128, 0).decode("ascii", "replace").split()
+        line = os.pread(descriptor, 256, 0)
+        while line != (again := os.pread(descriptor, 256, 0)):  # it is being written
+            line = again
     except OSError:
         return None
-    if len(words) == 2 and words[1].isascii() and words[1].isdigit():
-        return words[0], int(words[1])
-    return None
+    words = line.decode("ascii", "replace").split()
+    numbers = words[1:3]
+    if len(words) not in (2, 5) or not all(word.isascii() and word.isdigit() for word in numbers):
+        return None
+    seq, n = (*map(int, numbers), 0)[:2]
+    hashes = ["" if word == _NONE else word for word in words[3:]] or ["", ""]
+    return Mark(words[0], seq, n, *hashes)

@@ -4,31 +4,59 @@ from __future__ import annotations
 
 import heapq
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from functools import reduce
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, Select, and_, case, func, select, tuple_
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    RowMapping,
+    Select,
+    Table,
+    and_,
+    case,
+    func,
+    select,
+    tuple_,
+)
 from sqlalchemy.exc import SQLAlchemyError
 
 from sigma9_core.clock import rfc3339
 from sigma9_core.contracts import EventPage
-from sigma9_core.errors import CommandError, JournalError
+from sigma9_core.errors import CommandError, JournalError, StateError
 from sigma9_core.events import EventType, TradeEvent
 from sigma9_core.models import OrderStatus
 from sigma9_core.money import rows
-from sigma9_core.money.integrity import unreadable, value_of, verify
+from sigma9_core.money.integrity import NOTE, doubts, nothing_of, unreadable, unreadable_row, value_of, verify
 from sigma9_core.money.orders import ENDED, standing
 from sigma9_core.money.records import CommandRecord, FillRecord, IntentRecord, NoteRecord
 from sigma9_core.money.snapshot import Snapshot
-from sigma9_core.money.tables import COMMANDS, EVENTS, FILLS, NOTES, ORDERS, adapt, exists, file_of, mark_of, where
+from sigma9_core.money.tables import (
+    COMMANDS,
+    EVENTS,
+    FILLS,
+    NOTES,
+    ORDERS,
+    adapt,
+    exists,
+    file_of,
+    is_current,
+    mark_of,
+    where,
+)
+
+T = TypeVar("T")
 
 SPLIT: Final = "split"
 """The kind of note that a split is: symbol, market time, new and old shares."""
+SOME: Final = 500
+"""Ids that one query asks for."""
 PAGE: Final = 1000
 """Rows that a long read takes at once, so that it never holds a snapshot open for long."""
 
@@ -49,6 +77,8 @@ class History:
         try:
             with self._read() as connection:
                 verify(connection, self.node, self.where, full=False)
+                if value_of(connection, self.node, "journal_id") is None:
+                    raise nothing_of(self.where, self.node)
         except JournalError:
             self.close()
             raise
@@ -64,6 +94,11 @@ class History:
                 if not exists(connection):
                     raise JournalError(
                         f"there is no journal at {self.where}: start the server once, or name another one"
+                    )
+                if not is_current(connection):
+                    raise JournalError(
+                        f"the journal {self.where} was written by an older Sigma9: start the server once, "
+                        "which brings its tables up to date"
                     )
         except JournalError:
             self.close()
@@ -108,6 +143,45 @@ class History:
             journal_id = value_of(connection, self.node, "journal_id")
         more = found[limit - 1].seq if len(found) > limit else None
         return EventPage([row.body for row in found[:limit]], more, journal_id or "", first or 1, last or 0)
+
+    def find_events(
+        self,
+        limit: int,
+        *,
+        types: frozenset[EventType] | None = None,
+        symbol: str | None = None,
+        order_id: str | None = None,
+        after: int | None = None,
+        before: int | None = None,
+    ) -> EventPage:
+        """Give events of an order or a symbol in order: the oldest after a number, else the newest before one.
+
+        With neither number the newest of all. `next` is the `after`, or the `before`, of the next page.
+        """
+        mine = EVENTS.c.node == self.node
+        wanted: list[ColumnElement[bool]] = [mine]
+        if types is not None:
+            wanted.append(EVENTS.c.type.in_(sorted(types)))
+        if symbol is not None:
+            wanted.append(EVENTS.c.symbol == symbol)
+        if order_id is not None:
+            wanted.append(EVENTS.c.order_id == order_id)
+        if after is not None:
+            wanted.append(EVENTS.c.seq > after)
+        if before is not None:
+            wanted.append(EVENTS.c.seq < before)
+        order = EVENTS.c.seq if after is not None else EVENTS.c.seq.desc()
+        with self._read() as connection:
+            head = select(func.min(EVENTS.c.seq), func.max(EVENTS.c.seq)).where(mine)
+            first, last = connection.execute(head).one()
+            query = select(EVENTS.c.seq, EVENTS.c.body).where(*wanted).order_by(order).limit(limit + 1)
+            found = connection.execute(query).all()
+            journal_id = value_of(connection, self.node, "journal_id")
+        more = found[limit - 1].seq if len(found) > limit else None
+        page = [row.body for row in found[:limit]]
+        if after is None:
+            page.reverse()
+        return EventPage(page, more, journal_id or "", first or 1, last or 0)
 
     def trades(
         self,
@@ -173,7 +247,7 @@ class History:
             with self._read() as connection:
                 page = connection.execute(query.limit(PAGE)).all()
             recent = [row for row in page if row.ts >= first]
-            found += [(rows.trade_event(row.body), datetime.fromisoformat(row.ts)) for row in recent]
+            found += [(self._trade(row.seq, row.body), datetime.fromisoformat(row.ts)) for row in recent]
             if len(page) < PAGE or not recent:
                 found.reverse()
                 return found
@@ -191,21 +265,35 @@ class History:
     def order(self, order_id: str) -> TradeEvent | None:
         """Give the newest event of an order, None for an order that is not ours."""
         query = (
-            select(EVENTS.c.body)
+            select(EVENTS.c.seq, EVENTS.c.body)
             .where(EVENTS.c.node == self.node, EVENTS.c.order_id == order_id)
             .order_by(EVENTS.c.seq.desc())
             .limit(1)
         )
         with self._read() as connection:
-            body = connection.execute(query).scalar()
-        return None if body is None else rows.trade_event(body)
+            row = connection.execute(query).first()
+        return None if row is None else self._trade(row.seq, row.body)
+
+    def known_orders(self, order_ids: Sequence[str]) -> set[str]:
+        """Give those of these orders that are ours."""
+        found: set[str] = set()
+        with self._read() as connection:
+            for start in range(0, len(order_ids), SOME):
+                some = order_ids[start : start + SOME]
+                query = select(EVENTS.c.order_id).where(EVENTS.c.node == self.node, EVENTS.c.order_id.in_(some))
+                found.update(connection.execute(query.distinct()).scalars())
+        return found
 
     def status(self, order_id: str) -> OrderStatus | None:
         """Tell where an order stands, which its newest event alone may not say; None for one that is not ours."""
         mine = (EVENTS.c.node == self.node, EVENTS.c.order_id == order_id)
+        query = select(EVENTS.c.seq, EVENTS.c.event).where(*mine).order_by(EVENTS.c.seq)
         with self._read() as connection:
-            events = connection.execute(select(EVENTS.c.event).where(*mine).order_by(EVENTS.c.seq)).scalars().all()
-        return reduce(standing, map(OrderStatus, events)) if events else None
+            events = connection.execute(query).all()
+        try:
+            return reduce(standing, (OrderStatus(row.event) for row in events)) if events else None
+        except ValueError as error:
+            raise unreadable_row(self.where, EVENTS.name, events[-1].seq, error) from error
 
     def last_order_events(self) -> dict[str, TradeEvent]:
         """Give the newest event of each order that has not ended, by order id, oldest order first.
@@ -221,13 +309,13 @@ class History:
             .subquery()
         )
         query = (
-            select(EVENTS.c.order_id, EVENTS.c.body)
+            select(EVENTS.c.seq, EVENTS.c.order_id, EVENTS.c.body)
             .join(newest, EVENTS.c.seq == newest.c.seq)
             .where(EVENTS.c.node == self.node)
             .order_by(EVENTS.c.order_id)
         )
         with self._read() as connection:
-            return {row.order_id: rows.trade_event(row.body) for row in connection.execute(query)}
+            return {row.order_id: self._trade(row.seq, row.body) for row in connection.execute(query)}
 
     def intent(self, order_id: str) -> IntentRecord | None:
         """Give the newest approved intent of an order, else the newest refused one, None where there is none."""
@@ -239,14 +327,14 @@ class History:
         )
         with self._read() as connection:
             row = connection.execute(query).mappings().first()
-        return None if row is None else rows.intent(row)
+        return None if row is None else self._as(rows.intent, ORDERS, row)
 
     def intents(self, since: datetime | None = None) -> Iterator[IntentRecord]:
         """Give the intents decided at or after a market time, oldest first."""
         query = select(ORDERS).where(ORDERS.c.node == self.node)
         if since is not None:
             query = query.where(ORDERS.c.ts >= rfc3339(since))
-        return map(rows.intent, self._pages(query, ORDERS.c.n))
+        return (self._as(rows.intent, ORDERS, row) for row in self._pages(query, ORDERS.c.n))
 
     def fills(self) -> Iterator[FillRecord]:
         """Give every fill, oldest first, in the order in which they were committed."""
@@ -255,11 +343,11 @@ class History:
     def books(self) -> Iterator[FillRecord | NoteRecord]:
         """Give every fill and every split (a note), oldest first, in the order in which they were committed."""
         query = select(NOTES).where(NOTES.c.node == self.node, NOTES.c.kind == SPLIT)
-        splits = ((row["n"], rows.note(row)) for row in self._pages(query, NOTES.c.n))
-        fills: Iterator[tuple[int, FillRecord | NoteRecord]] = self._fills()
+        splits = ((row["n"], self._as(rows.note, NOTES, row)) for row in self._pages(query, NOTES.c.n))
+        fills: Iterator[tuple[int, FillRecord | NoteRecord]] = self._fills(counted=True)
         return (record for _, record in heapq.merge(fills, splits, key=itemgetter(0)))
 
-    def _fills(self) -> Iterator[tuple[int, FillRecord]]:
+    def _fills(self, *, counted: bool = False) -> Iterator[tuple[int, FillRecord]]:
         columns = [FILLS.c.n, *(FILLS.c[name] for name in rows.FILL_COLUMNS)]
         query = select(*columns).where(FILLS.c.node == self.node).order_by(FILLS.c.n).limit(PAGE)
         after = -1
@@ -267,7 +355,13 @@ class History:
             with self._read() as connection:
                 page = connection.execute(query.where(FILLS.c.n > after)).all()
             for row in page:
-                yield row[0], rows.fill_of(row[1:])
+                try:
+                    record = rows.fill_of(row[1:])
+                    if counted:
+                        rows.countable(record)
+                except rows.UNREADABLE as error:
+                    raise unreadable_row(self.where, FILLS.name, row[0], error) from error
+                yield row[0], record
             if len(page) < PAGE:
                 return
             after = page[-1][0]
@@ -288,7 +382,7 @@ class History:
             .limit(PAGE)
         )
         with self._read() as connection:
-            return [rows.command(row) for row in connection.execute(query).mappings()]
+            return [self._as(rows.command, COMMANDS, row) for row in connection.execute(query).mappings()]
 
     def notes(self, kind: str, limit: int) -> list[NoteRecord]:
         """Give the last `limit` notes of a kind, newest first."""
@@ -299,7 +393,57 @@ class History:
             .limit(limit)
         )
         with self._read() as connection:
-            return [rows.note(row) for row in connection.execute(query).mappings()]
+            return [self._as(rows.note, NOTES, row) for row in connection.execute(query).mappings()]
+
+    def every(self, kind: str) -> Iterator[NoteRecord]:
+        """Give all notes of a kind, oldest first."""
+        query = select(NOTES).where(NOTES.c.node == self.node, NOTES.c.kind == kind)
+        return (self._as(rows.note, NOTES, row) for row in self._pages(query, NOTES.c.n))
+
+    def newest_by_symbol(self, kind: str) -> dict[str, NoteRecord | JournalError]:
+        """Give the newest note of a kind of each symbol, or what is wrong with it.
+
+        Rows that are older than their column of the symbol say it in their body alone.
+        """
+        mine = (NOTES.c.node == self.node, NOTES.c.kind == kind)
+        newest = select(func.max(NOTES.c.n)).where(*mine, NOTES.c.symbol.is_not(None)).group_by(NOTES.c.symbol)
+        query = select(NOTES).where(NOTES.c.node == self.node, NOTES.c.n.in_(newest))
+        with self._read() as connection:
+            named = connection.execute(query).mappings().all()
+        found: dict[str, NoteRecord | JournalError] = {}
+        for row in self._pages(select(NOTES).where(*mine, NOTES.c.symbol.is_(None)), NOTES.c.n):
+            note = self._as(rows.note, NOTES, row)
+            found[str(note.body.get("symbol"))] = note
+        for row in named:
+            try:
+                found[row["symbol"]] = self._as(rows.note, NOTES, row)
+            except JournalError as error:
+                found[row["symbol"]] = error
+        return found
+
+    def told(self, note: NoteRecord, read: Callable[[Any], T], name: str | None = None) -> T:
+        """Read a note's body, or what it has under a name; JournalError names a note that can't be read."""
+        try:
+            return read(note.body if name is None else note.body[name])
+        except (*rows.UNREADABLE, StateError) as error:
+            raise unreadable_row(self.where, NOTES.name, note.n, error) from error
+
+    def doubts(self) -> list[str]:
+        """Give what has been found of the journal itself at starts, and no person has acknowledged."""
+        return doubts((note.n, note.body) for note in self.every(NOTE))
+
+    def _trade(self, seq: int, body: str) -> TradeEvent:
+        try:
+            return rows.trade_event(body)
+        except rows.UNREADABLE as error:
+            raise unreadable_row(self.where, EVENTS.name, seq, error) from error
+
+    def _as(self, read: Callable[[RowMapping], T], table: Table, row: RowMapping) -> T:
+        """Read a row; one that is not as it was written is a JournalError that names it."""
+        try:
+            return read(row)
+        except rows.UNREADABLE as error:
+            raise unreadable_row(self.where, table.name, row["n"], error) from error
 
     # --- connections ----------------------------------------------------------------------------------------
 

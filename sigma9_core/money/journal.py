@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import URL, Connection, Engine, Table, insert, select
 from sqlalchemy.exc import (
@@ -35,17 +35,31 @@ from sigma9_core.clock import monotonic, rfc3339, wall_now
 from sigma9_core.config import DatabaseSettings
 from sigma9_core.errors import JournalError
 from sigma9_core.events import DURABLE, Event, TradeEvent, encode
-from sigma9_core.models import Fill
+from sigma9_core.models import Fill, writable
 from sigma9_core.money import rows
-from sigma9_core.money.highwater import HighWater
+from sigma9_core.money.chain import linked
+from sigma9_core.money.highwater import HighWater, Mark
 from sigma9_core.money.history import History
-from sigma9_core.money.integrity import Head, cause_of, head_of, unreadable, value_of, verify
+from sigma9_core.money.integrity import (
+    COVERED,
+    NOTE,
+    PUT_BACK,
+    UNGUARDED,
+    Head,
+    cause_of,
+    departure,
+    head_of,
+    unreadable,
+    value_of,
+    verify,
+)
 from sigma9_core.money.postgres import LOCK_SECONDS, give_up_writer, take_writer
 from sigma9_core.money.records import CommandRecord, EventRecord, FillRecord, IntentRecord, NoteRecord, Record
 from sigma9_core.money.tables import (
     COMMANDS,
     EVENTS,
     FILLS,
+    HASH,
     META,
     NOTES,
     ORDERS,
@@ -132,7 +146,7 @@ class Journal(History):
         self._inserts: Inserts | None = None
         self._connection: Connection | None = None
         self._thread: threading.Thread | None = None
-        self._head = Head(0, 0)
+        self._head = Head()
         self._doubt: _Plan | None = None
         """A plan whose commit failed in a way that leaves its outcome open."""
         # What follows belongs to whoever holds the lock.
@@ -141,11 +155,18 @@ class Journal(History):
         self._waiting_records = 0
         self._closing = True
         self._failure: str | None = None
+        self._lost = False
+        """An execution was refused for what is in it: what the journal's fills make is not what the broker has."""
         self._pause = FIRST_WAIT
         self._retry_at = 0.0
 
     @property
     def healthy(self) -> bool:
+        """Tell whether the last commit went through, and no execution was lost since the start."""
+        return self._failure is None and not self._lost
+
+    @property
+    def writes(self) -> bool:
         """Tell whether the last commit went through."""
         return self._failure is None
 
@@ -167,10 +188,10 @@ class Journal(History):
             self._inserts = Inserts(self._engine)
             self._connection = self._session(LOCK_SECONDS)
             with self._connection.begin():
-                create(self._connection)
+                gone = create(self._connection)
                 verify(self._connection, self.node, self.where, full=False)
-                self._begin(self._connection)
-            self._mark.note(self.journal_id, self._head.seq)
+                self._begin(self._connection, gone)
+            self._note_mark()
             self._readers = adapt(self._url, writer=None)
         except JournalError:
             self._let_go()
@@ -183,7 +204,7 @@ class Journal(History):
             raise JournalError(
                 f"the journal {self.where} can't be opened ({error.strerror}): see that its folder may be written"
             ) from error
-        self._closing, self._failure, self._pause = False, None, FIRST_WAIT
+        self._closing, self._failure, self._lost, self._pause = False, None, False, FIRST_WAIT
         self._thread = threading.Thread(target=self._run, name="sigma9-journal", daemon=True)
         self._thread.start()
 
@@ -210,27 +231,53 @@ class Journal(History):
                 "stop it, or give this one a `node` of its own"
             )
 
-    def _begin(self, connection: Connection) -> None:
-        """Read where the journal stands; give a new or a restored one a new id."""
-        self._head = head_of(connection, self.node)
+    def _begin(self, connection: Connection, gone: Sequence[str]) -> None:
+        """Read where the journal stands; give a new or a restored one a new id.
+
+        What a person must know of, now and later, is written down: `gone` is what had kept the tables append-only.
+        """
+        self._head = head = head_of(connection, self.node)
         mark = self._mark.read()
         known = value_of(connection, self.node, "journal_id")
-        restored = known is not None and mark is not None and mark[0] == known and mark[1] > self._head.seq
-        if restored and mark is not None:
-            log.warning(
-                "the journal %s was put back from event %d to %d: it gets a new journal_id",
+        facts: dict[str, str] = {}
+        doubts: list[dict[str, Any]] = []
+        if known is None or value_of(connection, self.node, COVERED) is None:
+            facts = {"schema": str(SCHEMA), COVERED: f"{head.seq} {head.n}"}
+        elif gone:
+            log.error("the journal %s: %s", self.where, "; ".join(gone))
+            doubts.append({"state": UNGUARDED, "what": [*gone]})
+        departed = None
+        if known is not None and mark is not None and mark.journal_id == known:
+            departed = departure(connection, self.node, mark, head)
+        if departed is not None and mark is not None:
+            log.error(
+                "the journal %s was put back from event %d to %d, or changed (%s): it gets a new journal_id; "
+                "`sigma9 journal verify` disagrees until a person has acknowledged it",
                 self.where,
-                mark[1],
-                self._head.seq,
+                mark.seq,
+                head.seq,
+                departed,
             )
-        facts = {} if known is not None else {"schema": str(SCHEMA)}
-        if known is None or restored:
+            put_back = {"from": mark.seq, "to": head.seq, "from_row": mark.n, "to_row": head.n}
+            doubts.append({"state": PUT_BACK, "what": departed, **put_back, "journal_id": known})
+        if known is None or departed is not None:
             facts["journal_id"] = known = uuid.uuid4().hex
         for key, value in facts.items():
-            self._head = self._head._replace(n=self._head.n + 1)
-            row = {"node": self.node, "n": self._head.n, "wall": rfc3339(wall_now()), "key": key, "value": value}
-            connection.execute(insert(META), row)
+            self._append(connection, META, {"key": key, "value": value})
+        for doubt in doubts:
+            self._append(connection, NOTES, rows.note_row(NoteRecord(NOTE, wall_now(), doubt)))
         self.journal_id = known or ""
+
+    def _append(self, connection: Connection, table: Table, row: rows.Row) -> None:
+        """Write a row of the journal's own, before the writer runs."""
+        n = self._head.n + 1
+        row |= {"node": self.node, "n": n, "wall": rfc3339(wall_now())}
+        row[HASH] = linked(self._head.row_hash, table.name, row)
+        connection.execute(insert(table), row)
+        self._head = self._head._replace(n=n, row_hash=row[HASH])
+
+    def _note_mark(self) -> None:
+        self._mark.note(Mark(self.journal_id, *self._head))
 
     def _let_go(self) -> None:
         super().close()
@@ -406,7 +453,7 @@ class Journal(History):
         return plan
 
     def _add(self, plan: _Plan, batch: _Batch) -> None:
-        seq, n = plan.head
+        seq, n, event_hash, row_hash = plan.head
         lines: list[tuple[Table, rows.Row]] = []
         events: list[Event] = []
         told = {
@@ -443,11 +490,19 @@ class Journal(History):
             row["node"] = self.node
             if table is not COMMANDS:
                 row["wall"] = plan.wall
+            for name, value in row.items():
+                if isinstance(value, str):
+                    row[name] = writable(value)
+            if table is EVENTS:
+                row[HASH] = event_hash = linked(event_hash, table.name, row)
+            else:
+                row[HASH] = row_hash = linked(row_hash, table.name, row)
+        for table, row in lines:
             plan.rows.setdefault(table, []).append(row)
         plan.executions |= fresh
         plan.doubles += doubles
         plan.batches.append((batch, tuple(events)))
-        plan.head = Head(seq, n)
+        plan.head = Head(seq, n, event_hash, row_hash)
 
     def _known(self, connection: Connection, group: Iterable[_Batch]) -> set[tuple[str, str]]:
         """Find which of a group's fills the journal has already."""
@@ -471,8 +526,9 @@ class Journal(History):
                 double.order_id,
             )
         events = [event for _, events in plan.batches for event in events]
+        if plan.rows:
+            self._note_mark()
         if events:
-            self._mark.note(self.journal_id, plan.head.seq)
             self._tell(self._on_events, events)
         with self._changed:
             recovered = self._failure is not None
@@ -509,13 +565,25 @@ class Journal(History):
         _fail(lost, reason)
 
     def _refuse(self, batch: _Batch, error: Exception) -> None:
+        """Fail what no journal can take; that an execution was lost so is told until the next start."""
+        cause = cause_of(error)
+        fills = [record.fill for record in batch.records if isinstance(record, FillRecord)]
+        if fills:
+            self._lost = True
+            named = ", ".join(f"{fill.exec_id} of order {fill.order_id} in {fill.symbol}" for fill in fills)
+            reason = (
+                f"the journal {self.where} can't take an execution ({named}: {cause}): what its fills make is not "
+                "what the broker has; settle it at the broker, and start the server again"
+            )
+            log.critical("%s", reason)
+            self._tell(self._on_health, False, reason)
         kinds = ", ".join(sorted({type(record).__name__ for record in batch.records}))
-        _fail([batch], f"the journal {self.where} can't take this record ({kinds}: {cause_of(error)})", error)
+        _fail([batch], f"the journal {self.where} can't take this record ({kinds}: {cause})", error)
 
     def _own_note(self, reason: str) -> _Batch:
         """Make the fact that brings a failing journal back by itself, and leaves a trail of it."""
         future: Future[Events] = Future()
-        note = NoteRecord("journal", wall_now(), {"state": "failing", "reason": reason})
+        note = NoteRecord(NOTE, wall_now(), {"state": "failing", "reason": reason})
         return _Batch((note,), True, future)
 
     def _tell(self, listener: Callable[..., None] | None, *args: object) -> None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 from sigma9_core.calendar import Calendar
 from sigma9_core.clock import Clock, monotonic, rfc3339, wall_now
@@ -35,6 +35,8 @@ from sigma9_core.money.records import FillRecord, NoteRecord
 
 log = logging.getLogger("sigma9.kill")
 
+T = TypeVar("T")
+
 Phase = Literal["off", "gated", "cancelling", "flattening", "done", "failed"]
 Key = GateScope
 """What a kill covers: None is everything, else ("strategy", name) or ("symbol", symbol)."""
@@ -48,12 +50,46 @@ ROUND: Final = 0.25
 """Seconds between two looks while a kill works; reports wake it earlier."""
 ROUND_WAITING: Final = 2.0
 """The same while it waits for the market to open."""
+WAITING_FOR_MARKET: Final = "waiting_for_market"
+NOT_READ_BACK: Final = (
+    "what the broker has done while it was away is not read back yet: a close could be of the wrong size, "
+    "so cancels go out and closes wait"
+)
 DRILL_ROUNDS: Final = 240
 LONGEST_WAIT: Final = 10.0
 """Seconds between two closes of a symbol that keep coming to nothing."""
 GIVE_UP_ROUNDS: Final = 40
 """Rounds without any progress until the phase says `failed`; it goes on trying all the same."""
 ASK_AGAIN: Final = timedelta(seconds=5)
+READ_WITHIN: Final = 5.0
+"""Seconds that one of the broker's read-backs may take; then the round ends, and the next one asks again."""
+CANCELS_WITHIN: Final = 0.5
+"""Seconds that a round gives its cancels; one that hangs goes on by itself, and holds nothing else up."""
+
+
+_FINISHED: Final[Mapping[Phase, int]] = {
+    "failed": 0,
+    "gated": 1,
+    "cancelling": 2,
+    "flattening": 3,
+    "done": 4,
+    "off": 5,
+}
+"""How far a kill has come: the one that has furthest to go is told."""
+_OFF: Final[Mapping[str, Any]] = {
+    "state": "OFF",
+    "latched": False,
+    "phase": "off",
+    "detail": None,
+    "scopes": [],
+    "reason": None,
+    "source": None,
+    "at": None,
+    "cancelled": [],
+    "closed": [],
+    "pending": [],
+    "error": None,
+}
 
 
 def key_of(scope: Scope | None) -> Key:
@@ -88,6 +124,8 @@ class Kill:
     cancelled: list[str] = field(default_factory=list)
     closed: list[str] = field(default_factory=list)
     pending: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+    """Symbols of which the broker shows what our books do not explain."""
     closing: dict[str, str] = field(default_factory=dict)
     """The closing order of each symbol, by id."""
     asked: dict[str, datetime] = field(default_factory=dict)
@@ -148,6 +186,8 @@ class KillSwitch:
         self._disk = ThreadPoolExecutor(1, "sigma9-latch")
         self._letting_go: set[Key] = set()
         """Kills that are being reset: the latch is written without them."""
+        self._asking: set[asyncio.Task[None]] = set()
+        """Cancels that are on their way."""
         self._latching: asyncio.Task[None] | None = None
         """Tries to write a latch that could not be written."""
         exits.stands_down = self.owns_exits
@@ -211,6 +251,7 @@ class KillSwitch:
         `taken` is told once the gate is closed for good: a barrier that stood in for it can go.
         """
         joined = key_of(scope) in self._kills
+        note = self._nothing_of(key_of(scope))
         kill = self.gate_now(reason=reason, source=source, flatten=flatten, scope=scope)
         if taken is not None:
             taken()
@@ -228,11 +269,27 @@ class KillSwitch:
             log.warning("the kill's cancels have not all left after %g s; it goes on", ANSWER_WITHIN)
         if kill.phase != "done":
             kill.pending = self._pending(kill)
-        return {
+        result: dict[str, Any] = {
             "cancelled_orders": list(kill.cancelled),
             "closed_positions": list(kill.closed),
             "pending": list(kill.pending),
+            "latched": kill.latched,
         }
+        if note is not None and not (kill.cancelled or kill.closed or kill.pending):
+            result["note"] = note
+        return result
+
+    def _nothing_of(self, key: Key) -> str | None:
+        """Say that nothing of ours has the symbol of a kill, and which one was perhaps meant; else None."""
+        if key is None or key[0] != "symbol":
+            return None
+        ours = {position.symbol for position in self._desk.portfolio.positions() if not position.foreign}
+        ours |= {order.request.symbol for order in self._desk.open_orders()}
+        if key[1] in ours:
+            return None
+        alike = sorted(symbol for symbol in ours if symbol.casefold() == key[1].casefold())
+        meant = f"; did you mean {' or '.join(alike)}? Symbols are case-sensitive" if alike else ""
+        return f"nothing of ours has the symbol {key[1]}; the gate is closed for it{meant}"
 
     async def reset(self, reason: str, scope: Scope | None, source: str) -> Mapping[str, Any]:
         """Unlatch; the engine stays stopped. What the kill has sent and has not filled is cancelled first.
@@ -282,11 +339,12 @@ class KillSwitch:
             loop = asyncio.get_running_loop()
             await loop.run_in_executor(self._disk, self._latch.write, self._latch_state())
         except OSError as error:
+            await self._latch_again(kill)  # what was written without it may be in the file, for all the error
             raise CommandError("internal", f"the latch can't be written ({error}); the kill stays on") from error
         finally:
             self._letting_go.discard(kill.key)
         if kill.joins != joins:
-            await self._write_latch(kill)
+            await self._latch_again(kill)
             raise _joined()
         del self._kills[kill.key]
 
@@ -295,12 +353,12 @@ class KillSwitch:
 
         A close that outlived its kill would sell what a person has decided to keep.
         """
-        mine = [o for o in self._desk.open_orders() if o.request.intent == "kill" and kill.covers(o.request)]
-        for order in mine:
-            try:
-                await self._desk.ask_cancel(order)
-            except CommandError as error:
-                log.warning("the close %s can't be cancelled: %s", order.order_id, error)
+        mine = [
+            order
+            for order in self._desk.open_orders()
+            if order.request.intent == "kill" and kill.covers(order.request) and not self._another(kill, order)
+        ]
+        await self._side_by_side(self._take_back(order) for order in mine)
         try:
             async with asyncio.timeout(ANSWER_WITHIN):
                 while kill.joins == joins and any(order.working for order in mine):
@@ -310,11 +368,22 @@ class KillSwitch:
             pass
         return [order.order_id for order in mine if order.working]
 
+    def _another(self, kill: Kill, order: Order) -> bool:
+        """Tell whether another kill in force closes what this order does."""
+        others = (each for each in self._kills.values() if each is not kill and not each.ending)
+        return any(each.flatten and each.covers(order.request) for each in others)
+
+    async def _take_back(self, order: Order) -> None:
+        try:
+            await self._desk.ask_cancel(order)
+        except CommandError as error:
+            log.warning("the close %s can't be cancelled: %s", order.order_id, error)
+
     async def drill(self, source: str) -> Mapping[str, Any]:
         """Try the whole path on a paper or simulated account, and reset it afterwards."""
         if self._kills:
             raise CommandError("conflict", "a kill is on: there is nothing to drill")
-        account = await self._link_up().broker.account()
+        account = await self._read("account", self._link_up().broker.account())
         if account.mode == "live":
             raise CommandError("forbidden", "a drill would close real positions: it is refused on a live account")
         if self._kills:
@@ -336,7 +405,9 @@ class KillSwitch:
         result |= {"phase": kill.phase, "detail": kill.detail, "seconds": round(seconds, 3)}
         result |= {"cancelled_orders": list(kill.cancelled), "closed_positions": list(kill.closed)}
         result["pending"] = list(kill.pending)
-        self.last_drill = wall_now()
+        if kill.phase == "done":  # one that waited for the market has shown nothing
+            self.last_drill = wall_now()
+            self._trail("drilled", kill, wall=rfc3339(self.last_drill))
         await self.reset("the drill is over", None, source)
         return result
 
@@ -344,6 +415,9 @@ class KillSwitch:
         """Take back, from the newest notes on, what the kills that are in force have done before a restart."""
         seen: set[Key] = set()
         for note in notes:
+            if note.body["what"] == "drilled":
+                self.last_drill = self.last_drill or datetime.fromisoformat(note.body["wall"])
+                continue
             scope = note.body.get("scope")
             key = None if scope is None else key_of(Scope.model_validate(scope))
             kill = self._kills.get(key)
@@ -380,7 +454,9 @@ class KillSwitch:
 
     async def close(self) -> None:
         """Stop working; the latch stays as it is."""
-        tasks = [*self._tasks.values(), *([self._latching] if self._latching is not None else [])]
+        tasks = [*self._tasks.values(), *self._asking]
+        if self._latching is not None:
+            tasks.append(self._latching)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -388,21 +464,29 @@ class KillSwitch:
         self._disk.shutdown(wait=False)
 
     def body(self) -> dict[str, Any]:
-        """Give the `state/kill_switch` object (contract 1)."""
-        kill = self._kills.get(None) or next(iter(self._kills.values()), None)
+        """Give the `state/kill_switch` object (contract 1).
+
+        Where several kills are in force it tells the phase of the one that has furthest to go, and what all of
+        them have done and have left.
+        """
+        kills = sorted(self._kills.values(), key=lambda kill: kill.key is not None)  # the global one first
+        if not kills:
+            return {**_OFF, "last_drill": rfc3339(self.last_drill) if self.last_drill else None}
+        first, last = kills[0], min(kills, key=lambda kill: _FINISHED[kill.phase])
+        errors = [last.error, *(kill.latch_error for kill in kills), *(kill.error for kill in kills)]
         return {
             "state": "ON" if None in self._kills else "OFF",
-            "latched": kill.latched if kill else False,
-            "phase": kill.phase if kill else "off",
-            "detail": kill.detail if kill else None,
+            "latched": all(kill.latched for kill in kills),
+            "phase": last.phase,
+            "detail": last.detail,
             "scopes": [scope_body(key) for key in self._kills if key is not None],
-            "reason": kill.reason if kill else None,
-            "source": kill.source if kill else None,
-            "at": rfc3339(kill.at) if kill else None,
-            "cancelled": list(kill.cancelled) if kill else [],
-            "closed": list(kill.closed) if kill else [],
-            "pending": list(kill.pending) if kill else [],
-            "error": (kill.error or kill.latch_error) if kill else None,
+            "reason": first.reason,
+            "source": first.source,
+            "at": rfc3339(first.at),
+            "cancelled": _once(kill.cancelled for kill in kills),
+            "closed": _once(kill.closed for kill in kills),
+            "pending": _once(kill.pending for kill in kills),
+            "error": next((error for error in errors if error), None),
             "last_drill": rfc3339(self.last_drill) if self.last_drill else None,
         }
 
@@ -425,6 +509,7 @@ class KillSwitch:
 
     async def _run(self, kill: Kill) -> None:
         again = kill.phase == "done"
+        told: str | None = None
         while not kill.ending:
             before = self._progress(kill)
             error: str | None = None
@@ -438,7 +523,9 @@ class KillSwitch:
                 error = f"{type(fault).__name__}: {fault}"
                 log.exception("a round of the kill failed; it goes on")
             if error is not None:
-                kill.error = error
+                kill.error = told = error
+            elif kill.error == told:
+                kill.error = told = None  # what kept the last round is over
             if done and again:
                 return  # it was done before this look, and still is
             if again and error is None:
@@ -454,7 +541,7 @@ class KillSwitch:
             kill.pending = self._pending(kill)
             moved = self._progress(kill) != before
             kill.idle_rounds = 0 if moved else kill.idle_rounds + 1
-            if kill.idle_rounds == GIVE_UP_ROUNDS and kill.detail is None:
+            if kill.idle_rounds == GIVE_UP_ROUNDS and kill.detail != WAITING_FOR_MARKET:
                 kill.phase = "failed"
                 self._trail("failed", kill)
                 log.critical("the kill makes no progress (%s); it goes on trying", kill.error)
@@ -462,7 +549,7 @@ class KillSwitch:
                 self._tell()
             kill.wake.clear()
             try:
-                async with asyncio.timeout(ROUND if kill.detail is None else ROUND_WAITING):
+                async with asyncio.timeout(ROUND_WAITING if kill.detail == WAITING_FOR_MARKET else ROUND):
                     await kill.wake.wait()
             except TimeoutError:
                 pass  # time for the next look
@@ -483,7 +570,7 @@ class KillSwitch:
             for order in self._desk.open_orders()
             if kill.covers(order.request) and (kill.flatten or order.request.intent == "entry")
         ]
-        return [*orders, *(self._positions(kill) if kill.flatten else ())]
+        return [*orders, *(self._positions(kill) if kill.flatten else ()), *kill.unknown]
 
     async def _round(self, kill: Kill) -> bool:
         """Do what can be done now; tell whether nothing is left."""
@@ -499,13 +586,21 @@ class KillSwitch:
         foreign = (
             await self._foreign_orders(kill) if self._settings.foreign != "leave" and kill.key is None else []
         )
-        if kill.flatten:
+        if kill.error == NOT_READ_BACK:
+            kill.error = None
+        if kill.flatten and self._behind(link):
+            kill.detail, kill.error = "waiting_for_broker", NOT_READ_BACK
+        elif kill.flatten:
             await self._flatten(kill)
         left = await self._left_orders(kill)
         await self._cancel_strays(kill, left)
+        kill.unknown = []
         if left or foreign or not link.ready or self._pending(kill):
             return False
-        return not (kill.flatten and await self._left_positions(kill))
+        if kill.flatten and (unknown := await self._unknown_positions(kill)):
+            kill.unknown = unknown
+            kill.error = f"the broker shows {', '.join(unknown)}, and our books do not explain it yet"
+        return not kill.unknown
 
     def _to_cancel(self, kill: Kill) -> list[Order]:
         """List the orders to cancel now: all but verified reducing ones, which go when their close can work."""
@@ -524,52 +619,90 @@ class KillSwitch:
         return order.request.intent != "kill"
 
     async def _cancel(self, kill: Kill, orders: list[Order]) -> None:
-        now = wall_now()
-        for order in orders:
-            last = kill.asked.get(order.order_id)
-            if not order.working or (last is not None and now - last < ASK_AGAIN):
-                continue
-            kill.asked[order.order_id] = now
-            await self._desk.ask_cancel(order)
+        """Ask for cancels, side by side, and take down what has been cancelled."""
+        asked = [order for order in orders if order.working and self._may_ask(kill, order.order_id)]
+        await self._side_by_side(self._ask_cancel(kill, order) for order in asked)
         for order_id in kill.asked:
-            asked = self._desk.orders.get(order_id)
-            ended = asked is not None and asked.status in (OrderStatus.CANCELLED, OrderStatus.EXPIRED)
-            if ended and order_id not in kill.cancelled:
+            ended = self._desk.orders.get(order_id)
+            if (
+                ended is not None
+                and ended.status in (OrderStatus.CANCELLED, OrderStatus.EXPIRED)
+                and order_id not in kill.cancelled
+            ):
                 kill.cancelled.append(order_id)
+
+    async def _ask_cancel(self, kill: Kill, order: Order) -> None:
+        try:
+            await self._desk.ask_cancel(order)
+        except CommandError as error:  # nothing has left: it is asked for again as soon as it can
+            kill.asked.pop(order.order_id, None)
+            kill.error = str(error)
 
     async def _cancel_strays(self, kill: Kill, left: list[str]) -> None:
         """Cancel what the broker still shows of ours although our books say that it has ended."""
+        ended = [each for each in left if (order := self._desk.orders.get(each)) is None or not order.working]
+        await self._cancel_at_broker(kill, ended)
+
+    async def _cancel_at_broker(self, kill: Kill, ids: Sequence[str]) -> None:
+        """Cancel orders that our books do not have as working."""
+        broker = self._link_up().broker
+        asked = [each for each in ids if self._may_ask(kill, each)]
+        await self._side_by_side(self._cancel_stray(kill, each, broker.cancel(each)) for each in asked)
+
+    async def _cancel_stray(self, kill: Kill, order_id: str, cancel: Awaitable[None]) -> None:
+        try:
+            await self._read("cancel", cancel)
+        except Exception as error:  # noqa: BLE001 - a broker plugin may raise anything; a cancel is asked again
+            log.warning("the cancel of order %s failed: %s", order_id, error)
+            if kill.phase != "done":
+                kill.error = f"the cancel of order {order_id} failed: {error}"
+
+    def _may_ask(self, kill: Kill, order_id: str) -> bool:
+        """Tell whether a cancel may be asked for now, and take down that it was."""
         now = wall_now()
-        for order_id in left:
-            order = self._desk.orders.get(order_id)
-            last = kill.asked.get(order_id)
-            if (order is None or not order.working) and (last is None or now - last >= ASK_AGAIN):
-                kill.asked[order_id] = now
-                await self._link_up().broker.cancel(order_id)
+        last = kill.asked.get(order_id)
+        if last is not None and now - last < ASK_AGAIN:
+            return False
+        kill.asked[order_id] = now
+        return True
+
+    async def _side_by_side(self, cancels: Iterable[Coroutine[Any, Any, None]]) -> None:
+        """Send cancels in one go and give them a moment; one that hangs goes on beside everything else."""
+        loop = asyncio.get_running_loop()
+        tasks = [loop.create_task(cancel, name="kill-cancel") for cancel in cancels]
+        self._asking.update(tasks)
+        for task in tasks:
+            task.add_done_callback(self._asking.discard)
+        if tasks:
+            await asyncio.wait(tasks, timeout=CANCELS_WITHIN)
 
     async def _flatten(self, kill: Kill) -> None:
         if kill.phase == "cancelling":
             self._enter(kill, "flattening")
         market_open = self._calendar.at(self._clock.now()) is not None
         waiting: list[str] = []
+        work: list[Coroutine[Any, Any, None]] = []
         for symbol, quantity in self._positions(kill).items():
-            if kill.ending:
-                return
             closing = self._working_close(symbol)
             if closing is not None:  # one working close a symbol; `unknown` counts as working
                 kill.closing[symbol] = closing.order_id
             elif not market_open or self._halted(symbol):
                 waiting.append(symbol)
+                self._exits.fit(symbol)
             elif monotonic() >= kill.not_before.get(symbol, 0.0):
-                await self._close(kill, symbol, quantity)
+                work.append(self._close(kill, symbol, quantity))
             else:
-                await self._protect(kill, symbol, quantity)
+                work.append(self._protect(kill, symbol, quantity))
+        ends = await asyncio.gather(*work, return_exceptions=True)  # one that hangs holds up no other symbol
         for symbol, order_id in kill.closing.items():
             if symbol not in kill.closed and self._desk.portfolio.quantity(symbol) == ZERO:
                 order = self._desk.orders.get(order_id)
                 if order is None or not order.working:
                     kill.closed.append(symbol)
-        kill.detail = "waiting_for_market" if waiting else None
+        kill.detail = WAITING_FOR_MARKET if waiting else None
+        for end in ends:
+            if isinstance(end, BaseException):
+                raise end
 
     async def _close(self, kill: Kill, symbol: str, quantity: Decimal) -> None:
         """Close one position: nothing that protects it goes before its close is known to pass."""
@@ -595,6 +728,8 @@ class KillSwitch:
         if fresh == ZERO or (fresh > 0) != (quantity > 0):
             return
         request = request.model_copy(update={"quantity": min(abs(fresh), abs(quantity))})
+        if kill.ending or self._working_close(symbol) is not None:
+            return  # a reset asks for the end, or another kill over the same position was faster
         if self._desk.portfolio.position(symbol).foreign:
             self._adopt(symbol)
         self._later(kill, symbol, None)
@@ -673,23 +808,29 @@ class KillSwitch:
 
     async def _fresh(self, symbol: str) -> Decimal:
         """Read a position back from the broker."""
-        return next((p.quantity for p in await self._link_up().broker.positions() if p.symbol == symbol), ZERO)
+        positions = await self._read("positions", self._link_up().broker.positions())
+        return next((p.quantity for p in positions if p.symbol == symbol), ZERO)
 
-    async def _left_positions(self, kill: Kill) -> list[str]:
-        mine = self._positions(kill)
-        if mine:
-            return list(mine)
-        touched = set(kill.closing)
-        return [
-            p.symbol
-            for p in await self._link_up().broker.positions()
-            if p.symbol in touched and p.quantity != ZERO
-        ]
+    async def _unknown_positions(self, kill: Kill) -> list[str]:
+        """Name the symbols in which the broker shows more, or less, than our books and what is known as foreign.
+
+        Such as a fill whose report is on its way: nothing is done as long as the broker shows what nobody knows.
+        """
+        portfolio, unknown = self._desk.portfolio, []
+        for shown in await self._read("positions", self._link_up().broker.positions()):
+            symbol = shown.symbol
+            if kill.key is not None and (
+                symbol != kill.key[1] if kill.key[0] == "symbol" else portfolio.quantity(symbol) != ZERO
+            ):
+                continue  # it is none of this kill's
+            if shown.quantity not in (ZERO, portfolio.position(symbol).quantity):
+                unknown.append(symbol)
+        return unknown
 
     async def _left_orders(self, kill: Kill) -> list[str]:
         """Read back which of our orders in scope still work; under a halt protective ones may."""
         left: list[str] = []
-        for each in await self._link_up().broker.open_orders():
+        for each in await self._read("open orders", self._link_up().broker.open_orders()):
             order = self._desk.orders.get(each.order_id or "")
             if order is None or not kill.covers(order.request):
                 continue
@@ -699,18 +840,27 @@ class KillSwitch:
 
     async def _foreign_orders(self, kill: Kill) -> list[BrokerOrder]:
         """Cancel what is not ours, where the configuration says so in writing."""
-        broker = self._link_up().broker
-        foreign = [each for each in await broker.open_orders() if (each.order_id or "") not in self._desk.orders]
-        for each in foreign:
-            last = kill.asked.get(each.broker_order_id)
-            if last is None or wall_now() - last >= ASK_AGAIN:
-                kill.asked[each.broker_order_id] = wall_now()
-                await broker.cancel(each.broker_order_id)
+        working = await self._read("open orders", self._link_up().broker.open_orders())
+        foreign = [each for each in working if (each.order_id or "") not in self._desk.orders]
+        await self._cancel_at_broker(kill, [each.broker_order_id for each in foreign])
         return foreign
+
+    async def _read(self, what: str, answer: Awaitable[T]) -> T:
+        """Wait a while for what the broker is asked: an answer that never comes must not hold the kill up."""
+        try:
+            async with asyncio.timeout(READ_WITHIN):
+                return await answer
+        except TimeoutError as error:
+            message = f"the broker gave no answer ({what}) within {READ_WITHIN:g} s: it is asked again"
+            raise BrokerError(message) from error
 
     def _halted(self, symbol: str) -> bool:
         mark = self._desk.portfolio.mark_of(symbol)
         return mark is not None and mark.halted
+
+    def _behind(self, link: BrokerLink) -> bool:
+        """Tell whether our books may not have yet what the broker has: nothing is sized from them before."""
+        return not link.ready or self._desk.behind()
 
     def _link_up(self) -> BrokerLink:
         if self._link is None or self._link.state != "connected":
@@ -730,6 +880,12 @@ class KillSwitch:
             log.error("the latch file is slow; the kill goes on without waiting for it")
         except Exception as error:  # noqa: BLE001 - whatever the latch runs into, the kill goes on
             self._not_latched(kill, error)
+
+    async def _latch_again(self, kill: Kill) -> None:
+        """Write a kill that the file may not hold any more, because a reset of it has failed."""
+        self._letting_go.discard(kill.key)
+        kill.latched = False
+        await self._write_latch(kill)
 
     def _latched_late(self, kill: Kill, done: asyncio.Future[None]) -> None:
         error = None if done.cancelled() else done.exception()
@@ -809,6 +965,11 @@ class KillSwitch:
             for order in self._desk.open_orders()
         )
         return orders or (kill.flatten and bool(self._positions(kill)))
+
+
+def _once(lists: Iterable[Sequence[str]]) -> list[str]:
+    """Put lists together; what is in two of them is told once."""
+    return list(dict.fromkeys(each for names in lists for each in names))
 
 
 def _told(key: Key) -> str:

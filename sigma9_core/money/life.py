@@ -10,7 +10,7 @@ from math import isclose
 from typing import Any, Final
 
 from sigma9_core.models import ZERO, OrderStatus
-from sigma9_core.money.orders import TRANSITIONS, standing
+from sigma9_core.money.orders import TRANSITIONS, WORKING, standing
 
 Row = Mapping[str, Any]
 Tell = Callable[[str], None]
@@ -157,7 +157,9 @@ class Life:
         exec_id = data["trade_id"]
         fill = self._fills.get(exec_id) if exec_id is not None else None
         if exec_id is None:
-            self.tell(f"event {seq}: the order {self.order_id} is {event}, and no fill is named")
+            # A change down to what had filled already ends an order without a fill of its own.
+            if self.status not in WORKING or not _either(data["quantity"], self.filled, self.taken_back):
+                self.tell(f"event {seq}: the order {self.order_id} is {event}, and no fill is named")
         elif fill is None:
             self.tell(f"event {seq} tells the fill {exec_id} of order {self.order_id}, and there is no such fill")
         elif exec_id in self._told:

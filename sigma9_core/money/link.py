@@ -44,13 +44,18 @@ class BrokerLink:
         self._change = on_change
         self._task: asyncio.Task[None] | None = None
         self._again: asyncio.Task[None] | None = None
-        self._stale = False
-        """The broker's own link came back after the last reconciliation began."""
+        self._stale = True
+        """Something was away, and no reconciliation has begun since."""
 
     @property
     def ready(self) -> bool:
         """Tell whether it is connected, and what the broker knows has been reconciled with the journal."""
         return self._ready.is_set()
+
+    @property
+    def stale(self) -> bool:
+        """Tell whether something was away, and it has not begun to be read back since."""
+        return self._stale
 
     async def wait_ready(self) -> None:
         """Wait until it is ready; on the money lane."""
@@ -85,7 +90,7 @@ class BrokerLink:
             self.connect()
         elif back and self.state == "connected":
             self._stale = True  # a reconciliation that is under way is followed by another
-            if self.ready and (self._again is None or self._again.done()):
+            if _over(self._task) and _over(self._again):
                 self._again = asyncio.get_running_loop().create_task(
                     self._reconcile_again(), name=f"broker-link-again[{self.name}]"
                 )
@@ -93,7 +98,7 @@ class BrokerLink:
 
     def connect(self) -> None:
         """Begin to connect and keep at it until it succeeds or `disconnect` is called."""
-        if self.state == "connected" or (self._task is not None and not self._task.done()):
+        if self.state == "connected" or not _over(self._task):
             return
         self._task = asyncio.get_running_loop().create_task(self._keep_trying(), name=f"broker-link[{self.name}]")
 
@@ -135,12 +140,29 @@ class BrokerLink:
             await self._connected()
 
     async def _reconcile_again(self) -> None:
-        """Compare once more after the broker's own link was away."""
-        try:
-            await self._reconcile()
-        except Exception:
-            # A broker plugin may raise anything; the next reconnect reconciles again.
-            log.exception("reconciling after the link of the broker %s came back failed", self.name)
+        """Compare once more after the broker's own link was away, and keep at it until it has succeeded."""
+        wait = FIRST_WAIT
+        while self._stands():
+            try:
+                await self._reconcile()
+            except Exception as error:  # noqa: BLE001 - a broker plugin may raise anything; it is told and retried
+                self.error = f"{type(error).__name__}: {error}"
+                self._ready.clear()  # what the broker knows is not reconciled any more
+                log.warning(
+                    "reconciling after the link of the broker %s came back failed (%s); next try in %.1f s",
+                    self.name,
+                    self.error,
+                    wait,
+                )
+                self._change()
+                await asyncio.sleep(wait * random.uniform(0.8, 1.2))  # noqa: S311 - jitter, not a secret
+                wait = min(wait * 2, LONGEST_WAIT)
+            else:
+                if self._stands():
+                    self.error = None
+                    self._ready.set()
+                    self._change()
+                return
 
     async def _connect(self) -> None:
         try:
@@ -171,3 +193,7 @@ class BrokerLink:
                 self._ready.set()
                 self._change()
                 return
+
+
+def _over(task: asyncio.Task[None] | None) -> bool:
+    return task is None or task.done()

@@ -20,6 +20,8 @@ Message = Literal[
 """What a broker reports, and three of our own: `lost` (sent, no answer), `refused` (surely not taken),
 `absent` (the read-back finds no trace of it)."""
 
+PRICES: Final = ("limit_price", "stop_price", "trail_amount", "trail_percent")
+
 GRAIN: Final = Decimal("1e-8")
 """Average prices are rounded to it; positions and cash are worked out from the fills, not from averages."""
 
@@ -37,10 +39,9 @@ def _table() -> Mapping[tuple[OrderStatus, Message], OrderStatus | None]:
         table[status, "accepted"] = None if begun or status is _S.ACCEPTED else _S.ACCEPTED
         table[status, "filled"] = _S.PARTIALLY_FILLED  # `Order.take` says FILLED where nothing remains
         table[status, "cancelled"] = _S.CANCELLED
-        # A broker that refuses the rest of a partly filled order has cancelled it.
-        table[status, "rejected"] = _S.CANCELLED if status is _S.PARTIALLY_FILLED else _S.REJECTED
+        table[status, "rejected"] = _S.REJECTED  # `Order.take` says CANCELLED where some of it has filled
         table[status, "expired"] = _S.EXPIRED
-        table[status, "replaced"] = _S.REPLACED
+        table[status, "replaced"] = _S.REPLACED  # the same where nothing remains of the new quantity
         table[status, "busted"] = _S.BUSTED
         table[status, "lost"] = _S.UNKNOWN if status is _S.SUBMITTED else None
     table[_S.SUBMITTED, "refused"] = _S.REJECTED
@@ -125,8 +126,13 @@ class Order:
             if fill is None:
                 raise IllegalMessage(f"order {self.order_id}: a fill without an execution")
             return self._fill(fill)
-        if message == "replaced" and self.replacement is not None:
-            self.request, self.replacement = self.replacement, None
+        if message == "replaced":
+            if self.replacement is not None:
+                self.request, self.replacement = self.replacement, None
+            if self.filled >= self.request.quantity:  # changed down to what had filled meanwhile
+                target = OrderStatus.FILLED
+        elif target is OrderStatus.REJECTED and self.filled:
+            target = OrderStatus.CANCELLED  # who refuses the rest of an order has cancelled it
         if message != "busted" or not self.working:  # a fill is taken back: what has not filled works on
             self.status = target
         self.reason = reason or self.reason
@@ -166,6 +172,21 @@ class Order:
                 foreign=False,
             )
         return self._view
+
+    def possible(self) -> tuple[OrderView, ...]:
+        """Show it as it may stand at the broker: as confirmed, and as a change that is on its way would make it.
+
+        Where their prices differ both are shown, in one one-cancels-all group, since one of them is there.
+        """
+        now, change = self.view(), self.replacement
+        if change is None:
+            return (now,)
+        if all(getattr(change, name) == getattr(self.request, name) for name in PRICES):
+            return (now.model_copy(update={"quantity": max(now.quantity, change.quantity)}),)
+        # The group and the lone order share one name space: a group can't be called like an order's id.
+        group = {"oca_group": now.oca_group or self.order_id}
+        terms = {name: getattr(change, name) for name in ("quantity", *PRICES)}
+        return now.model_copy(update=group), now.model_copy(update=group | terms)
 
     def touch(self) -> None:
         """Forget the cached view after a field was set from outside `take`."""

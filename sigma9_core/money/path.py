@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final, Literal
 
 from sigma9_core.board import Body
 from sigma9_core.calendar import Calendar
-from sigma9_core.clock import Clock
+from sigma9_core.clock import Clock, monotonic, rfc3339
 from sigma9_core.commands import (
     AdoptArgs,
     CancelAllArgs,
@@ -26,10 +27,11 @@ from sigma9_core.commands import (
     KillArgs,
     ModifyOrderArgs,
     OrderArgs,
+    SettleArgs,
     decimal,
 )
 from sigma9_core.config import Settings
-from sigma9_core.contracts import Broker, FeedHealth, Margin, MarketDriven, RiskRule, Signal, Trip
+from sigma9_core.contracts import Broker, BrokerReport, FeedHealth, Margin, MarketDriven, RiskRule, Signal, Trip
 from sigma9_core.errors import CommandError, JournalError
 from sigma9_core.models import (
     ZERO,
@@ -54,21 +56,33 @@ from sigma9_core.money.link import BrokerLink
 from sigma9_core.money.orders import Order
 from sigma9_core.money.portfolio import Portfolio
 from sigma9_core.money.pricing import reference_price
-from sigma9_core.money.reconcile import Reconciler
+from sigma9_core.money.reconcile import SURE_AFTER, Reconciler
 from sigma9_core.money.records import FillRecord, NoteRecord, Record
 from sigma9_core.money.restore import read, restore, split_body, split_of
 from sigma9_core.money.tally import Tally
 
 log = logging.getLogger("sigma9.money")
 
+AHEAD: Final = timedelta(seconds=5)
+"""The time of market data that are further ahead of the clock is not believed."""
+WARN_EVERY: Final = 60.0
+"""Seconds between two warnings of them."""
+NOTE_EVERY: Final = 60.0
+"""Seconds between two notes of the day marks while prices move: what a crash may lose."""
 SHOW_EVERY: Final = 0.1
 """Seconds between two publications of positions, orders and account while they move."""
 ONE: Final = Decimal(1)
 READ_BACK_EVERY: Final = 5.0
 """Seconds between two read-backs of what is in doubt, and looks at what others do with the account."""
+READ_WITHIN: Final = 5.0
+"""Seconds that a broker has to show a position that is to be closed."""
 CANCELLED_WITHIN: Final = 2.0
 CASH_LOOKS: Final = 3
+CASH_EVERY: Final = 60.0
+"""Seconds between two looks at the broker's cash while nothing has changed."""
 CENT: Final = Decimal("0.01")
+PROTECTIVE: Final = frozenset(("stop", "stop_limit", "trailing_stop"))
+"""Kinds of order that guard a position where they reduce it, whoever has sent them."""
 SOURCES: Final[Mapping[CommandSource, OrderSource]] = {"mqtt": "mqtt", "cli": "cli", "schedule": "schedule"}
 """The order source of a command's source; all others are `api`."""
 
@@ -117,6 +131,7 @@ class MoneyPath:
         )
         self.exits = ExitManager(self.desk, clock)
         self.reconciler = Reconciler(self.desk, clock)
+        self.reconciler.on_settled = self._settled
         self.killswitch = KillSwitch(
             gate=self.gate,
             latch=latch,
@@ -131,7 +146,7 @@ class MoneyPath:
         self.link = BrokerLink(
             settings.broker,
             broker,
-            on_report=self.desk.on_report,
+            on_report=self._reported,
             on_connected=self._reconcile,
             on_change=lambda: on_change("broker"),
         )
@@ -150,6 +165,19 @@ class MoneyPath:
         self._tell_killed = on_kill
         self._tell_tripped = on_trip
         self._session: Session | None = None
+        self._open: Session | None = None
+        """The session that was last seen open, until its end was noted."""
+        self.slices_ahead = 0
+        """Slices that were too far ahead of the clock to be believed."""
+        self._warned_ahead: float | None = None
+        self._unwanted: set[str] = set()
+        """Symbols in which an exit has opened a position."""
+        self._cash_at = monotonic()
+        self._cash_seen: tuple[Decimal, Decimal, float] | None = None
+        """Our cash and the broker's, which differ, and since when they have done so."""
+        self._noted_at = monotonic()
+        self._noted: Mapping[str, Any] = {}
+        """The day marks and prices that were noted last."""
         self._show_timer: asyncio.TimerHandle | None = None
         self._shown_positions: set[str] = set()
         self._reader: asyncio.Task[None] | None = None
@@ -160,8 +188,8 @@ class MoneyPath:
         self._adopting = asyncio.Lock()
         self._ending = False
         """Entries are to be cancelled as soon as the broker is there."""
-        self._catching_up = False
-        """What the broker has done while it was away is being read back."""
+        self._caught_up = False
+        """The newest attempt to read back what the broker has done while it was away has succeeded."""
         self.exits.waits = lambda: not self._up_to_date
         self.desk.behind = lambda: self.link.state == "connected" and not self._up_to_date
 
@@ -170,7 +198,7 @@ class MoneyPath:
     async def start(self) -> None:
         """Read the latch and the journal; the kill works from here on, the broker not yet."""
         self.killswitch.resume(self._latch.read())
-        known = await asyncio.to_thread(read, self._journal, self._clock.now(), self._calendar)
+        known = await asyncio.to_thread(read, self._journal, self._clock.now())
         if known.opening is not None:
             self._opened_with = known.opening
         restore(known, self.portfolio, self.desk, self.gate, self.exits)
@@ -197,12 +225,12 @@ class MoneyPath:
 
     async def on_market(self, data: Slice) -> None:
         """Take a slice of market data; return when everything that it caused has settled."""
+        now = self._clock.now()
+        if data.ts - now > AHEAD:
+            self._from_the_future(data.ts, now)
+            data = replace(data, ts=now)  # it would begin a day, end time stops, and outlive all later prices
         session = self._calendar.at(data.ts)
-        if session is not None and session != self._session:
-            self._session = session
-            self.desk.surroundings.forget()
-            self.portfolio.roll(session)
-            self._remember_days()
+        self._roll(data.ts)
         for split in data.splits:
             self._split(split)
         if self._driven is not None and self.link.state == "connected":
@@ -212,13 +240,57 @@ class MoneyPath:
         await self._judge()
         await self.desk.settle()
         self.tally.look()
+        if self._clock.kind != "replay" and monotonic() - self._noted_at >= NOTE_EVERY:
+            self._noted_at = monotonic()
+            if self.portfolio.days_memory() != self._noted:
+                self._remember_days()
         self._touch()
+
+    def _roll(self, seen: datetime | None = None) -> None:
+        """Begin the day of the newest session that has opened; late data begin none.
+
+        It comes before everything that may count: a fill of today's, learnt before the first price, is of today.
+        """
+        now = self._clock.now()
+        if seen is not None:
+            now = max(now, seen)
+        session = self._calendar.last(now)
+        if session is not None and (self._session is None or session.day > self._session.day):
+            self._session = session
+            self.desk.surroundings.forget()
+            if self.portfolio.roll(session):
+                self._remember_days()
+        if session is not None and now < session.close:
+            self._open = session
+        elif session is not None and session == self._open:
+            self._open = None
+            self._remember_days()  # the last prices of the session
+
+    def _from_the_future(self, seen: datetime, now: datetime) -> None:
+        self.slices_ahead += 1
+        if self._warned_ahead is None or monotonic() - self._warned_ahead >= WARN_EVERY:
+            self._warned_ahead = monotonic()
+            log.warning(
+                "market data of %s are ahead of the clock (%s) and are taken as of now; %d so far",
+                rfc3339(seen),
+                rfc3339(now),
+                self.slices_ahead,
+            )
 
     def _split(self, split: Split) -> None:
         """Apply a split to our books and exits, once; foreign positions follow with the next read-back."""
         if split in self._splits:
             return
+        again = self._same_split(split)
         self._splits.add(split)
+        if again is not None:
+            log.warning(
+                "%s: the split of %s is the one of %s, which was applied; ignored",
+                split.symbol,
+                split.ts,
+                again.ts,
+            )
+            return
         held = self.portfolio.quantity(split.symbol)
         try:
             self.portfolio.split(split.symbol, split.new, split.old)
@@ -230,6 +302,19 @@ class MoneyPath:
             now = self.portfolio.quantity(split.symbol)
             log.warning("%s: %s for %s shares; %s have become %s", split.symbol, split.new, split.old, held, now)
         self.exits.split(split)
+
+    def _same_split(self, split: Split) -> Split | None:
+        """Give the split of the same symbol, ratio and session day that was told under another time."""
+        for known in self._splits:
+            same = known.symbol == split.symbol and known.new * split.old == split.new * known.old
+            if same and self._session_of(known.ts) == self._session_of(split.ts):
+                return known
+        return None
+
+    def _session_of(self, moment: datetime) -> str:
+        """Name the session that a moment is in, or that comes next."""
+        session = self._calendar.at(moment) or self._calendar.after(moment)
+        return moment.date().isoformat() if session is None else session.day
 
     def on_feed(self, health: FeedHealth) -> None:
         """Learn how the feed stands; a rule may trip, though no market data come any more."""
@@ -262,7 +347,9 @@ class MoneyPath:
             )
         first = orders[0]
         if first.status is OrderStatus.RISK_REJECTED:
-            raise refusal(orders[-1].verdicts)  # the deciding ends with the one that was refused
+            raise refusal(
+                orders[-1].verdicts, orders[-1].order_id
+            )  # the deciding ends with the one that was refused
         await self.desk.settle()
         return {"order": first.view().model_dump(mode="json"), "legs": [order.order_id for order in orders[1:]]}
 
@@ -280,7 +367,7 @@ class MoneyPath:
     async def modify(
         self, args: ModifyOrderArgs, command: Command, records: Sequence[Record]
     ) -> Mapping[str, Any]:
-        """Change a working order of ours."""
+        """Change a working order of ours; the exits that went out with an entry follow its quantity."""
         changes = args.model_dump(exclude={"order_id", "reason"}, exclude_none=True)
         if not changes:
             raise CommandError("invalid", "name at least one field that changes, such as limit_price")
@@ -288,7 +375,7 @@ class MoneyPath:
             self._check_link()
         order = await self.desk.modify(args.order_id, changes, cause=command.id, records=records)
         await self.desk.settle()
-        return {"order": order.view().model_dump(mode="json")}
+        return {"order": order.view().model_dump(mode="json"), "legs": self.exits.legs_of(order.order_id)}
 
     async def cancel(self, order_id: str) -> Mapping[str, Any]:
         """Cancel a working order of ours."""
@@ -390,10 +477,11 @@ class MoneyPath:
         for entry in entries:  # what an entry still fills would stand without an exit
             await self.desk.ask_cancel(entry)
         await self._ended(entries)
+        quantity = await self._closable(position.symbol)
         request = OrderRequest(
             symbol=position.symbol,
-            side=opposite("buy" if position.quantity > 0 else "sell"),
-            quantity=abs(self.portfolio.quantity(position.symbol)),
+            side=opposite("buy" if quantity > 0 else "sell"),
+            quantity=abs(quantity),
             strategy=position.strategy,
             source=SOURCES.get(command.source, "api"),
             intent="reduce",
@@ -403,8 +491,37 @@ class MoneyPath:
         order = (await self.desk.submit([request], cause=command.id, records=tuple(owed)))[0]
         owed.clear()
         if order.status is OrderStatus.RISK_REJECTED:
-            raise refusal(order.verdicts)
+            raise refusal(order.verdicts, order.order_id)
         return order
+
+    async def _closable(self, symbol: str) -> Decimal:
+        """Give what there is to close of a position of ours: what both the books and a fresh read of it show.
+
+        An exit may have filled without our knowing it: closing what the books have would turn the position.
+        """
+        try:
+            async with asyncio.timeout(READ_WITHIN):
+                actual = await self.reconciler.held(self.link, symbol)
+                if actual != self.portfolio.quantity(symbol):
+                    await self.reconciler.count_fills(self.link)
+                    actual = await self.reconciler.held(self.link, symbol)
+        except CommandError:
+            raise
+        except Exception as error:  # a broker plugin may raise anything; nothing was sent
+            raise CommandError(
+                "broker_unavailable",
+                f"nothing was sent: the position of {symbol} can't be read back ({type(error).__name__}: {error})",
+            ) from error
+        ours = self.portfolio.quantity(symbol)
+        if ours == ZERO:
+            raise CommandError(
+                "not_found", f"{symbol} is flat already: an exit of it has filled", {"field": "symbol"}
+            )
+        if actual * ours <= ZERO:
+            raise CommandError(
+                "busy", f"the books have {ours} of {symbol}, the broker has {actual}: ask again once the two agree"
+            )
+        return min(ours, actual, key=abs)
 
     async def adopt(self, args: AdoptArgs) -> Mapping[str, Any]:
         """Make a foreign position ours; the broker's cash has paid for it already."""
@@ -421,6 +538,56 @@ class MoneyPath:
         self._remember_days()
         self._touch()
         return {"position": self.portfolio.position(args.symbol).model_dump(mode="json")}
+
+    async def settle_position(self, args: SettleArgs, command: Command) -> Mapping[str, Any]:
+        """Take what the broker shows of a position that can't be explained as the truth; a person says why."""
+        async with self._adopting:
+            return await self._settle_position(args, command)
+
+    async def _settle_position(self, args: SettleArgs, command: Command) -> Mapping[str, Any]:
+        symbol = args.symbol
+        self._check_link()
+        told = self.reconciler.unexplained.get(symbol)
+        if told is None:
+            raise CommandError(
+                "not_found",
+                f"the position of {symbol} is explained: there is nothing to settle",
+                {"field": "symbol"},
+            )
+        if not self.reconciler.idle:
+            raise CommandError("busy", "an order is on its way or in doubt: settle once that is known")
+        pair = await self.reconciler.unexplained_now(self.link, symbol)
+        if pair is None:
+            raise CommandError("conflict", f"the position of {symbol} is explained by now: nothing was settled")
+        if self.reconciler.unexplained.get(symbol) != told or pair[0] != self.portfolio.quantity(symbol):
+            raise CommandError("busy", f"the position of {symbol} has just moved: look at it, and ask again")
+        ours, actual = pair
+        fill, strategy = (
+            self.reconciler.settling(symbol, actual, "settled"),
+            self.portfolio.position(symbol).strategy,
+        )
+        body = {
+            "symbol": symbol,
+            "before": str(ours),
+            "after": str(actual),
+            "price": str(fill.price),
+            "exec_id": fill.exec_id,
+            "reason": args.reason,
+            "source": command.source,
+            "actor": command.actor,
+        }
+        note = NoteRecord("settlement", self._clock.now(), body)
+        await self._journal.commit([FillRecord(fill, strategy, "api", recovered=True), note])
+        log.warning("%s: %s was settled to %s, as the broker has it (%s)", symbol, ours, actual, args.reason)
+        self.reconciler.settle(fill, strategy)
+        await self.desk.settle()
+        return {"position": self.portfolio.position(symbol).model_dump(mode="json"), "before": float(ours)}
+
+    def _settled(self) -> None:
+        """Follow a position that has moved without an order."""
+        self.exits.review()
+        self._remember_days()
+        self._touch()
 
     def sizing(self, strategy: str, signal: Signal) -> SizingFacts:
         """Give a sizer the account as it is now, and the price that the risk rules will value the order at."""
@@ -491,6 +658,7 @@ class MoneyPath:
             strategy=self.portfolio.position(args.symbol).strategy if reducing else None,
             source=source,
             intent="reduce" if reducing else "entry",
+            protective=reducing and args.order_type in PROTECTIVE,
             # In the group of the stop, it fills instead of the stop; what then is left gets a stop of its own.
             oca_group=self._group_of(args.symbol) if reducing else None,
             reason=args.reason,
@@ -543,14 +711,12 @@ class MoneyPath:
     def _up_to_date(self) -> bool:
         """Tell whether the books have what the broker has: nothing is sized from them before."""
         link = self.link
-        return link.state == "connected" and link.health.link == "up" and not self._catching_up
+        return link.state == "connected" and link.health.link == "up" and not link.stale and self._caught_up
 
     async def _reconcile(self) -> None:
-        self._catching_up = True
-        try:
-            await self._catch_up()
-        finally:
-            self._catching_up = False
+        self._caught_up = False  # and it stays so where the reading fails: the link tries again
+        await self._catch_up()
+        self._caught_up = True
         if self._ending:
             self.desk.spawn(self.end_entries(), "end-entries")
         self.exits.review()
@@ -559,6 +725,7 @@ class MoneyPath:
         self._touch()
 
     async def _catch_up(self) -> None:
+        self._roll()
         account = await self.link.broker.account()
         if self._opened_with is None:
             self._opened_with = account.cash
@@ -568,10 +735,21 @@ class MoneyPath:
         if self._clock.kind == "live":
             self.desk.spawn(self.desk.surroundings.look_at_clock(), "broker-clock")
         await self.reconciler.run(self.link)
-        await self._settle_cash()
+        await self._settle_cash(at_once=True)
 
-    async def _settle_cash(self) -> None:
-        """Take as a transfer what the fills do not explain of the broker's cash, as both are at one moment."""
+    async def _watch_cash(self, *, changed: bool) -> None:
+        """Look at the broker's cash now and then, and when something has changed, while nothing is on its way."""
+        due = changed or self._cash_seen is not None or monotonic() - self._cash_at >= CASH_EVERY
+        if due and self._up_to_date and self.reconciler.idle:
+            self._cash_at = monotonic()
+            await self._settle_cash(at_once=bool(getattr(self.link.broker, "immediate", False)))
+
+    async def _settle_cash(self, *, at_once: bool) -> None:
+        """Take as a transfer what the fills do not explain of the broker's cash, as both are at one moment.
+
+        Unless it is to be believed at once, the same must be seen for a while: a broker may show the cash of a
+        fill, and the fill itself, at different times.
+        """
         for _ in range(CASH_LOOKS):
             before = self.portfolio.cash
             account = await self.link.broker.account()
@@ -580,13 +758,21 @@ class MoneyPath:
             if self.portfolio.cash == before:
                 break
         else:
-            return  # fills came in all the while: the next reconciliation looks again
-        self.portfolio.set_account(account)
+            return  # fills came in all the while: the next look tells
         difference = account.cash - before
+        seen, self._cash_seen = self._cash_seen, None
+        if abs(difference) >= CENT and not at_once:
+            same = seen is not None and seen[:2] == (before, account.cash)
+            since = seen[2] if seen is not None and same else monotonic()
+            if monotonic() - since < SURE_AFTER:
+                self._cash_seen = (before, account.cash, since)
+                return
+        self.portfolio.set_account(account)
         if abs(difference) >= CENT:
             log.warning("cash differs by %s from what the fills make; taken as a transfer", difference)
             self.portfolio.transfer(difference)
             self.desk.note([NoteRecord("transfer", self._clock.now(), {"amount": str(difference)})])
+            self._touch()
 
     def _check_strategy(self, name: str) -> None:
         known = {
@@ -617,21 +803,73 @@ class MoneyPath:
             if not self.link.ready:
                 continue
             try:
+                self._roll()
+                held = self.reconciler.unexplained
                 await self.reconciler.resolve_unknown(self.link)
-                if await self.reconciler.look_around(self.link):
+                changed = await self.reconciler.look_around(self.link)
+                if changed or held != self.reconciler.unexplained:
                     self._touch()
+                await self._watch_cash(changed=changed)
+                for symbol in sorted(self._unwanted):
+                    await self._take_back(symbol)
             except Exception:
                 # A broker plugin may raise anything; what is unknown stays so until the next look.
                 log.exception("reading back what is unknown failed")
 
+    async def _take_back(self, symbol: str) -> None:
+        """Close what an exit has opened by filling beyond its position, such as a stop beside a close."""
+        position = self.portfolio.position(symbol)
+        if self.killswitch.owns_exits(symbol, position.strategy) or not self._up_to_date:
+            return
+        working = [order.request for order in self.desk.open_orders() if order.request.symbol == symbol]
+        if any(ask.intent != "entry" and ask.order_type == "market" for ask in working):
+            return
+        try:
+            quantity = await self._closable(symbol)
+            request = OrderRequest(
+                symbol=symbol,
+                side=opposite("buy" if quantity > 0 else "sell"),
+                quantity=abs(quantity),
+                strategy=position.strategy,
+                source="exit",
+                intent="reduce",
+                reason="an exit has filled beyond its position",
+            )
+            await self.desk.submit([request])
+        except (CommandError, JournalError) as error:
+            if self.portfolio.quantity(symbol) == ZERO:
+                self._unwanted.discard(symbol)  # the books had heard of things in another order
+            else:
+                log.error("%s: what an exit has opened can't be closed yet: %s", symbol, error)
+
+    def _reported(self, report: BrokerReport) -> None:
+        self._roll()
+        self.desk.on_report(report)
+
     def _follow(self, step: Step) -> None:
         self._touch()
+        applied = step.applied
+        symbol, exits = step.order.request.symbol, step.order.request.intent != "entry"
+        if applied is not None and applied.opened and exits:
+            self._unwanted.add(symbol)
+            log.error(
+                "%s: the exit %s has filled beyond the position: %s are held that nobody wanted; closing them",
+                symbol,
+                step.order.order_id,
+                applied.after,
+            )
+        elif applied is not None and (applied.after == ZERO or not exits):
+            self._unwanted.discard(symbol)
+        kept = applied is not None and self._clock.kind != "replay"
+        if applied is not None and kept and (applied.opened or applied.after == ZERO or step.order.recovered):
+            self._remember_days()  # the marks of what is held now, or what was learnt of an earlier day
         if step.applied is not None and step.applied.closed is not None:
             closed = step.applied.closed
             log.info("%s closed: %+.2f (%+.2f %%)", closed.symbol, closed.result, closed.percent)
 
     def _remember_days(self) -> None:
-        body = {"portfolio": self.portfolio.days_memory(), "rules": self.gate.memory()}
+        self._noted, self._noted_at = self.portfolio.days_memory(), monotonic()
+        body = {"portfolio": self._noted, "rules": self.gate.memory()}
         self.desk.note([NoteRecord("days", self._clock.now(), body)])
 
     # --- showing ----------------------------------------------------------------------------------------------
@@ -657,11 +895,12 @@ class MoneyPath:
         orders = [order.view().model_dump(mode="json") for order in self.desk.open_orders()]
         orders += [order.model_dump(mode="json") for order in self.desk.foreign.values()]
         usage = [rule.model_dump(mode="json") for rule in self.gate.usage(self.desk.view())]
+        held = [{"symbol": symbol, "reason": why} for symbol, why in sorted(self.reconciler.unexplained.items())]
         bodies: dict[str, Body | None] = {
             "account": self.portfolio.account().model_dump(mode="json"),
             "positions": {"count": len(positions), "positions": list(positions.values())},
             "orders": {"count": len(orders), "orders": orders},
-            "risk": {"rules": usage},
+            "risk": {"rules": usage, "held": held},
             "kill_switch": self.killswitch.body(),
         }
         bodies |= {f"position/{symbol}": body for symbol, body in positions.items()}

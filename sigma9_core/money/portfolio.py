@@ -95,6 +95,8 @@ class Portfolio:
         if fill.exec_id in self._executions:
             return None
         _check(fill)
+        late = self._days.day_opened is not None and fill.ts < self._days.day_opened
+        result = self._result() if late else ZERO
         holding = self._holdings.setdefault(fill.symbol, Holding(fill.symbol))
         applied = holding.take(fill, strategy)
         self.cash = EXACT.add(self.cash, _paid(fill))
@@ -106,6 +108,8 @@ class Portfolio:
             self._trades.append(applied.closed)
             self._trades_shown = None
         self._changed(fill.symbol)
+        if late:
+            self._days.learn(fill.ts, self._result() - result, applied.realized)
         self._reach()
         return applied
 
@@ -165,6 +169,10 @@ class Portfolio:
             self._history[symbol].append(_Split(new, old))
         self._marks.split(symbol, new, old)
         self._changed(symbol)
+
+    def was_split(self, symbol: str) -> bool:
+        """Tell whether a split is among what made the position."""
+        return any(isinstance(entry, _Split) for entry in self._history.get(symbol, ()))
 
     def mark(self, data: Slice) -> None:
         """Take the newest prices: a trade's, else the middle of a sane quote, else a bar's close."""

@@ -81,26 +81,49 @@ def lock_tables(connection: Connection) -> None:
     connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _key(connection, "tables")})
 
 
-def keep_append_only(connection: Connection, tables: Iterable[str]) -> None:
-    """Let the database refuse every UPDATE, DELETE and TRUNCATE; what is in place already is left as it is."""
-    made = set(
-        connection.execute(
+_REFUSE: Final = (
+    " BEGIN RAISE EXCEPTION 'the journal is append-only' USING ERRCODE = 'integrity_constraint_violation'; END "
+)
+
+
+def append_only_faults(connection: Connection, tables: Iterable[str]) -> list[str]:
+    """Give a sentence for each table whose trigger does not refuse every UPDATE, DELETE and TRUNCATE."""
+    found = {
+        row.relname: row
+        for row in connection.execute(
             text(
-                "SELECT c.relname FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid "
-                "JOIN pg_namespace n ON n.oid = c.relnamespace "
+                "SELECT c.relname, t.tgenabled, t.tgtype, p.prosrc FROM pg_trigger t "
+                "JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace "
+                "JOIN pg_proc p ON p.oid = t.tgfoid "
                 "WHERE t.tgname = 'append_only' AND n.nspname = current_schema()"
             )
-        ).scalars()
-    )
-    missing = [table for table in tables if table not in made]
-    if not missing:
-        return
+        )
+    }
+    faults = []
+    for table in tables:
+        row = found.get(table)
+        if row is None:
+            faults.append(f"the trigger append_only of {table}, which keeps the journal append-only, is missing")
+        elif (_word(row.tgenabled), row.tgtype, row.prosrc) != ("O", _BEFORE_ALL_CHANGES, _REFUSE):
+            faults.append(f"the trigger append_only of {table}, which keeps the journal append-only, is changed")
+    return faults
+
+
+_BEFORE_ALL_CHANGES: Final = 2 | 8 | 16 | 32
+"""PostgreSQL's own bits of a trigger: BEFORE, DELETE, UPDATE, TRUNCATE, for each statement."""
+
+
+def _word(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def keep_append_only(connection: Connection, tables: Iterable[str]) -> None:
+    """Let the database refuse every UPDATE, DELETE and TRUNCATE."""
     connection.exec_driver_sql(
-        "CREATE OR REPLACE FUNCTION sigma9_append_only() RETURNS trigger LANGUAGE plpgsql AS "
-        "$$ BEGIN RAISE EXCEPTION 'the journal is append-only' USING ERRCODE = 'integrity_constraint_violation'; "
-        "END $$"
+        f"CREATE OR REPLACE FUNCTION sigma9_append_only() RETURNS trigger LANGUAGE plpgsql AS $${_REFUSE}$$"
     )
-    for table in missing:
+    for table in tables:
+        connection.exec_driver_sql(f"DROP TRIGGER IF EXISTS append_only ON {table}")
         connection.exec_driver_sql(
             f"CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON {table} "
             "FOR EACH STATEMENT EXECUTE FUNCTION sigma9_append_only()"

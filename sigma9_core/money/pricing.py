@@ -6,10 +6,13 @@ Sizing and the risk rules use the same one, so that what a sizer gives at the li
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import TypeGuard
+from typing import Final, TypeGuard
 
 from sigma9_core.contracts import Mark
-from sigma9_core.models import OrderRequest, OrderView
+from sigma9_core.models import OrderRequest, OrderType, OrderView
+
+LIMITED: Final[frozenset[OrderType]] = frozenset(("limit", "limit_on_close", "stop_limit"))
+"""The types of order that trade at their limit or better; with any other a limit bounds nothing."""
 
 
 def usable(price: Decimal | None) -> TypeGuard[Decimal]:
@@ -38,7 +41,7 @@ def reference_price(order: OrderRequest | OrderView, mark: Mark | None) -> Decim
     A buy that is limited costs its limit at most. Any other order may trade at the market, so it is valued at the
     higher of its own prices, the last price and, for a buy, the ask.
     """
-    if order.side == "buy" and usable(order.limit_price):
+    if order.side == "buy" and order.order_type in LIMITED and usable(order.limit_price):
         return order.limit_price
     candidates = [order.limit_price, order.stop_price]
     if mark is not None:

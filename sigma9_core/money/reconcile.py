@@ -9,21 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from decimal import Decimal
+from decimal import ROUND_DOWN, Decimal
 from typing import Any, Final
 
 from sigma9_core.clock import Clock, monotonic
 from sigma9_core.contracts import BrokerOrder, BrokerPosition, BrokerReport
 from sigma9_core.errors import BrokerError
 from sigma9_core.models import ZERO, Fill, OrderRequest, OrderStatus, OrderView
+from sigma9_core.money.adoption import Settled, settlement
 from sigma9_core.money.desk import OrderDesk, stand_in
+from sigma9_core.money.ids import made_at
 from sigma9_core.money.link import BrokerLink
 from sigma9_core.money.orders import Message, Order
 from sigma9_core.money.pricing import usable
-from sigma9_core.money.records import NoteRecord
+from sigma9_core.money.records import FillRecord, NoteRecord
 
 log = logging.getLogger("sigma9.reconcile")
 
@@ -34,6 +36,8 @@ SURE_AFTER: Final = 30.0
 """Seconds that these looks must span."""
 SECOND_LOOK: Final = 0.2
 """Seconds until positions that differ are read once more: a fill's report may be a moment behind."""
+GONE: Final = "the broker no longer has it; how it ended is not known: it may have filled"
+"""Why an order that worked is taken for ended, where the broker tells neither its end nor a fill."""
 _ENDS: Final[Mapping[str, Message]] = {"cancelled": "cancelled", "rejected": "rejected", "expired": "expired"}
 
 
@@ -49,6 +53,9 @@ class Differences:
     foreign_positions: list[str] = field(default_factory=list)
     unexplained: dict[str, str] = field(default_factory=dict)
     """Symbols whose position differs, with the sentence that says how."""
+    unknown_orders: list[str] = field(default_factory=list)
+    """Orders that have filled and carry an id of our making, and are not in this journal: it was put back, or
+    another server trades in the account."""
 
     def body(self) -> dict[str, Any]:
         """Give the report as JSON."""
@@ -58,6 +65,7 @@ class Differences:
             "foreign_orders": self.foreign_orders,
             "foreign_positions": self.foreign_positions,
             "unexplained": self.unexplained,
+            "unknown_orders": self.unknown_orders,
         }
 
 
@@ -74,6 +82,8 @@ class Reconciler:
     """Compares and settles; on the money lane."""
 
     def __init__(self, desk: OrderDesk, clock: Clock) -> None:
+        self.on_settled: Callable[[], None] = lambda: None
+        """Told where a position has moved without an order: its exits may have to."""
         self.unexplained: Mapping[str, str] = {}
         """Symbols that are closed for new orders, with the reason."""
         self._desk = desk
@@ -85,6 +95,11 @@ class Reconciler:
         self._seen: Mapping[str, tuple[Decimal, Decimal]] = {}
         """Positions that differed at the last look around: ours and the broker's."""
 
+    @property
+    def idle(self) -> bool:
+        """Tell whether no order is on its way or in doubt."""
+        return not self._desk.in_flight and not self._desk.changing and not self._in_doubt()
+
     async def run(self, link: BrokerLink) -> Differences:
         """Read everything back, settle what can be settled, and journal what was found."""
         found = Differences()
@@ -94,6 +109,7 @@ class Reconciler:
         self._foreign(working, found)
         await self._positions(link, found)
         await self._desk.settle()
+        found.unknown_orders += sorted(order_id for order_id in self._strangers if made_at(order_id) is not None)
         if any(found.body().values()):
             log.warning("reconciled with the broker: %s", found.body())
         self._desk.note([NoteRecord("reconciliation", self._clock.now(), found.body())])
@@ -104,6 +120,11 @@ class Reconciler:
         executions = await link.broker.executions(self._clock.now() - LOOK_BACK)
         await self._recall(executions)
         self._count(executions, Differences())
+
+    async def held(self, link: BrokerLink, symbol: str) -> Decimal:
+        """Read back what the broker holds of a symbol."""
+        held = (await self._held(link)).get(symbol)
+        return ZERO if held is None else held.quantity
 
     async def resolve_unknown(self, link: BrokerLink) -> None:
         """Read back where an order or a position is in doubt, so that it does not stay so."""
@@ -121,21 +142,42 @@ class Reconciler:
         """Look what others have done with the account meanwhile; tell whether anything has changed.
 
         A person who trades by hand beside us makes positions foreign, or takes ours away. A difference counts
-        once two looks in a row have shown the same, since a fill's report may be on its way.
+        once two looks in a row have shown the same, since a fill's report may be on its way, and only what no
+        execution explains: a report may have been lost. An order of ours that the broker no longer lists is in
+        doubt, and is settled as all that is.
         """
         desk, this = self._desk, self._round
         if link.health.link == "down" or desk.in_flight or self._in_doubt():
             return False
+        stood = {order.order_id: _state(order) for order in desk.open_orders() if not self._moving(order)}
         working, theirs = await link.broker.open_orders(), await self._held(link)
         if this != self._round or link.state != "connected" or desk.in_flight:
             return False
+        listed = {each.order_id for each in working}
+        for order in desk.open_orders():
+            if stood.get(order.order_id) == _state(order) and order.order_id not in listed:
+                self._doubts[order.order_id] = Doubt("not listed", 0, monotonic())
+        if self._doubts:
+            await self.resolve_unknown(link)
+            return True
         found, orders = (
             Differences(),
             {order_id: order.filled_quantity for order_id, order in desk.foreign.items()},
         )
+        differing = self._differing(theirs)
+        if any(not self._is_told(symbol, pair) for symbol, pair in differing.items()):
+            executions = await link.broker.executions(self._clock.now() - LOOK_BACK)
+            await self._recall(executions)
+            if this != self._round or link.state != "connected" or desk.in_flight:
+                return False
+            self._count(executions, found)
+            if found.fills:
+                self._seen = {}
+                log.warning("executions of ours were never told; counted now: %s", ", ".join(found.fills))
+                return True
+            differing = self._differing(theirs)
         self._foreign(working, found)
         changed = orders != {order_id: order.filled_quantity for order_id, order in desk.foreign.items()}
-        differing = {symbol: pair for symbol, pair in self._compared(theirs).items() if pair[0] != pair[1]}
         seen, self._seen = self._seen, differing
         known = {position.symbol for position in desk.portfolio.positions() if position.foreign}
         foreign = [
@@ -146,7 +188,9 @@ class Reconciler:
         unexplained = {
             symbol: _sentence(symbol, *pair)
             for symbol, pair in differing.items()
-            if pair[0] != ZERO and (symbol in self.unexplained or seen.get(symbol) == pair)
+            if pair[0] != ZERO
+            and (symbol in self.unexplained or seen.get(symbol) == pair)
+            and not self._in_lieu(symbol, *pair)
         }
         before = {
             position.symbol: position.quantity for position in desk.portfolio.positions() if position.foreign
@@ -165,6 +209,13 @@ class Reconciler:
             log.warning("the account has changed beside us: %s", found.body())
             desk.note([NoteRecord("reconciliation", self._clock.now(), found.body())])
         return changed
+
+    def _is_told(self, symbol: str, pair: tuple[Decimal, Decimal]) -> bool:
+        """Tell whether a difference is known already, as a foreign position or as an unexplained one."""
+        if pair[0] != ZERO:
+            return self.unexplained.get(symbol) == _sentence(symbol, *pair)
+        position = self._desk.portfolio.position(symbol)
+        return position.foreign and position.quantity == pair[1]
 
     def _in_doubt(self) -> bool:
         desk = self._desk
@@ -218,14 +269,20 @@ class Reconciler:
 
     async def _recall(self, executions: Sequence[Fill]) -> None:
         """Take back from the journal the ended orders that have filled after all."""
+        desk, asked = self._desk, dict[str, list[Fill]]()
         for fill in executions:
-            order_id = fill.order_id
-            if not order_id or order_id in self._strangers or self._desk.knows_execution(fill.exec_id):
-                continue
-            known = await self._desk.recall(order_id)
-            if known is None:  # what has filled of it is the least that it was for
-                sold = sum((each.quantity for each in executions if each.order_id == order_id), ZERO)
-                known = await self._desk.recall_kill(order_id, fill.symbol, fill.side, sold)
+            there = fill.order_id in desk.orders or fill.order_id in self._strangers
+            if fill.order_id and not there and not desk.knows_execution(fill.exec_id):
+                asked.setdefault(fill.order_id, []).append(fill)
+        if not asked:
+            return
+        ours = await asyncio.to_thread(desk.journal.known_orders, [*asked])
+        for order_id, fills in asked.items():
+            if order_id in ours:
+                known = await desk.recall(order_id)
+            else:  # what has filled of it is the least that it was for
+                sold = sum((fill.quantity for fill in fills), ZERO)
+                known = await desk.recall_kill(order_id, fills[0].symbol, fills[0].side, sold)
             if known is None:
                 self._strangers.add(order_id)
 
@@ -282,7 +339,7 @@ class Reconciler:
                     order, "absent", "the broker has no trace of it: it never arrived", recovered=True
                 )
             else:
-                self._desk.local(order, "cancelled", "the broker no longer has it", recovered=True)
+                self._desk.local(order, "cancelled", GONE, recovered=True)
         elif first and order.status is OrderStatus.SUBMITTED:
             self._desk.local(order, "lost", "the broker shows no trace of it so far", recovered=True)
 
@@ -397,7 +454,7 @@ class Reconciler:
             if ours == ZERO:
                 foreign.append(theirs[symbol])
                 found.foreign_positions.append(symbol)
-            else:
+            elif not self._in_lieu(symbol, ours, actual):
                 found.unexplained[symbol] = _sentence(symbol, ours, actual)
         portfolio.set_foreign(foreign)
         self._hold(found.unexplained)
@@ -417,10 +474,10 @@ class Reconciler:
         for symbol in self.unexplained:
             ours = self._desk.portfolio.quantity(symbol)
             actual = theirs[symbol].quantity if symbol in theirs else ZERO
-            if ours != actual:
+            if ours != actual and not self._in_lieu(symbol, ours, actual):
                 still[symbol] = _sentence(symbol, ours, actual)
             else:
-                log.warning("the position of %s is explained now: %s", symbol, ours)
+                log.warning("the position of %s is explained now: %s", symbol, actual)
         self._hold(still)
 
     async def _held(self, link: BrokerLink) -> dict[str, BrokerPosition]:
@@ -435,6 +492,47 @@ class Reconciler:
             for symbol in symbols
         }
 
+    def _in_lieu(self, symbol: str, ours: Decimal, actual: Decimal) -> bool:
+        """Book the fraction of a share that a split has left, and for which the broker pays cash; tell whether."""
+        if not self._desk.portfolio.was_split(symbol) or ours.to_integral_value(ROUND_DOWN) != actual:
+            return False
+        fill = self.settling(symbol, actual, "in-lieu")
+        strategy = self._desk.portfolio.position(symbol).strategy
+        self._desk.note([FillRecord(fill, strategy, "api", recovered=True)])
+        self.settle(fill, strategy)
+        log.warning(
+            "%s: the fraction %s of a share that a split has left is booked as cash in lieu at %s; %s are held",
+            symbol,
+            fill.quantity,
+            fill.price,
+            actual,
+        )
+        return True
+
+    def settling(self, symbol: str, actual: Decimal, why: Settled) -> Fill:
+        """Make the fill that brings our position to what the broker has, at the newest price."""
+        portfolio = self._desk.portfolio
+        mark = portfolio.mark_of(symbol)
+        price = portfolio.position(symbol).average_cost if mark is None else mark.price
+        return settlement(symbol, actual - portfolio.quantity(symbol), price, self._clock.now(), why)
+
+    def settle(self, fill: Fill, strategy: str | None) -> None:
+        """Count a fill that `settling` has made and the journal has taken, and let go of its symbol."""
+        self._desk.portfolio.adopt(fill, strategy)
+        self._hold({symbol: why for symbol, why in self.unexplained.items() if symbol != fill.symbol})
+        self.on_settled()
+
+    async def unexplained_now(self, link: BrokerLink, symbol: str) -> tuple[Decimal, Decimal] | None:
+        """Look once more at a symbol that is held: our quantity and the broker's, None where they agree now."""
+        await self._look_again(link)
+        if symbol not in self.unexplained:
+            return None
+        theirs = await self._held(link)
+        return self._compared(theirs)[symbol]
+
+    def _differing(self, theirs: Mapping[str, BrokerPosition]) -> dict[str, tuple[Decimal, Decimal]]:
+        return {symbol: pair for symbol, pair in self._compared(theirs).items() if pair[0] != pair[1]}
+
     def _hold(self, unexplained: Mapping[str, str]) -> None:
         self.unexplained = dict(unexplained)
         self._desk.gate.hold(self.unexplained)
@@ -443,7 +541,7 @@ class Reconciler:
 def _sentence(symbol: str, ours: Decimal, actual: Decimal) -> str:
     return (
         f"the journal's fills make {ours} of {symbol}, the broker has {actual}: "
-        "settle it at the broker, the symbol is free again once the two agree"
+        "settle it at the broker, or here with settle_position; the symbol is free again once the two agree"
     )
 
 

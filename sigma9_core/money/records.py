@@ -77,6 +77,8 @@ class NoteRecord:
     ts: datetime
     """Market time."""
     body: Mapping[str, Any] = field(default_factory=dict)
+    n: int = field(default=0, compare=False)
+    """The number of its row, once it is in the journal."""
 
 
 Record = EventRecord | IntentRecord | FillRecord | CommandRecord | NoteRecord

@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
-from decimal import Decimal
+from datetime import datetime, timedelta
+from decimal import Decimal, localcontext
 from typing import Any, Final
 
-from sigma9_core.calendar import Calendar
+from sigma9_core.calendar import trading_day
 from sigma9_core.clock import rfc3339
 from sigma9_core.contracts import Submission
+from sigma9_core.errors import JournalError
 from sigma9_core.models import ZERO, OrderStatus, Split
 from sigma9_core.money.adoption import ADOPTED
+from sigma9_core.money.days import Days
 from sigma9_core.money.desk import REMEMBERED, OrderDesk
 from sigma9_core.money.exits import NOTE as GUARD
-from sigma9_core.money.exits import ExitManager
+from sigma9_core.money.exits import ExitManager, Guard
 from sigma9_core.money.gate import RiskGate
+from sigma9_core.money.holding import EXACT
 from sigma9_core.money.journal import Journal
 from sigma9_core.money.orders import Order
 from sigma9_core.money.portfolio import Portfolio
 from sigma9_core.money.recall import recalled
 from sigma9_core.money.records import FillRecord, NoteRecord
 
-MANY: Final = 10_000
+log = logging.getLogger("sigma9.journal")
+
+A_DAY: Final = timedelta(days=1, hours=1)
+"""A trading day is no longer, also where the clocks are put back."""
 TRAIL: Final = 100
 """Notes of the kills' trail that a start looks at."""
 
@@ -44,12 +51,14 @@ class Known:
     orders: Sequence[Order]
     """Orders that had not ended, and the entries that guards refer to."""
     entries: Mapping[str, int]
-    """Entries of the session in progress, by its day."""
+    """Entries of the trading day, by its name."""
     recent: Sequence[Submission]
     """Orders that passed the gate in the last minutes: a restart forgets no duplicate and no rate."""
     days: Mapping[str, Any]
     guards: Mapping[str, Mapping[str, Any]]
     """The newest note of each guard, by symbol."""
+    unguarded: Mapping[str, str]
+    """Symbols whose newest guard can't be read, each with what is wrong with it."""
     kills: Sequence[NoteRecord]
     """The newest notes of the kills' trail, newest first."""
 
@@ -67,13 +76,11 @@ def _uncollected() -> Iterator[None]:
 
 
 @_uncollected()
-def read(journal: Journal, now: datetime, calendar: Calendar) -> Known:
+def read(journal: Journal, now: datetime) -> Known:
     """Read it all (blocks: disk; 1 s for 100,000 fills)."""
     opening = next(iter(journal.notes("opening", 1)), None)
     days = next(iter(journal.notes("days", 1)), None)
-    guards: dict[str, Mapping[str, Any]] = {}
-    for note in journal.notes(GUARD, MANY):  # newest first: the first of a symbol counts
-        guards.setdefault(str(note.body["symbol"]), note.body)
+    guards, unguarded = _guards(journal)
     working = journal.last_order_events()
     ids = [*working]
     ids += [str(guard["entry_id"]) for guard in guards.values() if not guard["ended"] and guard["entry_id"]]
@@ -81,31 +88,74 @@ def read(journal: Journal, now: datetime, calendar: Calendar) -> Known:
     for order in orders:
         if order.order_id in working and order.status is OrderStatus.BUSTED:
             order.status = OrderStatus.PARTIALLY_FILLED  # the rest works on when a fill is taken back
-    session = calendar.at(now)
-    entries: dict[str, int] = {}
-    if session is not None:
-        sent = {
-            intent.order_id
-            for intent in journal.intents(session.open)
-            if intent.approved and intent.request.intent == "entry"
-        }
-        entries[session.day] = len(sent)
+    day = trading_day(now)
+    sent = {
+        intent.order_id
+        for intent in journal.intents(now - A_DAY)
+        if intent.approved and intent.request.intent == "entry" and trading_day(intent.ts) == day
+    }
     recent: dict[str, Submission] = {}
     for intent in journal.intents(now - REMEMBERED):
         if intent.approved:
             recent.setdefault(intent.order_id, Submission(intent.ts, intent.request, intent.order_id))
+    with localcontext(EXACT):
+        transfers = sum((journal.told(note, _amount, "amount") for note in journal.every("transfer")), ZERO)
     return Known(
-        opening=None if opening is None else Decimal(opening.body["cash"]),
-        transfers=sum((Decimal(note.body["amount"]) for note in journal.notes("transfer", MANY)), ZERO),
+        opening=None if opening is None else journal.told(opening, _amount, "cash"),
+        transfers=transfers,
         books=tuple(journal.books()),
-        busted=frozenset(str(note.body["exec_id"]) for note in journal.notes("bust", MANY)),
+        busted=frozenset(journal.told(note, str, "exec_id") for note in journal.every("bust")),
         orders=orders,
-        entries=entries,
+        entries={day: len(sent)},
         recent=tuple(recent.values()),
-        days={} if days is None else days.body,
+        days={} if days is None else journal.told(days, _memory),
         guards=guards,
-        kills=journal.notes("kill", TRAIL),
+        unguarded=unguarded,
+        kills=[note for note in journal.notes("kill", TRAIL) if _is_trail(note)],
     )
+
+
+def _guards(journal: Journal) -> tuple[dict[str, Mapping[str, Any]], dict[str, str]]:
+    """Read the newest guard of each symbol; one that can't be read costs that symbol, and no other."""
+    guards: dict[str, Mapping[str, Any]] = {}
+    unguarded: dict[str, str] = {}
+    for symbol, note in journal.newest_by_symbol(GUARD).items():
+        try:
+            if isinstance(note, JournalError):
+                raise note
+            if journal.told(note, Guard.remembered).symbol != symbol:
+                raise JournalError(f"the note {note.n} of {symbol} tells of {note.body['symbol']}")
+            guards[symbol] = note.body
+        except JournalError as error:
+            unguarded[symbol] = f"the exits of {symbol} are not known: {error}"
+    return guards, unguarded
+
+
+def _is_trail(note: NoteRecord) -> bool:
+    """Tell whether a note of a kill says what it has done; without that the kill goes on from its latch."""
+    body = note.body
+    lists = isinstance(body.get("cancelled"), list) and isinstance(body.get("closed"), list)
+    if not (isinstance(body.get("what"), str) and lists and isinstance(body.get("scope"), dict | None)):
+        log.error("the row %d of notes, of a kill's trail, can't be read: what it did is not told", note.n)
+        return False
+    return True
+
+
+def _amount(text: object) -> Decimal:
+    number = Decimal(str(text))
+    if not number.is_finite():
+        raise ValueError(f"{text} is no amount")
+    return number
+
+
+def _memory(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Give a day note's body back where it can be taken up again."""
+    portfolio = body.get("portfolio", {})
+    Days().restore(portfolio)
+    for price, ts in portfolio.get("marks", {}).values():
+        _amount(price)
+        datetime.fromisoformat(ts)
+    return body
 
 
 @_uncollected()
@@ -125,12 +175,25 @@ def restore(known: Known, portfolio: Portfolio, desk: OrderDesk, gate: RiskGate,
         portfolio.bust(exec_id)
     if known.transfers:
         portfolio.transfer(known.transfers)
-    executions = [record.fill.exec_id for record in known.books if isinstance(record, FillRecord)]
-    desk.adopt(known.orders, executions, known.entries, known.recent)
+    fills = [record.fill for record in known.books if isinstance(record, FillRecord)]
+    traded = (fill for fill in fills if fill.order_id != ADOPTED and fill.exec_id not in known.busted)
+    desk.adopt(known.orders, (fill.exec_id for fill in fills), known.entries, known.recent, traded)
     if known.days:
         portfolio.restore_days(known.days.get("portfolio", {}))
         gate.remember(known.days.get("rules", {}))
     exits.resume(known.guards)
+    working = {order.request.symbol for order in known.orders if order.working}
+    closed = {
+        symbol: (
+            f"{sentence}; no order but a kill's passes in it: `sigma9 kill --flatten --scope symbol={symbol}` "
+            "closes it, and it is free again at the first start after that"
+        )
+        for symbol, sentence in known.unguarded.items()
+        if portfolio.quantity(symbol) != ZERO or symbol in working
+    }
+    for sentence in closed.values():
+        log.critical("%s", sentence)
+    gate.keep_closed(closed)
 
 
 def split_body(split: Split) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from pydantic_core import to_json
 
 from sigma9_core.clock import rfc3339
-from sigma9_core.events import Event, TradeEvent
+from sigma9_core.events import Event, EventData, StatusUpdate, TradeEvent, WatchlistUpdate
 from sigma9_core.models import Fill, OrderRequest, OrderStatus, Verdict
 from sigma9_core.money.records import CommandRecord, EventRecord, FillRecord, IntentRecord, NoteRecord
 
@@ -43,13 +43,14 @@ def event_row(record: EventRecord, event: Event) -> Row:
     """Write an event: its bytes, and the columns that it is found by."""
     data = record.data
     trade = data if isinstance(data, TradeEvent) else None
+    source, cause = _origin(data)
     return {
         "seq": event.seq,
         "ts": moment(record.ts),
         "type": record.kind,
         "symbol": event.symbol,
-        "source": trade.source if trade else None,
-        "cause": record.cause,
+        "source": source,
+        "cause": record.cause or cause,
         "order_id": trade.order_id if trade else None,
         "event": str(trade.event) if trade else None,
         # A busted execution is no trade any more; its event names it all the same.
@@ -58,15 +59,35 @@ def event_row(record: EventRecord, event: Event) -> Row:
     }
 
 
+def _origin(data: EventData) -> tuple[str, str]:
+    """Give an event's source, and what led to it where its record does not say."""
+    match data:
+        case TradeEvent():
+            return data.source, data.order_id
+        case WatchlistUpdate():
+            return data.strategy or "engine", data.reason
+        case StatusUpdate():
+            return "engine", ", ".join(data.changed)
+        case _:
+            return "engine", "engine"
+
+
 def intent_row(record: IntentRecord) -> Row:
     """Write an intent."""
+    request = record.request
+    cause = (
+        f"signal of {request.strategy}"
+        if request.source == "strategy"
+        else f"{request.intent} by {request.source}"
+    )
     return {
         "order_id": record.order_id,
         "ts": moment(record.ts),
         "approved": record.approved,
-        "request": text(record.request.model_dump()),
+        "request": text(request.model_dump()),
         "verdicts": text(_VERDICTS.dump_python(record.verdicts)),
-        "cause": record.cause,
+        "source": request.source,
+        "cause": record.cause or cause,
         "snapshot": text(dict(record.snapshot)),
     }
 
@@ -86,6 +107,7 @@ def fill_row(record: FillRecord) -> Row:
         "ts": moment(fill.ts),
         "strategy": record.strategy,
         "source": record.source,
+        "cause": fill.order_id,
         "recovered": record.recovered,
     }
 
@@ -99,17 +121,52 @@ def command_row(record: CommandRecord) -> Row:
         "digest": record.digest,
         "source": record.source,
         "actor": record.actor,
+        "cause": record.id or record.actor or record.source,
         "ts": moment(record.ts),
         "body": text(dict(record.body)),
     }
 
 
 def note_row(record: NoteRecord) -> Row:
-    """Write a note."""
-    return {"kind": record.kind, "ts": moment(record.ts), "body": text(dict(record.body))}
+    """Write a note; most say in their body what they are about, and who or what led to them."""
+    body = dict(record.body)
+    symbol = body.get("symbol")
+    source, cause = _NOTED.get(record.kind, ("engine", record.kind))
+    return {
+        "kind": record.kind,
+        "symbol": symbol if isinstance(symbol, str) else None,
+        "source": _said(body, "source") or source,
+        "cause": next((said for name in cause.split() if (said := _said(body, name))), cause),
+        "ts": moment(record.ts),
+        "body": text(body),
+    }
+
+
+_NOTED: Final[Mapping[str, tuple[str, str]]] = {
+    "opening": ("broker", "connect"),
+    "transfer": ("broker", "cash"),
+    "bust": ("broker", "order_id"),
+    "split": ("feed", "symbol"),
+    "days": ("engine", "session"),
+    "guard": ("exit", "entry_id group"),
+    "kill": ("engine", "reason"),
+    "trip": ("risk", "rule reason"),
+    "reconciliation": ("broker", "read-back"),
+    "journal": ("journal", "state"),
+}
+"""By kind of note: its source where the body names none, and the names in its body of what led to it."""
+
+
+def _said(body: Mapping[str, Any], name: str) -> str | None:
+    value = body.get(name)
+    return value if isinstance(value, str) and value else None
 
 
 # --- back to records ------------------------------------------------------------------------------------------
+
+
+UNREADABLE: Final = (ValueError, TypeError, KeyError, AttributeError, ArithmeticError)
+"""What reading a row raises that is not as it was written."""
 
 
 def trade_event(body: str) -> TradeEvent:
@@ -150,6 +207,17 @@ def fill_of(values: Sequence[Any]) -> FillRecord:
     return FillRecord(execution, *more)
 
 
+def countable(record: FillRecord) -> FillRecord:
+    """Give a fill back whose numbers and side make sense; raise ValueError for any other."""
+    fill = record.fill
+    finite = fill.quantity.is_finite() and fill.price.is_finite() and fill.commission.is_finite()
+    if not finite or fill.quantity <= 0 or fill.price < 0 or fill.side not in ("buy", "sell"):
+        raise ValueError(
+            f"the fill {fill.exec_id}: {fill.side} {fill.quantity} at {fill.price}, commission {fill.commission}"
+        )
+    return record
+
+
 def command(row: RowMapping) -> CommandRecord:
     """Read a command's arrival or answer."""
     return CommandRecord(
@@ -166,4 +234,4 @@ def command(row: RowMapping) -> CommandRecord:
 
 def note(row: RowMapping) -> NoteRecord:
     """Read a note."""
-    return NoteRecord(row["kind"], datetime.fromisoformat(row["ts"]), json.loads(row["body"]))
+    return NoteRecord(row["kind"], datetime.fromisoformat(row["ts"]), json.loads(row["body"]), row["n"])

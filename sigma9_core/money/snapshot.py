@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any, Final, cast
 
 from sqlalchemy import ColumnElement, Connection, Select, Table, func, select
@@ -20,8 +21,9 @@ from sigma9_core.clock import rfc3339
 from sigma9_core.errors import Sigma9Error
 from sigma9_core.events import EventType
 from sigma9_core.money.adoption import ADOPTED
-from sigma9_core.money.integrity import head_of
-from sigma9_core.money.tables import COMMANDS, EVENTS, FILLS, META, NOTES, NUMBERED, ORDERS, fault_of
+from sigma9_core.money.highwater import Mark
+from sigma9_core.money.integrity import departure, head_of
+from sigma9_core.money.tables import COMMANDS, EVENTS, FILLS, META, NOTES, NUMBERED, ORDERS, fault_of, unguarded
 
 Row = Mapping[str, Any]
 
@@ -44,6 +46,11 @@ class Wanted:
     source: str | None = None
     cause: str | None = None
     """What led to it: an order's id, a command's id, the name of a job."""
+    kind: str | None = None
+    """Of notes."""
+    command: str | None = None
+    actor: str | None = None
+    """Of commands."""
     since: datetime | None = None
     until: datetime | None = None
     """Market times; the first is part of it, the second is not. Of commands: wall times."""
@@ -72,24 +79,28 @@ class Snapshot:
         """Let the database read its whole file; give the first thing that is wrong, None where it is sound."""
         return fault_of(self._connection)
 
+    def unguarded(self) -> list[str]:
+        """Give a sentence for each thing that should keep the tables append-only and does not."""
+        return unguarded(self._connection)
+
+    def departure(self, mark: Mark) -> str | None:
+        """Say how the journal is not the one that a mark was made of; None where it is."""
+        return departure(self._connection, self.node, mark, self.head)
+
     # --- in the order of their numbers ------------------------------------------------------------------------
 
     def meta(self) -> Iterator[Row]:
         """Give the journal's own facts."""
         return self._stream(self._mine(META).order_by(META.c.n))
 
-    def event_numbers(self) -> Iterator[int]:
-        """Give the numbers of the events."""
-        query = select(EVENTS.c.seq).where(EVENTS.c.node == self.node).order_by(EVENTS.c.seq)
-        return (row["seq"] for row in self._stream(query))
+    def events(self) -> Iterator[Row]:
+        """Give the events."""
+        return self._stream(self._mine(EVENTS).order_by(EVENTS.c.seq))
 
-    def row_numbers(self) -> Iterator[tuple[int, str]]:
-        """Give the numbers of all other rows, each with its table: they share one count."""
-        streams = []
-        for table in NUMBERED:
-            query = select(table.c.n).where(table.c.node == self.node).order_by(table.c.n)
-            streams.append(_named(self._stream(query), table.name))
-        return heapq.merge(*streams)
+    def numbered(self) -> Iterator[tuple[int, str, Row]]:
+        """Give all other rows, each with its number and its table: they share one count."""
+        streams = [_named(self._stream(self._mine(table).order_by(table.c.n)), table.name) for table in NUMBERED]
+        return heapq.merge(*streams, key=itemgetter(0, 1))
 
     def other_events(self) -> Iterator[Row]:
         """Give the events that tell of no order."""
@@ -183,9 +194,9 @@ class Snapshot:
         return next(self._stream(query), None) is not None
 
 
-def _named(rows: Iterator[Row], name: str) -> Iterator[tuple[int, str]]:
+def _named(rows: Iterator[Row], name: str) -> Iterator[tuple[int, str, Row]]:
     for row in rows:
-        yield row["n"], name
+        yield row["n"], name, row
 
 
 def _of_orders(rows: Iterator[Row], kind: int) -> Iterator[tuple[str, int, Row]]:
@@ -203,6 +214,9 @@ _NAMES: Final = {
     "order_id": ("order_id", "--order"),
     "source": ("source", "--source"),
     "cause": ("cause", "--cause"),
+    "kind": ("kind", "--kind"),
+    "command": ("command", "--command"),
+    "actor": ("actor", "--actor"),
 }
 
 

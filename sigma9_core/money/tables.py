@@ -22,7 +22,6 @@ from sqlalchemy import (
     Engine,
     Index,
     MetaData,
-    String,
     Table,
     Text,
     UniqueConstraint,
@@ -36,23 +35,34 @@ from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import NullPool
 
 from sigma9_core.errors import JournalError
-from sigma9_core.money.postgres import DRIVER, keep_append_only, lock_tables, postgres_engine
+from sigma9_core.money.postgres import (
+    DRIVER,
+    append_only_faults,
+    keep_append_only,
+    lock_tables,
+    postgres_engine,
+)
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 """The version of these tables; a journal of a newer one is not opened."""
+HASH: Final = "hash"
+"""The column of the chain (`chain.py`); empty in rows that are older than it."""
 BUSY_SECONDS: Final = 2.0
 """How long a write waits for another process's lock."""
 
 METADATA: Final = MetaData()
 
 
-def _text(length: int) -> String:
-    """A short text that PostgreSQL sorts as SQLite and Python do, by its code points, whatever its locale is."""
-    return String(length).with_variant(String(length, collation="C"), "postgresql")
+def _text() -> Text:
+    """A text that PostgreSQL sorts as SQLite and Python do, by its code points, whatever its locale is.
+
+    It has no longest length: what a broker or a client calls something is kept, or refused where it comes in.
+    """
+    return Text().with_variant(Text(collation="C"), "postgresql")
 
 
 def _node() -> Column[str]:
-    return Column("node", _text(32), primary_key=True)
+    return Column("node", _text(), primary_key=True)
 
 
 def _number(name: str = "n") -> Column[int]:
@@ -60,7 +70,11 @@ def _number(name: str = "n") -> Column[int]:
 
 
 def _moment(name: str) -> Column[str]:
-    return Column(name, _text(27), nullable=False)
+    return Column(name, _text(), nullable=False)
+
+
+def _hash() -> Column[str]:
+    return Column(HASH, Text)
 
 
 META: Final = Table(
@@ -69,8 +83,9 @@ META: Final = Table(
     _node(),
     _number(),
     _moment("wall"),
-    Column("key", _text(32), nullable=False),
+    Column("key", _text(), nullable=False),
     Column("value", Text, nullable=False),
+    _hash(),
 )
 """The journal's own facts, such as its id; the newest value of a key counts."""
 
@@ -81,14 +96,15 @@ EVENTS: Final = Table(
     _number("seq"),
     _moment("ts"),
     _moment("wall"),
-    Column("type", _text(32), nullable=False),
-    Column("symbol", _text(32)),
-    Column("source", _text(32)),
+    Column("type", _text(), nullable=False),
+    Column("symbol", _text()),
+    Column("source", _text()),
     Column("cause", Text),
-    Column("order_id", _text(64)),
-    Column("event", _text(32)),
-    Column("trade_id", _text(128)),
+    Column("order_id", _text()),
+    Column("event", _text()),
+    Column("trade_id", _text()),
     Column("body", Text, nullable=False),
+    _hash(),
     Index("events_by_order", "node", "order_id", "seq", "event"),
     Index("events_by_trade", "node", "trade_id", "seq"),
 )
@@ -99,14 +115,16 @@ ORDERS: Final = Table(
     METADATA,
     _node(),
     _number(),
-    Column("order_id", _text(64), nullable=False),
+    Column("order_id", _text(), nullable=False),
     _moment("ts"),
     _moment("wall"),
     Column("approved", Boolean, nullable=False),
     Column("request", Text, nullable=False),
     Column("verdicts", Text, nullable=False),
+    Column("source", _text()),
     Column("cause", Text),
     Column("snapshot", Text, nullable=False),
+    _hash(),
     Index("orders_by_id", "node", "order_id", "n"),
     Index("orders_by_time", "node", "ts"),
 )
@@ -116,19 +134,21 @@ FILLS: Final = Table(
     METADATA,
     _node(),
     _number(),
-    Column("exec_id", _text(128), nullable=False),
-    Column("order_id", _text(64), nullable=False),
-    Column("broker_order_id", _text(64)),
-    Column("symbol", _text(32), nullable=False),
-    Column("side", _text(8), nullable=False),
+    Column("exec_id", _text(), nullable=False),
+    Column("order_id", _text(), nullable=False),
+    Column("broker_order_id", _text()),
+    Column("symbol", _text(), nullable=False),
+    Column("side", _text(), nullable=False),
     Column("quantity", Text, nullable=False),
     Column("price", Text, nullable=False),
     Column("commission", Text, nullable=False),
     _moment("ts"),
     _moment("wall"),
-    Column("strategy", _text(128)),
-    Column("source", _text(32), nullable=False),
+    Column("strategy", _text()),
+    Column("source", _text(), nullable=False),
+    Column("cause", Text),
     Column("recovered", Boolean, nullable=False),
+    _hash(),
     UniqueConstraint("node", "exec_id", "order_id", name="fills_once"),
 )
 
@@ -137,14 +157,16 @@ COMMANDS: Final = Table(
     METADATA,
     _node(),
     _number(),
-    Column("stage", _text(16), nullable=False),
-    Column("command", _text(64), nullable=False),
-    Column("id", _text(64)),
-    Column("digest", _text(128), nullable=False),
-    Column("source", _text(32), nullable=False),
+    Column("stage", _text(), nullable=False),
+    Column("command", _text(), nullable=False),
+    Column("id", _text()),
+    Column("digest", _text(), nullable=False),
+    Column("source", _text(), nullable=False),
     Column("actor", Text),
+    Column("cause", Text),
     _moment("ts"),
     Column("body", Text, nullable=False),
+    _hash(),
     Index("commands_by_id", "node", "command", "id", "n"),
 )
 
@@ -153,11 +175,16 @@ NOTES: Final = Table(
     METADATA,
     _node(),
     _number(),
-    Column("kind", _text(64), nullable=False),
+    Column("kind", _text(), nullable=False),
+    Column("symbol", _text()),
+    Column("source", _text()),
+    Column("cause", Text),
     _moment("ts"),
     _moment("wall"),
     Column("body", Text, nullable=False),
+    _hash(),
     Index("notes_by_kind", "node", "kind", "n"),
+    Index("notes_by_symbol", "node", "kind", "symbol", "n"),
 )
 
 NUMBERED: Final[tuple[Table, ...]] = (META, ORDERS, FILLS, COMMANDS, NOTES)
@@ -232,7 +259,6 @@ def adapt(url: str, *, writer: str | None) -> Engine:
                 cursor.execute("PRAGMA journal_mode=WAL")
                 cursor.execute("PRAGMA synchronous=FULL")
                 cursor.execute("PRAGMA fullfsync=ON")  # macOS: past the drive's cache
-                cursor.execute("PRAGMA recursive_triggers=ON")  # INSERT OR REPLACE is a deletion too
                 cursor.execute("PRAGMA journal_size_limit=67108864")
             else:
                 cursor.execute("PRAGMA query_only=ON")
@@ -259,20 +285,96 @@ def prepare(url: str) -> None:
         os.close(descriptor)
 
 
-def create(connection: Connection) -> None:
-    """Make the tables where they are missing, and what keeps them append-only."""
+def create(connection: Connection) -> list[str]:
+    """Make the tables where they are missing, with what keeps them append-only; bring older ones up to date.
+
+    Give a sentence for each thing that should have kept them so and was not there any more.
+    """
     if connection.dialect.name != "sqlite":
         lock_tables(connection)
+    found = exists(connection)
+    older = found and not is_current(connection)
     METADATA.create_all(connection)
+    if older:
+        _bring_up_to_date(connection)
+    gone = unguarded(connection)
     if connection.dialect.name != "sqlite":
-        keep_append_only(connection, METADATA.tables)
-        return
+        if gone:
+            keep_append_only(connection, METADATA.tables)
+    else:
+        _keep_append_only(connection)
+    return gone if found and not older else []
+
+
+def is_current(connection: Connection) -> bool:
+    """Tell whether the tables that are there have all the columns that this version knows."""
+    return HASH in {column["name"] for column in inspect(connection).get_columns(META.name)}
+
+
+def _bring_up_to_date(connection: Connection) -> None:
+    """Add the columns and indexes that older tables lack; every row stays as it is."""
+    looker = inspect(connection)
+    sqlite = connection.dialect.name == "sqlite"
     for table in METADATA.sorted_tables:
-        for action in ("UPDATE", "DELETE"):
-            connection.exec_driver_sql(
-                f"CREATE TRIGGER IF NOT EXISTS {table.name}_no_{action.lower()} BEFORE {action} ON {table.name} "
-                "BEGIN SELECT RAISE(ABORT, 'the journal is append-only'); END"
-            )
+        there = {column["name"]: column["type"] for column in looker.get_columns(table.name)}
+        for column in table.c:
+            kind = column.type.compile(dialect=connection.dialect)
+            if column.name not in there:
+                connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {kind}")
+            elif not sqlite and getattr(there[column.name], "length", None):
+                connection.exec_driver_sql(f"ALTER TABLE {table.name} ALTER COLUMN {column.name} TYPE {kind}")
+        for index in table.indexes:
+            index.create(connection, checkfirst=True)
+
+
+def unguarded(connection: Connection) -> list[str]:
+    """Give a sentence for each thing that should keep the tables append-only, and is not there as it was made."""
+    if connection.dialect.name != "sqlite":
+        return append_only_faults(connection, METADATA.tables)
+    wanted, found = _triggers(), _found_triggers(connection)
+    faults = [
+        f"the trigger {name}, which keeps the journal append-only, is {'changed' if name in found else 'missing'}"
+        for name, text in wanted.items()
+        if found.get(name) != text
+    ]
+    return faults + [
+        f"the trigger {name} on the journal's tables is not Sigma9's" for name in found if name not in wanted
+    ]
+
+
+def _triggers() -> dict[str, str]:
+    """Write what refuses every UPDATE, DELETE and REPLACE, whoever connects: the triggers by name."""
+    refuse = "BEGIN SELECT RAISE(ABORT, 'the journal is append-only'); END"
+    made = {}
+    for table in METADATA.sorted_tables:
+        keys = [list(table.primary_key.columns)]
+        keys += [list(each.columns) for each in table.constraints if isinstance(each, UniqueConstraint)]
+        same = [" AND ".join(f"{column.name} = NEW.{column.name}" for column in key) for key in keys]
+        there = " OR ".join(
+            f"EXISTS (SELECT 1 FROM {table.name} WHERE {key})"  # noqa: S608 - names of our own tables
+            for key in (*same, "rowid = NEW.rowid")
+        )
+        for name, when in (
+            (f"{table.name}_no_update", f"BEFORE UPDATE ON {table.name}"),
+            (f"{table.name}_no_delete", f"BEFORE DELETE ON {table.name}"),
+            # INSERT OR REPLACE takes away what has the same key, and fires no trigger of a deletion.
+            (f"{table.name}_no_replace", f"BEFORE INSERT ON {table.name} WHEN {there}"),
+        ):
+            made[name] = f"CREATE TRIGGER {name} {when} {refuse}"
+    return made
+
+
+def _found_triggers(connection: Connection) -> dict[str, str]:
+    rows = connection.exec_driver_sql("SELECT name, tbl_name, sql FROM sqlite_master WHERE type = 'trigger'")
+    return {row.name: row.sql for row in rows if row.tbl_name in METADATA.tables}
+
+
+def _keep_append_only(connection: Connection) -> None:
+    found = _found_triggers(connection)
+    for name, text in _triggers().items():
+        if found.get(name) != text:
+            connection.exec_driver_sql(f"DROP TRIGGER IF EXISTS {name}")
+            connection.exec_driver_sql(text)
 
 
 def exists(connection: Connection) -> bool:

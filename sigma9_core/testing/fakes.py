@@ -87,6 +87,31 @@ class FakeServer:
         more = found[limit - 1].seq if len(found) > limit else None
         return EventPage([e.raw for e in found[:limit]], more, "fake", 1, len(self.journal))
 
+    async def find_events(
+        self,
+        limit: int,
+        *,
+        types: frozenset[EventType] | None = None,
+        symbol: str | None = None,
+        order_id: str | None = None,
+        after: int | None = None,
+        before: int | None = None,
+    ) -> EventPage:
+        """Read kept events of an order or a symbol, from either end."""
+        found = [
+            e
+            for e in self.journal
+            if (types is None or e.type in types)
+            and (symbol is None or e.symbol == symbol)
+            and (order_id is None or getattr(e.data, "order_id", None) == order_id)
+            and (after is None or (e.seq or 0) > after)
+            and (before is None or (e.seq or 0) < before)
+        ]
+        page = found[:limit] if after is not None else found[-limit:]
+        more = len(found) > limit
+        edge = (page[-1] if after is not None else page[0]).seq if more else None
+        return EventPage([e.raw for e in page], edge, "fake", 1, len(self.journal))
+
     async def order(self, order_id: str) -> Mapping[str, Any] | None:
         """Read the newest trade event of an order."""
         for event in reversed(self.journal):

@@ -29,7 +29,7 @@ class Place(ABC):
 
     @abstractmethod
     def forge(self, *statements: str) -> None:
-        """Change what is append-only, in one transaction, as whoever owns the database can."""
+        """Change what is append-only, in one transaction, as the database's owner can; leave no other trace."""
 
     @abstractmethod
     def locked(self) -> Any:
@@ -56,13 +56,15 @@ class FilePlace(Place):
             return db.execute(query).fetchall()
 
     def forge(self, *statements: str) -> None:
-        """Change what is append-only, in one transaction, as whoever owns the database can."""
+        """Change what is append-only, in one transaction, as the database's owner can; leave no other trace."""
         with closing(sqlite3.connect(self.path)) as db:
-            for table in METADATA.tables:
-                for action in ("update", "delete"):
-                    db.execute(f"DROP TRIGGER IF EXISTS {table}_no_{action}")
+            triggers = db.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
+            for name, _ in triggers:
+                db.execute(f"DROP TRIGGER {name}")
             for statement in statements:
                 db.execute(statement)
+            for _, sql in triggers:
+                db.execute(sql)
             db.commit()
 
     @contextmanager
@@ -95,7 +97,7 @@ class ServerPlace(Place):
             return session.execute(query.encode()).fetchall()
 
     def forge(self, *statements: str) -> None:
-        """Change what is append-only, in one transaction, as whoever owns the database can."""
+        """Change what is append-only, in one transaction, as the database's owner can; leave no other trace."""
         with self.server.connect(self.schema) as session, session.transaction():
             session.execute("SET LOCAL session_replication_role = replica")
             for statement in statements:

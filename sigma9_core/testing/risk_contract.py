@@ -20,6 +20,7 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any, Final
@@ -40,7 +41,7 @@ from sigma9_core.contracts import (
     Trip,
 )
 from sigma9_core.models import Intent, OrderRequest, OrderView, RuleUsage, Side, Verdict
-from sigma9_core.money.gate import OTHERS, TABLE, Decision, GuardedRule, RiskGate
+from sigma9_core.money.gate import CORE, OTHERS, TABLE, Decision, GuardedRule, RiskGate
 from sigma9_core.money.pricing import usable
 from sigma9_core.testing.risk_views import (
     NOW,
@@ -69,6 +70,14 @@ _quantities = st.integers(1, 20_000).map(Decimal)
 _prices = st.decimals("0.01", "500", places=2)
 _amounts = st.decimals("-100000", "100000", places=2)
 _faults = st.none() | st.just("nobody knows it")
+_FAILURES: Final = (
+    ZeroDivisionError("broken on purpose"),
+    SystemExit(1),
+    None,
+    True,
+    Verdict(rule="somebody_else", code="X1", outcome="allow"),
+)
+"""What a broken rule raises or answers."""
 _FEEDS: Final[tuple[FeedState, ...]] = ("connected", "disconnected", "ended")
 
 
@@ -229,12 +238,14 @@ class RiskRuleContract(ABC):
         assert trip is None or (isinstance(trip, Trip) and trip.rule == rule.name)
 
     @EXAMPLES
-    @given(moment=views(), symbol=_symbols, quantity=st.integers(1, 8_000), share=st.integers(1, 100))
-    def test_reducing_orders_pass(self, moment: RiskView, symbol: str, quantity: int, share: int) -> None:
+    @given(moment=views(), symbol=_symbols, quantity=st.integers(1, 8_000), share=st.integers(1, 100), side=_sides)
+    def test_reducing_orders_pass(
+        self, moment: RiskView, symbol: str, quantity: int, share: int, side: Side
+    ) -> None:
         """A verified reducing order passes, unless the table says that this rule's code may refuse one."""
         rule = self.make()
         moment = view(
-            positions=[holding(symbol, quantity)],
+            positions=[holding(symbol, quantity if side == "sell" else -quantity)],
             marks=moment.marks.values(),
             equity=moment.account.equity,
             now=moment.now,
@@ -245,7 +256,7 @@ class RiskRuleContract(ABC):
             entries_today=moment.entries_today,
         )
         part = max(Decimal(quantity * share // 100), Decimal(1))
-        decision = decide(rule, order(symbol, "sell", part, "reduce"), moment)
+        decision = decide(rule, order(symbol, side, part, "reduce"), moment)
 
         if TABLE.get(rule.code, OTHERS)["reduce"] != "refuse":
             assert decision.approved is not None, decision.refused
@@ -262,20 +273,29 @@ class RiskRuleContract(ABC):
             assert decision.approved is not None
             assert decision.verdicts == ()
 
-    def test_a_crash_refuses_an_entry(self) -> None:
-        """A rule that raises refuses an entry by name, and only warns about a reducing order."""
+    @EXAMPLES
+    @given(request=orders(), moment=views(), fails=st.sampled_from(_FAILURES))
+    def test_a_crash_refuses_an_entry(self, request: OrderRequest, moment: RiskView, fails: object) -> None:
+        """A rule that raises, or answers nonsense, refuses every entry by name, whatever the moment."""
         rule = self.make()
-        request, moment = self.allowed()
-        self._break(rule, "check")
-        entry = decide(rule, request, moment)
-        held = view(positions=[holding("AAPL", 100)])
-        reduce = decide(rule, order("AAPL", "sell", 100, "reduce"), held)
+        self._break(rule, "check", fails)
+        decision = decide(rule, request, moment)
 
-        assert entry.approved is None
-        assert entry.refused is not None
-        assert entry.refused.rule == rule.name
-        assert reduce.approved is not None
-        assert [verdict.outcome for verdict in reduce.verdicts] == ["warn"]
+        assert decision.approved is None
+        assert decision.refused is not None
+        assert decision.refused.code == CORE or decision.refused.rule == rule.name
+
+    @EXAMPLES
+    @given(moment=views(), held=st.integers(-5_000, 5_000).filter(bool), fails=st.sampled_from(_FAILURES))
+    def test_a_crash_only_warns_about_an_exit(self, moment: RiskView, held: int, fails: object) -> None:
+        """A position can be left whatever the rule does: a crash is no reason to stay in it."""
+        rule = self.make()
+        self._break(rule, "check", fails)
+        moment = replace(moment, positions={"AAPL": holding("AAPL", held)}, working=(), intents={})
+        decision = decide(rule, order("AAPL", "sell" if held > 0 else "buy", abs(held), "reduce"), moment)
+
+        assert decision.approved is not None
+        assert [verdict.outcome for verdict in decision.verdicts] == ["warn"]
 
     @EXAMPLES
     @given(data=st.data())
@@ -313,9 +333,11 @@ class RiskRuleContract(ABC):
                 desk.fill(order_id) if step == "fill" else desk.cancel(order_id)
 
     @staticmethod
-    def _break(rule: RiskRule, method: str) -> None:
+    def _break(rule: RiskRule, method: str, fails: object) -> None:
         def broken(*_args: object) -> Any:
-            raise ZeroDivisionError("broken on purpose")
+            if isinstance(fails, BaseException):
+                raise fails
+            return fails
 
         made: Callable[..., Any] = broken
         setattr(rule, method, made)

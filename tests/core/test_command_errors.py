@@ -75,6 +75,7 @@ TABLE: Final[dict[str, tuple[str, dict[str, str]]]] = {
     "control": ('{"command": "stop"}', {"command": "choice", "reason": "reason"}),
     "kill_switch": ("{}", {"flatten": "optional flag", **SCOPE_FIELDS, "reason": "reason"}),
     "reset_kill_switch": ('{"reason": "checked"}', {**SCOPE_FIELDS, "reason": "reason"}),
+    "acknowledge_journal": ('{"reason": "a copy"}', {"reason": "reason"}),
     "scan": ("{}", {"strategies": "names", "strategies.0": "name", "reason": "reason"}),
     "place_order": (ORDER, {**ORDER_FIELDS, **BRACKET_FIELDS}),
     "preview_order": (ORDER, {**ORDER_FIELDS, **BRACKET_FIELDS}),
@@ -94,6 +95,10 @@ TABLE: Final[dict[str, tuple[str, dict[str, str]]]] = {
     "adopt_position": (
         '{"symbol": "AAPL", "strategy": "s"}',
         {"symbol": "symbol", "strategy": "name", "reason": "reason"},
+    ),
+    "settle_position": (
+        '{"symbol": "AAPL", "reason": "checked"}',
+        {"symbol": "symbol", "reason": "reason"},
     ),
     "watchlist_add": ('{"symbol": "AAPL"}', {"symbol": "symbol", "reason": "reason"}),
     "watchlist_remove": ('{"symbol": "AAPL"}', {"symbol": "symbol", "reason": "reason"}),

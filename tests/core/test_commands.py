@@ -54,6 +54,7 @@ TABLE = {
     "cancel_all": ("protective", "trade", "DELETE /api/orders"),
     "close_position": ("symbol", "trade", "POST /api/positions/{symbol}/close"),
     "adopt_position": ("symbol strategy", "admin", "POST /api/positions/{symbol}/adopt"),
+    "settle_position": ("symbol", "admin", "POST /api/positions/{symbol}/settle"),
     "watchlist_add": ("symbol", "trade", "PUT /api/watchlist/{symbol}"),
     "watchlist_remove": ("symbol", "trade", "DELETE /api/watchlist/{symbol}"),
     "broker_connect": ("", "trade", "POST /api/broker/connect"),
@@ -62,6 +63,7 @@ TABLE = {
     "plugin_disable": ("name", "admin", "POST /api/plugins/{name}/disable"),
     "risk_set": ("rule settings", "admin", "PATCH /api/risk/{rule}"),
     "risk_clear": ("rule", "admin", "POST /api/risk/{rule}/clear"),
+    "acknowledge_journal": ("", "admin", "POST /api/journal/acknowledge"),
     "events": ("after limit", "read", None),
 }
 """Name: arguments beside `reason`, right, REST alias, in the order of the contract."""

@@ -20,6 +20,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sigma9_core import dispatcher as dispatcher_module
 from sigma9_core.commands import BUILT_IN, Command, CommandSpec, KillArgs, NoArgs, OrderArgs, Response
 from sigma9_core.dispatcher import ALWAYS, JOINED, Call, Dispatcher, Handler, Recover
 from sigma9_core.errors import (
@@ -689,6 +690,38 @@ async def test_the_gate_is_closed_for_a_kill_when_it_is_heard(
     assert all((taken is not None) == bool(barred) for taken in begun)
     await asyncio.sleep(0)
     assert bool(lifted) == bool(barred)
+
+
+async def test_a_kill_whose_work_is_stuck_is_answered_and_stays_barred(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever kills hears that the gate is closed, though nothing else answers; the barrier goes with the work."""
+    monkeypatch.setattr(dispatcher_module, "KILL_ANSWERED", 0.05)
+    lifted: list[str] = []
+    stuck = asyncio.Event()
+
+    class Barrier:
+        def lift(self) -> None:
+            lifted.append("lifted")
+
+    class Quiet:
+        def write(self, _records: Sequence[Record], *, fact: bool = False) -> Future[Any]:
+            return Future()
+
+    async def handle(_args: Any, _call: Call) -> Mapping[str, Any]:
+        await stuck.wait()
+        return {}
+
+    handlers: dict[str, Handler] = {"kill_switch": handle}
+    dispatcher = Dispatcher(BUILT_IN, handlers, journal=Quiet(), bar=lambda _args: Barrier())  # type: ignore[arg-type]
+    response = await dispatcher.kill(Command("kill_switch", {}, "socket"))
+    assert response.ok
+    assert response.result is not None
+    assert response.result["latched"] is False
+    assert "the gate is closed and nothing leaves" in response.result["note"]
+    assert not lifted
+
+    stuck.set()
+    await asyncio.sleep(0.01)
+    assert lifted
 
 
 async def test_a_kill_is_carried_out_on_the_money_lane_beside_a_blocked_loop(tmp_path: Path) -> None:

@@ -17,12 +17,13 @@ from typing import Any, Literal
 import pytest
 
 from sigma9_core import deadman as deadman_module
+from sigma9_core import dispatcher as dispatcher_module
 from sigma9_core import engine as engine_module
 from sigma9_core import watchdog as watchdog_module
 from sigma9_core.clock import rfc3339
 from sigma9_core.errors import CommandError, JournalError, PluginError, StateError
 from sigma9_core.events import StatusUpdate, TradeEvent, WatchlistUpdate
-from sigma9_core.models import Slice, Trade
+from sigma9_core.models import OrderRequest, Slice, Trade
 from sigma9_core.money import path as path_module
 from sigma9_core.money.records import CommandRecord
 from sigma9_core.status import AT_MOST_EVERY
@@ -1006,6 +1007,41 @@ class Sleeper:
 def register_services(register):
     register("sleeper", lambda config, context: Sleeper())
 """
+
+
+async def test_a_kill_is_answered_while_the_money_lane_is_stuck(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broker plugin that blocks the money lane: the door says so, and the kill goes on when it can."""
+    monkeypatch.setattr(dispatcher_module, "KILL_ANSWERED", 0.2)
+    async with EngineRoom(tmp_path, services=True) as room:
+        stuck = threading.Event()
+        room.engine.money.post(stuck.wait, 10)
+        _, answer = await asyncio.to_thread(room.knock)
+        assert answer["ok"] is True
+        assert "the gate is closed and nothing leaves" in answer["result"]["note"]
+        refused = OrderRequest(symbol="AAPL", side="buy", quantity=Decimal(1))
+        assert room.engine.path.gate.closed_for(refused) is not None
+
+        stuck.set()
+        await room.until(lambda: room.engine.state == "killed")
+        await room.until(lambda: room.body("kill_switch")["phase"] == "done")
+
+
+@pytest.mark.parametrize("action", ["pause", "flatten"])
+async def test_the_dead_man_acts_while_the_outer_loop_is_blocked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: str
+) -> None:
+    """A plugin that blocks the outer loop silences every heartbeat, and not the switch."""
+    monkeypatch.setattr(deadman_module, "GRACE", 0.3)
+    async with EngineRoom(tmp_path, dead_man={"timeout": 0.3, "action": action}) as room:
+        await room.do("heartbeat")
+        time.sleep(1.5)  # noqa: ASYNC251 - what a plugin does that blocks the loop
+        entry = OrderRequest(symbol="AAPL", side="buy", quantity=Decimal(1))
+        said = room.engine.path.gate.closed_for(entry)
+        assert said is not None
+        assert ("paused" if action == "pause" else "kill switch") in said
+        await room.until(lambda: room.engine.state == ("paused" if action == "pause" else "killed"))
 
 
 async def test_a_kill_does_not_wait_for_a_blocked_outer_loop(

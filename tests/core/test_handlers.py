@@ -10,6 +10,7 @@ import pytest
 
 from sigma9_core.commands import BUILT_IN
 from sigma9_core.handlers import Handlers
+from sigma9_core.money.records import NoteRecord
 from sigma9_core.testing.engine_room import EngineRoom
 
 
@@ -120,3 +121,25 @@ async def test_rights_are_checked_before_anything_happens(room: EngineRoom) -> N
         assert response.error["code"] == "forbidden"
 
     assert room.engine.state == "running"
+
+
+async def test_a_journal_that_was_put_back_is_acknowledged_by_an_admin(room: EngineRoom) -> None:
+    """A person says why, once; where nothing was found there is nothing to say."""
+    response = await room.send("acknowledge_journal", reason="a copy")
+    assert response.error is not None
+    assert response.error["code"] == "conflict"
+    journal = room.engine.journal
+    note = NoteRecord("journal", room.engine.clock.now(), {"state": "put_back", "from": 9, "to": 5, "what": "it"})
+    await journal.commit([note])
+    refused = await room.send("acknowledge_journal", right="trade", reason="a copy")
+    assert refused.error is not None
+    assert refused.error["code"] == "forbidden"
+
+    done = await room.do("acknowledge_journal", reason="a copy")
+
+    assert [
+        sentence.startswith("the journal was put back from event 9 to 5") for sentence in done["acknowledged"]
+    ] == [True]
+    assert journal.doubts() == []
+    (kept,) = journal.notes("journal", 1)
+    assert (kept.body["state"], kept.body["reason"]) == ("acknowledged", "a copy")

@@ -24,7 +24,7 @@ from sigma9_integrations.web.answers import Refusal, answer, refuse, to_json
 from sigma9_integrations.web.asyncapi import asyncapi
 from sigma9_integrations.web.feed import Feed
 from sigma9_integrations.web.guard import Guard
-from sigma9_integrations.web.health import not_ready
+from sigma9_integrations.web.health import not_ready, warnings
 from sigma9_integrations.web.listener import Address
 from sigma9_integrations.web.metrics import CONTENT_TYPE, Metrics
 from sigma9_integrations.web.openapi import openapi
@@ -178,7 +178,8 @@ def _open_paths(server: Server) -> dict[str, OpenHandler]:
 
     def ready(request: Request) -> Response:
         missing = not_ready(server)
-        return answer({"ready": not missing, "not_ready": missing}, 503 if missing else 200)
+        told = {"warnings": look} if (look := warnings(server)) else {}
+        return answer({"ready": not missing, "not_ready": missing, **told}, 503 if missing else 200)
 
     paths: dict[str, OpenHandler] = {path: page.respond for path, page in load_pages().items()}
     paths["/healthz"] = lambda request: answer({"status": "ok"})

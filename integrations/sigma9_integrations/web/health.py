@@ -30,6 +30,15 @@ def not_ready(server: Server) -> list[str]:
     return [*missing, *server.faults()]
 
 
+def warnings(server: Server) -> list[str]:
+    """Say what a person should look at, though the node is ready; anybody may read it, so it names no symbol."""
+    held = len((server.board.get("status") or {}).get("held") or ())
+    if not held:
+        return []
+    what = "1 symbol takes" if held == 1 else f"{held} symbols take"
+    return [f"{what} no orders: what is held of it can't be explained; `sigma9 status` says more"]
+
+
 def _part(status: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     part = status.get(name)
     return part if isinstance(part, Mapping) else {}

@@ -162,7 +162,11 @@ def _plain_paths() -> dict[str, Any]:
     ready = {
         "type": "object",
         "required": ["ready", "not_ready"],
-        "properties": {"ready": {"type": "boolean"}, "not_ready": {"type": "array", "items": {"type": "string"}}},
+        "properties": {
+            "ready": {"type": "boolean"},
+            "not_ready": {"type": "array", "items": {"type": "string"}},
+            "warnings": {"type": "array", "items": {"type": "string"}},
+        },
     }
     alive = {"type": "object", "properties": {"status": {"type": "string", "enum": ["ok"]}}}
     document: dict[str, Any] = {"type": "object"}
@@ -170,7 +174,10 @@ def _plain_paths() -> dict[str, Any]:
         "/healthz": {"get": _open("The process answers.", "application/json", alive)},
         "/readyz": {
             "get": _open(
-                "Ready to trade; not_ready names what isn't.", "application/json", ready, {503: "Not ready."}
+                "Ready to trade; not_ready names what isn't, warnings what a person should look at.",
+                "application/json",
+                ready,
+                {503: "Not ready."},
             )
         },
         "/metrics": {"get": _text("Figures for Prometheus.", "text/plain", {"type": "string"})},

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, cast
 
+from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import Response
 
 from sigma9_core.contracts import EventPage, Server
 from sigma9_core.errors import CommandError
 from sigma9_core.events import DURABLE, EventType
-from sigma9_core.explain import listed
+from sigma9_core.explain import listed, quoted
 from sigma9_core.models import SYMBOL_PATTERN
 from sigma9_integrations.web.answers import Refusal, answer, to_json
 
@@ -73,17 +74,14 @@ async def _order(server: Server, request: Request) -> Response:
         orders = (server.board.get("orders") or {}).get("orders", ())
         found = next((order for order in orders if order.get("order_id") == order_id), None)
     if found is None:
-        raise CommandError("not_found", "there is no order of this id", {"order_id": order_id[:100]})
+        raise CommandError("not_found", f"no order has the id {quoted(order_id)}", {"order_id": order_id[:100]})
     return answer(found)
 
 
 async def _trades(server: Server, request: Request) -> Response:
     query = request.query_params
-    symbol = query.get("symbol")
-    if symbol is not None and not re.fullmatch(SYMBOL_PATTERN, symbol):
-        raise CommandError("invalid", f"symbol must match {SYMBOL_PATTERN}", {"field": "symbol"})
     body = await server.trades(
-        symbol=symbol,
+        symbol=_symbol(query),
         since=_moment(query.get("since")),
         limit=_whole("limit", query.get("limit"), USUAL, 1, MOST),
         cursor=query.get("cursor"),
@@ -95,8 +93,10 @@ async def _events(server: Server, request: Request) -> Response:
     query = request.query_params
     types = _types(query.get("type"))
     limit = _whole("limit", query.get("limit"), USUAL, 1, MOST)
-    if "after" in query:
-        after = _whole("after", query["after"], 0, 0, None)
+    after = read_after(query.get("after"))
+    if {"symbol", "order_id", "before"} & {*query}:
+        page = await _found(server, query, types, limit, after)
+    elif after is not None:
         page = await server.events(after, limit, types)
         check_range(after, page)
     else:  # from the oldest that is kept
@@ -107,6 +107,32 @@ async def _events(server: Server, request: Request) -> Response:
     events = ",".join(page.events)
     body = f'{{"events":[{events}],"next":{to_json(page.next)},"journal_id":{to_json(page.journal_id)}}}'
     return Response(body, media_type="application/json")
+
+
+async def _found(
+    server: Server, query: QueryParams, types: frozenset[EventType] | None, limit: int, after: int | None
+) -> EventPage:
+    """Find the events of an order or a symbol, or those before a number."""
+    if after is not None and "before" in query:
+        raise CommandError("invalid", "before: goes without after", {"field": "before"})
+    page = await server.find_events(
+        limit,
+        types=types,
+        symbol=_symbol(query),
+        order_id=query.get("order_id"),
+        after=after,
+        before=None if "before" not in query else _whole("before", query["before"], 0, 0, None),
+    )
+    if after is not None:
+        check_range(after, page)
+    return page
+
+
+def _symbol(query: QueryParams) -> str | None:
+    symbol = query.get("symbol")
+    if symbol is not None and not re.fullmatch(SYMBOL_PATTERN, symbol):
+        raise CommandError("invalid", f"symbol must match {SYMBOL_PATTERN}", {"field": "symbol"})
+    return symbol
 
 
 def check_range(after: int, page: EventPage) -> None:
@@ -221,6 +247,14 @@ READS: Final = (
                 "after", {"type": "integer", "minimum": 0}, "Events after this number; absent: all that are kept."
             ),
             Parameter("type", {"type": "string"}, "Only these types, with commas between."),
+            Parameter("symbol", {"type": "string", "pattern": SYMBOL_PATTERN}, "Only of this symbol."),
+            Parameter("order_id", {"type": "string"}, "Only of this order."),
+            Parameter(
+                "before",
+                {"type": "integer", "minimum": 0},
+                "The newest before this number, in place of `after`; with `symbol` or `order_id` and neither "
+                "number the newest of all. `next` is then the `before` of the page before.",
+            ),
             Parameter("limit", _COUNT, "At most so many."),
         ),
         {409: "`after` is ahead of the newest event or older than the retention; details name the range."},

@@ -51,7 +51,7 @@ class Concentration(RiskRule):
     """Refuses an entry that could bring a group of symbols, or the order's strategy, above its share of equity.
 
     Working entries are taken to fill, at the worst price that they may trade at. An order that makes the share no
-    larger passes. A person's order belongs to no strategy.
+    larger passes. A person's order belongs to no strategy. Symbols are caught in small letters, too.
     """
 
     code = "R6"
@@ -71,7 +71,7 @@ class Concentration(RiskRule):
         """Judge the shares that the order would add to."""
         if order.intent != "entry":
             return self.allow()
-        groups = self._of.get(order.symbol, ())
+        groups = self._of.get(order.symbol.upper(), ())
         strategy = order.strategy if self._strategy_percent is not None else None
         if not groups and strategy is None:
             return self.allow()
@@ -126,10 +126,10 @@ class Concentration(RiskRule):
         symbols, foreign = self._groups[group], self._foreign
         positions = {
             symbol: held
-            for symbol in symbols
-            if (held := view.positions.get(symbol)) is not None and (foreign or not held.foreign)
+            for symbol, held in view.positions.items()
+            if symbol.upper() in symbols and (foreign or not held.foreign)
         }
-        orders = [order for order in openings(view, foreign=foreign) if order.symbol in symbols]
+        orders = [order for order in openings(view, foreign=foreign) if order.symbol.upper() in symbols]
         return Part(f"the group {group}", self._percent, positions, orders)
 
     def _strategy(self, strategy: str, view: RiskView) -> Part:

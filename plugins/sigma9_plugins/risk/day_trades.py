@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -11,7 +12,7 @@ from zoneinfo import ZoneInfo
 from pydantic import Field
 
 from sigma9_core.calendar import Calendar
-from sigma9_core.contracts import PluginContext, Register, RiskRule, RiskView
+from sigma9_core.contracts import PluginContext, Register, RiskRule, RiskView, Turnover
 from sigma9_core.hookspecs import hookimpl
 from sigma9_core.models import ZERO, ClosedTrade, Frozen, OrderRequest, RuleUsage, Verdict
 from sigma9_core.money.pricing import reference_price
@@ -104,26 +105,39 @@ class DayTrades(RiskRule):
         return equity is not None and equity.is_finite() and equity >= self._config.min_equity
 
     def _done(self, view: RiskView) -> int:
-        """Count the round trips of the last sessions that were opened and closed on one day."""
+        """Count the round trips of the last sessions that were opened, or enlarged, and closed on one day."""
         since = self._first(view.now, self._config.business_days)
-        return sum(_day(trade.opened_at) == _day(trade.closed_at) for trade in self._closed(view.closed, since))
+        closed = self._closed(view.closed, since)
+        return sum(_one_day(trade) or self._added(trade, view.traded) for trade in closed)
+
+    def _added(self, trade: ClosedTrade, traded: Sequence[Turnover]) -> bool:
+        """Tell whether a position of an earlier day was enlarged on the day on which it was closed."""
+        side = "buy" if trade.quantity > ZERO else "sell"
+        today = self._traded(traded, _begin(_day(trade.closed_at)))
+        return any(
+            each.symbol == trade.symbol and each.side == side and each.hour <= trade.closed_at for each in today
+        )
 
     def _possible(self, view: RiskView) -> int:
-        """Count the positions of today, and the working entries, that may be left today: each by itself."""
+        """Count what may be left today: positions of today or enlarged today, and working entries."""
         if not self._config.count_open:
             return 0
         today = _begin(_day(view.now))
+        added = {(each.symbol, each.side) for each in self._traded(view.traded, today)}
         opened = {
             symbol
             for symbol, position in view.positions.items()
-            if position.quantity and position.opened_at is not None and position.opened_at >= today
+            if position.quantity
+            and position.opened_at is not None
+            and (position.opened_at >= today or (symbol, "buy" if position.quantity > ZERO else "sell") in added)
         }
-        entering = sum(
-            view.intents.get(order.order_id) == "entry"
-            and not (order.filled_quantity > ZERO and order.symbol in opened)
+        entering = {  # an order whose price is being changed is there twice
+            order.order_id
             for order in view.working
-        )
-        return len(opened) + entering
+            if view.intents.get(order.order_id) == "entry"
+            and not (order.filled_quantity > ZERO and order.symbol in opened)
+        }
+        return len(opened) + len(entering)
 
     # --- settled cash -----------------------------------------------------------------------------------------
 
@@ -153,8 +167,8 @@ class DayTrades(RiskRule):
     def _unsettled(self, view: RiskView) -> Decimal:
         """Give what sales have brought that is not there yet.
 
-        Closed trades tell it over a restart, fills also of positions that are closed in part: in each symbol the
-        larger of both counts.
+        Fills tell it also of positions that are closed in part; in each symbol the larger of what they and the
+        closed trades say counts.
         """
         since = self._first(view.now, self._config.settlement_days)
         by_trades: dict[str, Decimal] = {}
@@ -162,10 +176,9 @@ class DayTrades(RiskRule):
             proceeds = trade.entry_cost + trade.result + trade.fees if trade.quantity > 0 else trade.entry_cost
             by_trades[trade.symbol] = by_trades.get(trade.symbol, ZERO) + proceeds
         by_fills: dict[str, Decimal] = {}
-        for execution in view.executions:
-            fill = execution.fill
-            if fill.side == "sell" and fill.ts >= since:
-                by_fills[fill.symbol] = by_fills.get(fill.symbol, ZERO) + fill.quantity * fill.price
+        for sold in self._traded(view.traded, since):
+            if sold.side == "sell":
+                by_fills[sold.symbol] = by_fills.get(sold.symbol, ZERO) + sold.value
         symbols = by_trades.keys() | by_fills.keys()
         return sum((max(by_trades.get(s, ZERO), by_fills.get(s, ZERO)) for s in symbols), ZERO)
 
@@ -177,6 +190,11 @@ class DayTrades(RiskRule):
             self._asked = (trades, since)
             self._newest = [trade for trade in trades if trade.closed_at >= since]
         return self._newest
+
+    def _traded(self, traded: Sequence[Turnover], since: datetime) -> Sequence[Turnover]:
+        """Give what has filled since a moment, at which an hour begins."""
+        first = bisect_left(traded, since, key=lambda each: each.hour)
+        return traded[first:]
 
     def _first(self, now: datetime, count: int) -> datetime:
         """Give the beginning of the first of the last `count` sessions, today's included."""
@@ -191,6 +209,10 @@ class DayTrades(RiskRule):
             day -= DAY
             left -= day.weekday() < 5
         return _begin(day)
+
+
+def _one_day(trade: ClosedTrade) -> bool:
+    return _day(trade.opened_at) == _day(trade.closed_at)
 
 
 def _day(moment: datetime) -> date:

@@ -77,9 +77,9 @@ class MaxOpen(RiskRule):
         return symbols
 
     def _orders(self, view: RiskView) -> int:
-        if self._config.count_foreign:
-            return len(view.working)
-        return sum(not order.foreign for order in view.working)
+        foreign = self._config.count_foreign
+        # An order whose price is being changed is there twice.
+        return len({order.order_id for order in view.working if foreign or not order.foreign})
 
     def _too_many(self, what: str, used: int, limit: int) -> Verdict:
         return self.refuse(f"{what}, more than {limit}", Decimal(used), Decimal(limit))

@@ -11,12 +11,11 @@ from sigma9_core.contracts import Mark, NoConfig, PluginContext, Register, RiskR
 from sigma9_core.hookspecs import hookimpl
 from sigma9_core.models import ZERO, OrderRequest, OrderType, OrderView, RuleUsage, Side, Verdict
 from sigma9_core.money.exposure import held, is_exit
-from sigma9_core.money.pricing import usable
+from sigma9_core.money.pricing import LIMITED, usable
 from sigma9_plugins.risk.figures import plain
 
 ANY: Final = Decimal("Infinity")
 """The highest price of an order that takes whatever price there is."""
-LIMITED: Final[frozenset[OrderType]] = frozenset(("limit", "limit_on_close", "stop_limit"))
 TRIGGERED: Final[frozenset[OrderType]] = frozenset(("stop", "stop_limit", "trailing_stop"))
 
 

@@ -29,8 +29,8 @@ class SignalAgeConfig(Frozen):
 class SignalAge(RiskRule):
     """Refuses a strategy's entry whose signal is stale, lies in the future, can't be dated, or is not there.
 
-    A person's order has no signal and passes. A change of a strategy's working entry is an entry on its first
-    signal: once that is too old, cancel the order instead.
+    A person's order has no signal and passes; so does a change of a working entry, whose first signal is not what
+    the person who changes it decides on.
     """
 
     code = "R16"

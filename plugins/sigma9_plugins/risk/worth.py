@@ -13,7 +13,7 @@ from decimal import Decimal
 from sigma9_core.contracts import Mark, RiskView
 from sigma9_core.models import ZERO, OrderRequest, OrderView, Position, Side
 from sigma9_core.money.exposure import remaining, reserved
-from sigma9_core.money.pricing import reference_price, usable
+from sigma9_core.money.pricing import LIMITED, reference_price, usable
 
 Pending = OrderView | OrderRequest
 """An order that works, or the one that is being judged."""
@@ -86,7 +86,7 @@ def worths(positions: Mapping[str, Position], orders: Iterable[OrderView], view:
         if order.oca_group is not None or (have < ZERO if buys else have > ZERO):
             others.add(symbol)
             continue
-        price = order.limit_price if buys else None
+        price = order.limit_price if buys and order.order_type in LIMITED else None
         if not usable(price):
             price = _price(order, marks.get(symbol))
         left = order.quantity - order.filled_quantity

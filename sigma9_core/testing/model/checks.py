@@ -132,6 +132,18 @@ class MoneyChecks:
         self._newest = self._newest[:STAMP]
         room.on_kill = self._kill_moved
 
+    def _only_shrinks(self, order: ApprovedOrder) -> bool:
+        """Tell whether a change does nothing but make what protects a position no larger than it."""
+        desk, ask = self._world.room.desk, order.request
+        mine = desk.orders.get(order.order_id)
+        if mine is None or not mine.working or not ask.protective or mine.request == ask:
+            return False
+        same = mine.request.model_copy(update={"quantity": ask.quantity}) == ask.model_copy(
+            update={"signal": mine.request.signal, "source": mine.request.source}
+        )
+        left = ask.quantity - mine.filled
+        return same and ask.quantity < mine.request.quantity and left >= abs(desk.portfolio.quantity(ask.symbol))
+
     def _arrives(self, order: ApprovedOrder, how: str) -> None:
         """Look at an order, or a change, in the moment in which it leaves for the exchange."""
         room, ask, wrong = self._world.room, order.request, self._world.wrong
@@ -144,7 +156,7 @@ class MoneyChecks:
         wrong += [
             f"{told} while the kill of {kill.key or 'everything'} is on"
             for kill in kills
-            if kill.flatten or ask.intent == "entry"
+            if (kill.flatten or ask.intent == "entry") and not self._only_shrinks(order)
         ]
         if ask.symbol in room.path.reconciler.unexplained:
             wrong.append(f"{told} while its symbol is held: nobody knows what there is")
@@ -267,6 +279,8 @@ class MoneyChecks:
         position = room.path.portfolio.position(symbol)
         if not own or own != position.quantity or symbol in room.path.reconciler.unexplained:
             return
+        if position.foreign and self._cause(symbol):
+            return  # it is ours by a bust that nobody was told of
         working = [order.request for order in world.working() if order.request.symbol == symbol]
         protected = any(request.protective for request in working)
         self.require(position.protected == protected, f"{symbol} is protected: {position.protected}, {working}")

@@ -56,6 +56,15 @@ def test_status(cli: Any, web: Any) -> None:
     }
 
 
+def test_status_names_what_is_held(cli: Any, web: Any) -> None:
+    """A symbol that takes no orders is named with the reason, and how a person ends it."""
+    status = web.answers["/api/status"][1]
+    web.says("/api/status", {**status, "held": [{"symbol": "AAPL", "reason": "100 here, 60 there"}]})
+    assert re.search(
+        r"^held +AAPL: 100 here, 60 there \(sigma9 settle AAPL --reason \.\.\.\)$", cli("status").out, re.MULTILINE
+    )
+
+
 def test_status_of_a_kill(cli: Any, web: Any) -> None:
     """A kill is told with its phase, reason, source, time and scopes."""
     killed = {
@@ -156,6 +165,15 @@ def test_reset_kill_names_what_remains(cli: Any, web: Any) -> None:
     assert "still killed: symbol X; `sigma9 reset-kill --scope symbol=X --reason ...` resets it" in result.err
 
 
+def test_journal_acknowledge(cli: Any, web: Any) -> None:
+    """A person says why the journal was put back, and hears what that was."""
+    web.does("acknowledge_journal", {"acknowledged": ["the journal was put back"]})
+    assert cli("journal", "acknowledge").code == 2
+    result = cli("journal", "acknowledge", "--reason", "a copy")
+    assert (result.code, result.out) == (0, "acknowledged: the journal was put back\n")
+    assert web.asked[-1].body == {"reason": "a copy"}
+
+
 # --- orders ---------------------------------------------------------------------------------------------------
 
 
@@ -218,6 +236,10 @@ def test_rejected_by_risk(cli: Any, web: Any) -> None:
     assert result.code == 1
     assert result.err == "sigma9: refused by session\n  refuse session R13: market closed\n"
 
+    web.refuses("place_order", "risk_rejected", "refused by session", 422, **details, order_id="o1")
+    lines = cli("order", "place", "AAPL", "buy", "1").err.splitlines()
+    assert lines[1:] == ["  refuse session R13: market closed", "  every rule's word: sigma9 risk explain o1"]
+
 
 def test_preview(cli: Any, web: Any) -> None:
     """A preview shows every verdict, whether the order would be sent, and the rest of the answer."""
@@ -275,6 +297,17 @@ def test_close(cli: Any, web: Any) -> None:
     assert [asked.body["symbol"] for asked in web.asked] == ["AAPL", "*", "*"]
     assert cli("close").code == 2
     assert cli("close", "AAPL", "--all").code == 2
+
+
+def test_settle(cli: Any, web: Any) -> None:
+    """A person takes the broker's word for a position, and says why."""
+    web.does("settle_position", {"position": {"symbol": "AAPL", "quantity": 60}, "before": 100})
+    result = cli("settle", "AAPL", "--reason", "sold by phone")
+    assert result.out == (
+        "AAPL was 100 by the journal and is 60 now, as the broker has it; the symbol is free again\n"
+    )
+    assert web.asked[0].body == {"symbol": "AAPL", "reason": "sold by phone"}
+    assert cli("settle", "AAPL").code == 2
 
 
 def test_what_is_closed(cli: Any, web: Any) -> None:
@@ -341,6 +374,15 @@ def test_explain(cli: Any, web: Any) -> None:
     result = cli("risk", "explain", "none")
     assert result.code == 1
 
+    numbers = {"used": 5000.123456789, "limit": 5000}
+    verdict = {"rule": "max_order_value", "code": "R2", "outcome": "refuse", **numbers, "reason": "too much"}
+    refused = {"status": "risk_rejected", "rule": "max_order_value", "reason": "too much", "verdicts": [verdict]}
+    web.says("/api/orders/o2", {**ORDER, "order_id": "o2", **refused})
+    result = cli("risk", "explain", "o2")
+    assert result.out.splitlines()[1] == "refused by max_order_value: too much"
+    assert re.search(r"max_order_value +R2 +refuse +5000.1235 +5000 +too much", result.out)
+    assert cli("risk", "explain", "o2", "--format", "json").json == [verdict]
+
 
 def test_schedule(cli: Any, web: Any) -> None:
     """The jobs are listed."""
@@ -350,3 +392,16 @@ def test_schedule(cli: Any, web: Any) -> None:
     header, row = cli("schedule", "list").out.splitlines()
     assert "next run (market time, UTC)" in header
     assert row.split() == ["scan", "2026-11-20", "14:45:00", "-", "-"]
+
+
+# --- adopt ----------------------------------------------------------------------------------------------------
+
+
+def test_adopt(cli: Any, web: Any) -> None:
+    """A foreign position is taken for a strategy, which has to be named."""
+    position = {"symbol": "AAPL", "quantity": 10, "average_cost": 150.5, "strategy": "ignition"}
+    web.does("adopt_position", {"position": position})
+    result = cli("adopt", "AAPL", "--strategy", "ignition")
+    assert (result.code, result.out) == (0, "10 AAPL at 150.5 are ours now, of ignition\n")
+    assert web.asked[-1].body == {"symbol": "AAPL", "strategy": "ignition"}
+    assert cli("adopt", "AAPL").code == 2

@@ -12,6 +12,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from sigma9_core.datadir import DataDir
@@ -116,7 +117,7 @@ def test_an_order_is_found_in_every_table(cli: Any, path: Path) -> None:
     assert shown.splitlines()[0].startswith("n  ts (market time, UTC)")
     assert (
         cli("journal", "list", "--table", "notes", "--format", "csv").out.splitlines()[0]
-        == "node,n,kind,ts,wall,body"
+        == "node,n,kind,symbol,source,cause,ts,wall,body,hash"
     )
     assert cli("journal", "list", "--local").out.splitlines()[0].startswith("market time, UTC")
     assert cli("journal", "list", "--local", "--format", "csv").out.startswith(
@@ -125,12 +126,67 @@ def test_an_order_is_found_in_every_table(cli: Any, path: Path) -> None:
     assert cli("journal", "list", "--table", "fills", "--symbol", "NO").out == "no fills\n"
 
 
+def test_notes_by_kind_and_commands_by_name_or_actor(cli: Any, path: Path) -> None:
+    """A kind of note, a command or who sent it is found in its own table, listed and exported."""
+
+    def rows(*options: str) -> list[dict[str, Any]]:
+        return cli("journal", "list", "--format", "json", *options).json  # type: ignore[no-any-return]
+
+    notes = rows("--table", "notes")
+    kind = notes[0]["kind"]
+    assert rows("--kind", kind) == [note for note in notes if note["kind"] == kind]
+    commands = rows("--table", "commands")
+    first = commands[0]
+    with writing(path) as journal:
+        journal.write([CommandRecord("received", "scan", "k9", "d", "mqtt", "phone", TS, {})]).result()
+    assert [row["id"] for row in rows("--actor", "phone")] == ["k9"]
+    assert [row["id"] for row in rows("--actor", "phone", "--command", "scan")] == ["k9"]
+    assert rows("--command", first["command"])[0] == first
+    for option in ("--command", "--actor"):
+        assert rows(option, "nobody") == []
+    assert cli("journal", "export", "out.csv", "--kind", kind).code == 0
+    with Path("out.csv").open() as file:
+        assert {row["kind"] for row in csv.DictReader(file)} == {kind}
+    assert "--kind: the table fills has no kind" in cli("journal", "list", "--table", "fills", "--kind", "x").err
+    assert cli("journal", "follow", "--kind", kind).code == 2
+
+
+@pytest.mark.parametrize("table", ["events", "orders", "fills", "commands", "notes"])
+def test_every_row_has_its_time_source_and_cause(cli: Any, path: Path, table: str) -> None:
+    """In lists and in exports of either form, whatever was written."""
+    named = [cli("journal", "list", "--local", "--table", table, "--format", "csv").out]
+    assert cli("journal", "export", "rows.csv", "--table", table).code == 0
+    named.append(Path("rows.csv").read_text())
+    for text in named:
+        rows = list(csv.DictReader(text.splitlines()))
+        assert rows
+        assert all(row["ts"] and row["source"] and row["cause"] for row in rows)
+    assert cli("journal", "export", "rows.parquet", "--table", table).code == 0
+    frame = pl.read_parquet("rows.parquet")
+    assert frame.select("ts", "source", "cause").null_count().row(0) == (0, 0, 0)
+
+
 def test_what_a_table_does_not_have(cli: Any, path: Path) -> None:
     """A filter that a table can't answer is named, with the columns that there are, and exit code 2."""
-    result = cli("journal", "list", "--table", "fills", "--cause", "c1")
+    result = cli("journal", "list", "--table", "orders", "--symbol", "AAPL")
     assert result.code == 2
-    assert "--cause: the table fills has no cause; it has n, exec_id" in result.err
+    assert "--symbol: the table orders has no symbol; it has n, order_id" in result.err
     assert cli("journal", "list", "--table", "notes", "--strategy", "x").code == 2
+
+
+def test_a_node_that_is_not_there(cli: Any, path: Path) -> None:
+    """A node that the journal has nothing of is the same error everywhere, and no file is written."""
+    for action in (
+        ("list", "--local"),
+        ("list", "--table", "fills"),
+        ("follow", "--local"),
+        ("verify",),
+        ("export", "x.csv"),
+    ):
+        result = cli("journal", *action, "--node", "nope")
+        assert (result.code, result.out) == (1, "")
+        assert "has nothing of the node nope: name another node" in result.err
+    assert not Path("x.csv").exists()
 
 
 def test_without_a_journal(cli: Any, alone: Path) -> None:

@@ -338,3 +338,37 @@ def test_a_damaged_token(cli: Any, alone: Path, door: Door, local: DataDir) -> N
 def test_json(cli: Any, door: Door) -> None:
     """--format json is the response object and nothing else."""
     assert cli("kill", "--format", "json").json == DONE
+
+
+def test_a_note_is_told(cli: Any, door: Door) -> None:
+    """A kill of a symbol in which nothing of ours is says so."""
+    note = "nothing of ours has the symbol aapl; the gate is closed for it; did you mean AAPL?"
+    result = {"cancelled_orders": [], "closed_positions": [], "pending": [], "latched": True, "note": note}
+    door.answer = lambda: json.dumps({**DONE, "result": result}).encode() + b"\n"
+    out = cli("kill", "--scope", "symbol=aapl").out
+    assert out == f"killed symbol aapl: 0 orders cancelled, 0 positions closed\n{note}\n"
+
+
+def test_a_drill(cli: Any, web: Any) -> None:
+    """It goes by REST, asks nothing, and says what it did; one that did not finish is exit code 1."""
+    done = {**RESULT, "phase": "done", "detail": None, "seconds": 1.25}
+    web.does("kill_drill", done)
+    result = cli("kill", "--drill")
+    told = "2 orders cancelled, 1 position closed in 1.25 s; the kill switch is off again\n"
+    assert (result.code, result.out) == (0, f"drilled: {told}")
+    assert web.asked[0].body == {}
+
+    waited = {**done, "phase": "flattening", "detail": "waiting_for_market", "pending": ["AAPL"]}
+    web.does("kill_drill", waited)
+    result = cli("kill", "--drill")
+    assert result.code == 1
+    assert "did not finish and does not count (flattening waiting_for_market; left: AAPL)" in result.out
+
+
+@pytest.mark.parametrize("more", [["--flatten"], ["--no-flatten"], ["--scope", "symbol=AAPL"]])
+def test_a_drill_is_whole(cli: Any, web: Any, more: list[str]) -> None:
+    """There is no drill of a part."""
+    result = cli("kill", "--drill", *more)
+    assert result.code == 2
+    assert "--drill tries the whole kill" in result.err
+    assert web.asked == []

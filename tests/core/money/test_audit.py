@@ -8,9 +8,12 @@ import itertools
 import json
 import re
 import shutil
+import sqlite3
 import threading
+import time
 import tracemalloc
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -25,6 +28,7 @@ from sigma9_core.events import StatusUpdate, TradeEvent
 from sigma9_core.models import Fill, OrderRequest, Side
 from sigma9_core.money import audit as audit_module
 from sigma9_core.money.audit import Audit, audit
+from sigma9_core.money.chain import linked
 from sigma9_core.money.history import History
 from sigma9_core.money.ids import OrderIds, made_at
 from sigma9_core.money.journal import Journal
@@ -158,6 +162,11 @@ def look(place: Place) -> Audit:
         history.close()
 
 
+def disagreements(found: Audit) -> list[str]:
+    """Give what does not agree, but for the hash of a row that a test has changed."""
+    return [fault for fault in found.faults if "is not as it was written" not in fault]
+
+
 def one(place: Place, query: str) -> Any:
     return place.query(query)[0][0]
 
@@ -218,7 +227,9 @@ def test_an_empty_journal_agrees(tmp_path: Path) -> None:
 
     assert look(place).agrees
     other = History(place.url, "other")
-    other.open()
+    with pytest.raises(JournalError, match="has nothing of the node other"):
+        other.open()
+    other.open_unchecked()
     with pytest.raises(JournalError, match="has nothing of the node other"):
         audit(other)
     other.close()
@@ -246,6 +257,8 @@ def test_a_journal_is_audited_while_it_is_written(place: FilePlace) -> None:
             found = look(place)
             assert found.faults == []
             seen.append(found.last_seq)
+            while journal.last_seq == found.last_seq and writer.is_alive():
+                time.sleep(0.001)
     finally:
         ended.set()
         writer.join()
@@ -391,7 +404,7 @@ FORGED: dict[str, tuple[str, ...]] = {
     ),
     "a bust was invented": (
         r"the note \d+ takes back the fill x\d+ of order LATE, and no event does",
-        "INSERT INTO notes SELECT node, NEXT, 'bust', ts, wall, json_object('exec_id', (SELECT exec_id FROM fills WHERE order_id = 'LATE'), 'order_id', 'LATE') FROM notes WHERE kind = 'opening'",
+        "INSERT INTO notes (node, n, kind, ts, wall, body) SELECT node, NEXT, 'bust', ts, wall, json_object('exec_id', (SELECT exec_id FROM fills WHERE order_id = 'LATE'), 'order_id', 'LATE') FROM notes WHERE kind = 'opening'",
     ),
     "a bust is of another fill": (
         r"the note \d+ takes back the fill x99 of order BUSTED, which is not held at that time",
@@ -419,7 +432,7 @@ FORGED: dict[str, tuple[str, ...]] = {
     ),
     "the books were opened twice": (
         r"the notes \d+ and \d+ both open the books, with 100000 and 100000",
-        "INSERT INTO notes SELECT node, NEXT, kind, ts, wall, body FROM notes WHERE kind = 'opening'",
+        "INSERT INTO notes (node, n, kind, ts, wall, body) SELECT node, NEXT, kind, ts, wall, body FROM notes WHERE kind = 'opening'",
     ),
     "the opening is no amount": (
         r"the note \d+ \(opening\) can't be read: NaN is no amount",
@@ -431,12 +444,12 @@ FORGED: dict[str, tuple[str, ...]] = {
     ),
     "a split is told twice": (
         r"the notes \d+ and \d+ both tell the split of IBM at 2026-03-02",
-        """INSERT INTO notes SELECT node, NEXT, 'split', ts, wall, '{"symbol": "IBM", "at": "2026-03-02", "new": "2", "old": "1"}' FROM notes WHERE kind = 'opening'""",
-        """INSERT INTO notes SELECT node, NEXT, 'split', ts, wall, '{"symbol": "IBM", "at": "2026-03-02", "new": "2", "old": "1"}' FROM notes WHERE kind = 'opening'""",
+        """INSERT INTO notes (node, n, kind, ts, wall, body) SELECT node, NEXT, 'split', ts, wall, '{"symbol": "IBM", "at": "2026-03-02", "new": "2", "old": "1"}' FROM notes WHERE kind = 'opening'""",
+        """INSERT INTO notes (node, n, kind, ts, wall, body) SELECT node, NEXT, 'split', ts, wall, '{"symbol": "IBM", "at": "2026-03-02", "new": "2", "old": "1"}' FROM notes WHERE kind = 'opening'""",
     ),
     "a split can't be read": (
         r"the note \d+ \(split\) can't be read: 'new'",
-        """INSERT INTO notes SELECT node, NEXT, 'split', ts, wall, '{"symbol": "IBM", "at": "2026-03-02"}' FROM notes WHERE kind = 'opening'""",
+        """INSERT INTO notes (node, n, kind, ts, wall, body) SELECT node, NEXT, 'split', ts, wall, '{"symbol": "IBM", "at": "2026-03-02"}' FROM notes WHERE kind = 'opening'""",
     ),
     "a day begins elsewhere": (
         r"the note \d+ \(days\) begins 2026-03-0\d with a realised result of 5, the fills before it make 0",
@@ -543,24 +556,223 @@ def test_a_clock_that_was_set_back_is_a_remark(place: FilePlace, honest: Honest)
     )
     found = look(place)
 
-    assert found.agrees
+    assert not disagreements(found)
     assert "the machine's clock was set back between intents (1 times)" in found.remarks
 
 
-def test_a_journal_that_was_put_back_says_so(place: FilePlace) -> None:
-    """A second journal_id is a remark: from there on its numbers were given again."""
+def test_a_journal_that_was_put_back_disagrees_until_a_person_has_acknowledged_it(place: FilePlace) -> None:
+    """Numbers were given again from there on: a start gives a new id, and does not make the fact go away."""
+    old, seq = (
+        one(place, "SELECT value FROM meta WHERE key = 'journal_id'"),
+        one(place, "SELECT max(seq) FROM events"),
+    )
+    place.forge(
+        "DELETE FROM events WHERE seq > 5",
+        *(f"DELETE FROM {table} WHERE n > 9" for table in ("orders", "fills", "commands", "notes")),  # noqa: S608
+    )
     journal = Journal(place.url, "main", lambda _events: None)
-    mark = place.path.with_name(f"{place.path.name}.main.head")
-    old = mark.read_text().split()[0]
-    mark.write_text(f"{old} {99_999:020d}\n")
-    journal.open()
-    journal.close()
+    for _ in range(2):
+        journal.open()
+        journal.close()
 
     found = look(place)
-    assert found.agrees
+    fault = next(fault for fault in found.faults if "put back" in fault)
+    assert f"the journal was put back from event {seq} to 5" in fault
+    assert "sigma9 journal acknowledge" in fault
+    assert len([fault for fault in found.faults if "put back" in fault]) == 1
     assert found.journal_id != old
-    put_back = f"the journal was put back to an earlier time (journal_ids: {old}, {found.journal_id})"
-    assert put_back in found.remarks
+    assert f"the journal was put back to an earlier time (journal_ids: {old}, {found.journal_id})" in found.remarks
+
+    journal.open()
+    assert journal.doubts() != []
+    journal.write(
+        [NoteRecord("journal", TS, {"state": "acknowledged", "reason": "a copy", "by": "admin"})]
+    ).result()
+    assert journal.doubts() == []
+    journal.close()
+    assert not [fault for fault in look(place).faults if "put back" in fault]
+
+
+# --- the chain ------------------------------------------------------------------------------------------------
+
+CELLS: dict[str, str] = {
+    "the opening cash": "UPDATE notes SET body = json_set(body, '$.cash', '1100000') WHERE kind = 'opening'",
+    "an adopted quantity": "UPDATE fills SET quantity = '700' WHERE order_id = 'adopted'",
+    "a limit price": "UPDATE orders SET request = json_set(request, '$.limit_price', '900') WHERE cause = 'c1'",
+    "a strategy": "UPDATE fills SET strategy = 'evil' WHERE order_id = 'adopted'",
+    "a time": "UPDATE orders SET ts = '2020-01-01T00:00:00.000000Z' WHERE cause = 'c1'",
+    "a written time": "UPDATE events SET wall = '2020-01-01T00:00:00.000000Z' WHERE seq = 3",
+    "a cause": "UPDATE events SET cause = 'somebody' WHERE seq = 3",
+    "a verdict": "UPDATE orders SET verdicts = '[]' WHERE cause = 'c1'",
+    "a snapshot": "UPDATE orders SET snapshot = '{\"limit\": 1}' WHERE cause = 'c1'",
+    "what a command said": "UPDATE commands SET body = json_set(body, '$.reason', 'forged') WHERE command = 'pause' AND stage = 'received'",
+    "who sent a command": "UPDATE commands SET actor = 'evil' WHERE id = 'k3'",
+    "an answer": "UPDATE commands SET body = json_set(body, '$.ok', json('false')) WHERE id = 'k1' AND stage = 'answered'",
+    "a guard's plan": "UPDATE notes SET body = json_set(body, '$.plan.stop_percent', 50) WHERE n = (SELECT max(n) FROM notes WHERE kind = 'guard')",
+    "a reconciliation": "UPDATE notes SET body = '{}' WHERE n = (SELECT max(n) FROM notes WHERE kind = 'reconciliation')",
+    "white space": """UPDATE events SET body = replace(body, '"v":1', '"v": 1') WHERE seq = 3""",
+    "the journal's id": "UPDATE meta SET value = 'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa' WHERE key = 'journal_id'",
+    "a hash": "UPDATE events SET hash = NULL WHERE seq = 3",
+}
+
+
+@pytest.mark.parametrize("what", CELLS)
+def test_each_cell_is_part_of_the_chain(place: FilePlace, what: str) -> None:
+    """A row that was changed where nothing else says so is named, by its table, its number and what it is."""
+    place.forge(CELLS[what])
+
+    found = look(place)
+
+    assert not found.agrees
+    pattern = r"\(a \w+.*\)|row \d+ of \w+|the note \d+ \(\w+\)"
+    assert all(re.search(pattern, fault) for fault in found.faults[:1]), found.faults
+
+
+NEWEST = "(SELECT max(n) FROM (SELECT n FROM orders UNION SELECT n FROM fills UNION SELECT n FROM commands UNION SELECT n FROM notes))"
+
+
+def test_a_newest_row_that_is_missing_is_noticed(place: FilePlace) -> None:
+    """The mark beside the journal knows the newest rows of both counts."""
+    place.forge(f"DELETE FROM notes WHERE n = {NEWEST}", f"DELETE FROM commands WHERE n = {NEWEST}")  # noqa: S608
+
+    assert [fault for fault in look(place).faults if "the mark beside the journal says that the row" in fault]
+
+
+def test_a_row_that_took_the_place_of_the_newest_is_noticed(place: FilePlace) -> None:
+    """Also where its hash was made anew: the mark has the hash of what was there."""
+    seq = one(place, "SELECT max(seq) FROM events")
+    with_other = f"UPDATE events SET wall = '2020-01-01T00:00:00.000000Z' WHERE seq = {seq}"  # noqa: S608
+    place.forge(with_other)
+    row = dict(
+        zip(
+            [c.name for c in METADATA.tables["events"].c],
+            place.query(f"SELECT * FROM events WHERE seq = {seq}")[0],  # noqa: S608
+            strict=True,
+        )
+    )
+    before = one(place, f"SELECT hash FROM events WHERE seq = {seq - 1}")  # noqa: S608
+    place.forge(f"UPDATE events SET hash = '{linked(before, 'events', row)}' WHERE seq = {seq}")  # noqa: S608
+
+    assert look(place).faults == [f"event {seq} is another one than the mark beside the journal was made of"]
+
+
+def test_the_chain_begins_where_an_older_journal_ends(place: FilePlace) -> None:
+    """A journal without hashes is kept whole: the chain begins with the next row, and verify says where."""
+    place.forge(
+        "DELETE FROM meta WHERE key = 'chain'",
+        "UPDATE meta SET n = 2 WHERE key = 'journal_id'",
+        *(f"UPDATE {table} SET n = n - 1 WHERE n > 2" for table in ("orders", "fills", "commands", "notes")),  # noqa: S608
+    )
+    older = place.path.with_name("older.db")
+    with closing(sqlite3.connect(place.path)) as db:
+        for name, kind in db.execute(
+            "SELECT name, type FROM sqlite_master WHERE type = 'trigger' OR name = 'notes_by_symbol'"
+        ).fetchall():
+            db.execute(f"DROP {kind} {name}")
+        new = {
+            "orders": ("source",),
+            "fills": ("cause",),
+            "commands": ("cause",),
+            "notes": ("source", "cause", "symbol"),
+        }
+        for table in METADATA.tables:
+            for column in (*new.get(table, ()), "hash"):
+                db.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
+        db.commit()
+    place.path.rename(older)
+    place = FilePlace(older)
+    with pytest.raises(JournalError, match="was written by an older Sigma9: start the server once"):
+        look(place)
+    seq = one(place, "SELECT max(seq) FROM events")
+    rows = {table: one(place, f"SELECT count(*) FROM {table}") for table in METADATA.tables}  # noqa: S608
+
+    journal = Journal(place.url, "main", lambda _events: None)
+    journal.open()
+    journal.write([NoteRecord("trip", TS, {"a": 1}), command("received", "pause", None)]).result()
+    journal.close()
+    found = look(place)
+    assert found.faults == []
+    assert [
+        remark
+        for remark in found.remarks
+        if f"the chain covers the events after {seq} and the rows after" in remark
+    ]
+    assert {table: found.rows[table] for table in ("orders", "fills")} == {t: rows[t] for t in ("orders", "fills")}
+    journal.open()
+    journal.close()
+    assert look(place).faults == []
+    place.forge("UPDATE notes SET body = '{}' WHERE kind = 'trip'")
+    assert [fault for fault in look(place).faults if "is not as it was written" in fault]
+
+
+def test_two_nodes_have_a_chain_each(tmp_path: Path) -> None:
+    """In one database every node's rows are chained by themselves."""
+    place = FilePlace(tmp_path / "two.db")
+    journals = [Journal(place.url, node, lambda _events: None) for node in ("main", "other")]
+    for journal in journals:
+        journal.open()
+    for _ in range(3):
+        for journal in journals:
+            journal.write([NoteRecord("trip", TS, {"a": 1})]).result()
+    for journal in journals:
+        journal.close()
+    assert look(place).faults == []
+    place.forge("UPDATE notes SET body = '{}' WHERE node = 'other'")
+    assert look(place).faults == []
+
+
+# --- what keeps it append-only --------------------------------------------------------------------------------
+
+
+def test_nothing_is_replaced_from_another_connection(place: FilePlace) -> None:
+    """UPDATE, DELETE and every way of REPLACE are refused by the database itself, whoever connects."""
+    tries = [
+        f"REPLACE INTO {table} SELECT * FROM {table} LIMIT 1"  # noqa: S608
+        for table in METADATA.tables
+    ]
+    tries += [
+        "INSERT OR REPLACE INTO notes (rowid, node, n, kind, ts, wall, body) VALUES (1, 'main', 9999, 'a', '', '', '')",
+        (
+            "INSERT OR REPLACE INTO fills SELECT node, 9999, exec_id, order_id, broker_order_id, symbol, side, '5', price, "
+            "commission, ts, wall, strategy, source, cause, recovered, hash FROM fills LIMIT 1"
+        ),
+        "INSERT INTO notes SELECT * FROM notes WHERE true LIMIT 1 ON CONFLICT DO UPDATE SET body = ''",
+        "UPDATE OR REPLACE notes SET n = 1",
+        "DELETE FROM notes",
+    ]
+    with closing(sqlite3.connect(place.path)) as db:
+        for each in tries:
+            with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+                db.execute(each)
+    assert look(place).agrees
+
+
+@pytest.mark.parametrize(
+    ("statement", "sentence"),
+    [
+        (
+            "DROP TRIGGER fills_no_delete",
+            "the trigger fills_no_delete, which keeps the journal append-only, is missing",
+        ),
+        (
+            "CREATE TRIGGER mine AFTER INSERT ON fills BEGIN SELECT 1; END",
+            "the trigger mine on the journal's tables is not Sigma9's",
+        ),
+    ],
+)
+def test_a_journal_that_is_not_guarded_is_told_before_and_after_a_start(
+    place: FilePlace, statement: str, sentence: str
+) -> None:
+    """What had kept it append-only is named by verify; a start makes it anew, and leaves a trace until acknowledged."""
+    with closing(sqlite3.connect(place.path)) as db:
+        db.execute(statement)
+        db.commit()
+    assert sentence in look(place).faults
+
+    journal = Journal(place.url, "main", lambda _events: None)
+    journal.open()
+    journal.close()
+    assert [fault for fault in look(place).faults if "without what keeps it append-only" in fault]
 
 
 # --- size -----------------------------------------------------------------------------------------------------
@@ -607,7 +819,7 @@ def test_a_number_that_no_event_can_hold_is_compared_as_it_is_told(grown: Callab
     place = grown(2)
     long = "5.000000000000000000000001"
     place.forge(f"UPDATE fills SET quantity = '{long}'")  # noqa: S608
-    assert look(place).agrees
+    assert not disagreements(look(place))
 
 
 def test_ids_tell_when_they_were_made() -> None:

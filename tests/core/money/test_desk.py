@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,16 @@ from sigma9_core.commands import KillArgs
 from sigma9_core.errors import CommandError, JournalError
 from sigma9_core.models import ApprovedOrder, Fill, OrderRequest, OrderStatus
 from sigma9_core.money import desk as desk_module
+from sigma9_core.money.audit import audit
+from sigma9_core.money.desk import Step
+from sigma9_core.money.exposure import reserved
 from sigma9_core.money.orders import Order
 from sigma9_core.testing.money_room import OPEN, AllowAll, MoneyRoom
+from sigma9_plugins.risk.commitments import committed
+from sigma9_plugins.risk.day_trades import DayTrades, DayTradesConfig
+from sigma9_plugins.risk.max_open import MaxOpen, MaxOpenConfig
+from sigma9_plugins.risk.self_trade import SelfTrade
+from sigma9_plugins.risk.signal_age import SignalAge, SignalAgeConfig
 
 
 @pytest.fixture(name="room")
@@ -308,21 +317,41 @@ async def test_a_change_without_a_connection_is_not_sent(room: MoneyRoom) -> Non
     assert order.replacement is None
 
 
-@pytest.mark.parametrize(("end", "code"), [("kill", "killed"), ("cancel", "conflict")])
-async def test_a_change_is_not_sent_once_the_gate_has_closed(room: MoneyRoom, end: str, code: str) -> None:
-    """A kill, or the order's end, that comes while the change is being written stops it."""
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [("kill", "killed"), ("pause", "not_running"), ("hold", "risk_rejected"), ("cancel", "conflict")],
+)
+@pytest.mark.parametrize("moment", ["written", "leaving"])
+async def test_a_change_is_not_sent_once_the_gate_has_closed(
+    room: MoneyRoom, end: str, code: str, moment: str
+) -> None:
+    """A kill, a pause or the order's end while the change is written or about to leave stops it, by its name."""
     order = await room.buy(order_type="limit", limit_price=Decimal(9))
-    commit = room.journal.commit
+    commit, leave = room.journal.commit, room.desk.gate.let_out
+
+    def close() -> None:
+        if end == "kill":
+            room.path.gate.close(None)
+        elif end == "pause":
+            room.path.gate.pause("a person has paused it")
+        elif end == "hold":
+            room.path.gate.hold({"AAPL": "nobody knows what is held"})
+        else:
+            room.exchange.end(order.order_id, "cancelled", "day over")
 
     async def slow(*records: object, **more: object) -> object:
         done = await commit(*records, **more)  # type: ignore[arg-type]
-        if end == "kill":
-            room.path.gate.close(None)
-        else:
-            room.exchange.end(order.order_id, "cancelled", "day over")
+        close()
         return done
 
-    room.journal.commit = slow  # type: ignore[assignment,method-assign]
+    async def late(*args: Any, **more: Any) -> Any:
+        close()
+        return await leave(*args, **more)
+
+    if moment == "written":
+        room.journal.commit = slow  # type: ignore[assignment,method-assign]
+    else:
+        room.desk.gate.let_out = late  # type: ignore[method-assign]
     with pytest.raises(CommandError) as refused:
         await room.desk.modify(order.order_id, {"limit_price": Decimal(8)})
     room.path.gate.reopen(None)
@@ -516,3 +545,145 @@ def _fill_of(order: Order) -> Fill:
         Decimal(0),
         OPEN,
     )
+
+
+async def test_a_change_down_to_what_fills_meanwhile_ends_the_order(room: MoneyRoom) -> None:
+    """What remains when the change arrives is nothing: the order has filled, here and in the journal."""
+    order = await room.buy(order_type="limit", limit_price=Decimal(10))
+    await room.fill(order, "10", 40)
+
+    async def replace_late(change: ApprovedOrder) -> None:
+        room.exchange.fill(order.order_id, Decimal(10), Decimal(10))
+        resting = room.exchange.orders[order.order_id]
+        resting.request, resting.state = change.request, "filled"
+        room.exchange.report("replaced", order.order_id)
+
+    room.exchange.replace = replace_late  # type: ignore[assignment,method-assign]
+    await room.desk.modify(order.order_id, {"quantity": Decimal(50)})
+    told = await room.told(order)
+
+    assert told[-2:] == ["partially_filled", "filled"]
+    assert (order.status, room.desk.open_orders()) == (OrderStatus.FILLED, [])
+    assert room.journal.status(order.order_id) is OrderStatus.FILLED
+    assert room.journal.last_order_events() == {}
+    assert audit(room.journal).faults == []
+
+
+async def test_both_prices_of_a_change_on_its_way_count(tmp_path: Path) -> None:
+    """A buy that may be at the new price already is met by no sale of ours, and counts at the worse price."""
+    async with MoneyRoom(tmp_path, rules=[SelfTrade("self_trade"), MaxOpen("max_open", MaxOpenConfig())]) as room:
+        await room.tick("AAPL", 10)
+        order = await room.buy(order_type="limit", limit_price=Decimal(9))
+
+        async def unconfirmed(change: ApprovedOrder) -> None:
+            room.exchange.orders[order.order_id].request = change.request
+
+        room.exchange.replace = unconfirmed  # type: ignore[assignment,method-assign]
+        await room.desk.modify(order.order_id, {"limit_price": Decimal(10), "quantity": Decimal(90)})
+        view = room.desk.view()
+        assert committed(view) == (Decimal(900), None)
+        assert reserved(view.working, "AAPL", "buy") == 100
+        assert room.path.gate.rules[1].rule.usage(view).used == 1
+
+        met = await room.buy(quantity=50, side="sell", order_type="limit", limit_price=Decimal("9.8"))
+        assert (met.status, met.rule) == (OrderStatus.RISK_REJECTED, "self_trade")
+        room.exchange.report("replaced", order.order_id)
+        clear = await room.buy(quantity=50, side="sell", order_type="limit", limit_price=Decimal("10.2"))
+        assert clear.status is OrderStatus.ACCEPTED
+
+
+@pytest.mark.parametrize("moment", ["view", "decided"])
+async def test_a_group_whose_deciding_fails_leaves_nothing(
+    room: MoneyRoom, mocker: MockerFixture, moment: str
+) -> None:
+    """Whatever fails before the intents are handed over, nothing of the group is counted, shown or written."""
+    before = room.journal.last_seq
+    if moment == "view":
+        show, calls = room.desk.view, iter([False, True])
+        mocker.patch.object(room.desk, "view", lambda *a: 1 / 0 if next(calls) else show(*a))
+    else:
+        mocker.patch.object(room.exits, "_note", side_effect=ZeroDivisionError)
+    with pytest.raises(ZeroDivisionError):
+        await room.enter("AAPL")
+    mocker.stopall()
+    await room.desk.settle()
+
+    assert (room.desk.open_orders(), len(room.desk.orders), room.desk.in_flight) == ([], 0, set())
+    assert room.journal.last_seq == before
+    view = room.desk.view()
+    assert (view.entries_today, view.recent) == (0, ())
+    assert (await room.enter("AAPL")).working
+
+
+async def test_a_follower_that_fails_leaves_no_order_unsent_and_working(room: MoneyRoom) -> None:
+    """An order that is written down and can't be sent for a failure of ours ends, by a name."""
+
+    def fails(step: Step) -> None:
+        if step.event is OrderStatus.SUBMITTED:
+            raise ZeroDivisionError("a follower is broken")
+
+    room.desk.followers.append(fails)
+    with pytest.raises(ZeroDivisionError):
+        await room.buy()
+    (order,) = room.desk.orders.values()
+
+    assert (order.status, order.reason) == (OrderStatus.CANCELLED, "not sent: a follower is broken")
+    assert room.exchange.submitted == []
+    assert room.desk.in_flight == set()
+
+
+async def test_ended_orders_are_kept_up_to_a_number(room: MoneyRoom, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What works is never forgotten, however old it is; of what has ended, the newest are known."""
+    monkeypatch.setattr(room.desk.orders, "_kept", 3)
+    first = await room.buy(order_type="limit", limit_price=Decimal(9))
+    ended = [await room.buy() for _ in range(5)]
+    for order in ended:
+        await room.fill(order, "10")
+    last = await room.buy(order_type="limit", limit_price=Decimal(9))
+
+    assert room.desk.open_orders() == [first, last]
+    assert [*room.desk.orders.values()] == [*ended[-3:], first, last]
+
+
+async def test_what_was_sold_today_is_known_after_a_restart(tmp_path: Path) -> None:
+    """Proceeds of today are unsettled, however many fills they came in, a restart or not."""
+
+    def rule() -> DayTrades:
+        return DayTrades("day_trades", DayTradesConfig(account_type="cash"))
+
+    def settled(room: MoneyRoom) -> Decimal | None:
+        return rule().usage(room.desk.view()).limit
+
+    async with MoneyRoom(tmp_path, rules=[rule()]) as room:
+        await room.tick("AAPL", 10)
+        await room.fill(await room.buy(quantity=1000), "10")
+        sale = await room.buy(quantity=900, side="sell", intent="reduce")
+        for _ in range(150):
+            room.exchange.fill(sale.order_id, Decimal(10), Decimal(6))
+        await room.desk.settle()
+
+        assert room.path.portfolio.cash == 99_000
+        assert settled(room) == 90_000
+    again = MoneyRoom(tmp_path, exchange=room.exchange, clock=room.clock, rules=[rule()])
+    async with again:
+        assert settled(again) == 90_000
+        again.clock.advance(OPEN + timedelta(days=1, hours=1))
+        assert settled(again) == 99_000
+
+
+async def test_a_change_of_a_strategys_entry_has_no_signal(tmp_path: Path) -> None:
+    """A person changes it, on no signal: the age of the first one says nothing of the change."""
+    async with MoneyRoom(tmp_path, rules=[SignalAge("signal_age", SignalAgeConfig())]) as room:
+        terms: dict[str, Any] = {
+            "source": "strategy",
+            "strategy": "test",
+            "order_type": "limit",
+            "limit_price": Decimal(9),
+        }
+        first = await room.buy(signal={"ts": room.clock.now().isoformat()}, **terms)
+        room.clock.advance(room.clock.now() + timedelta(minutes=5))
+        await room.desk.modify(first.order_id, {"limit_price": Decimal("9.1")})
+
+        assert first.request.limit_price == Decimal("9.1")
+        late = await room.buy(signal={"ts": OPEN.isoformat()}, **terms)
+        assert (late.status, late.rule) == (OrderStatus.RISK_REJECTED, "signal_age")

@@ -293,3 +293,28 @@ async def test_signals_are_heard_until_the_lane_ends(room: Room) -> None:
     await room.door.close()
     room.signal(signal.SIGINT)
     await room.until(lambda: room.ends == 1)
+
+
+@pytest.mark.parametrize("when", ["start", "end"])
+async def test_a_folder_that_may_not_be_written_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, when: str
+) -> None:
+    """A data folder that became read-only stops neither the start nor the end: one sentence says it."""
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(30, "Read-only file system", str(path))
+
+    with tempfile.TemporaryDirectory() as folder:
+        room = Room(Path(folder))
+        if when == "end":
+            await room.door.open()
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "unlink", unlink)
+            if when == "start":
+                await room.door.open()
+            await room.door.close()
+        asyncio.get_running_loop().remove_reader(room.heard)
+        room.heard.close()
+        room.wake.close()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "can't be removed" in caplog.text

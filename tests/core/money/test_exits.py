@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pytest_mock import MockerFixture
 
-from sigma9_core.errors import CommandError
-from sigma9_core.models import ExitPlan, OrderStatus
+from sigma9_core.commands import Command, ModifyOrderArgs, OrderArgs
+from sigma9_core.errors import BrokerRefused, CommandError
+from sigma9_core.models import ApprovedOrder, ExitPlan, OrderStatus
 from sigma9_core.money.orders import Order
 from sigma9_core.testing.money_room import MoneyRoom
 from sigma9_core.testing.small_exchange import Resting
@@ -394,3 +396,114 @@ async def test_a_leftover_exit_whose_cancel_was_lost_goes_in_the_end(room: Money
     await room.path.reconciler.resolve_unknown(room.path.link)
     await room.tick("AAPL", 10, seconds=6)
     assert stop.status is OrderStatus.CANCELLED
+
+
+async def sell(room: MoneyRoom, quantity: int, price: str) -> Order:
+    """Sell with a limit as a person does."""
+    args = OrderArgs(
+        symbol="AAPL", side="sell", quantity=Decimal(quantity), order_type="limit", limit_price=Decimal(price)
+    )
+    command = Command("place_order", {}, "api", id="c1")
+    answer = await room.path.place(args, command, [])
+    return room.desk.orders[answer["order"]["order_id"]]
+
+
+@pytest.mark.parametrize("first", ["a person's exit", "the stop"])
+async def test_every_exit_of_the_group_is_kept_in_line(room: MoneyRoom, first: str) -> None:
+    """What a person's exit or the stop has sold in part, no other exit of the group sells once more."""
+    entry = await room.enter()
+    await room.fill(entry, "10")
+    near, far = await sell(room, 100, "11"), await sell(room, 100, "12")
+    stop = room.working(protective=True)[0]
+    if first == "the stop":
+        await room.fill(stop, "9", 40)
+    else:
+        await room.fill(near, "11", 40)
+        await room.path.cancel(near.order_id)
+    await room.desk.settle()
+
+    assert {order.remaining for order in room.desk.open_orders()} == {Decimal(60)}
+    await room.fill(far, "12")
+    assert room.path.portfolio.quantity("AAPL") == 0
+    assert room.exchange.holdings["AAPL"] == 0
+
+
+async def test_an_exit_for_a_part_stays_one(room: MoneyRoom) -> None:
+    """A person's exit for a part of a position is not made one for all of it."""
+    entry = await room.enter()
+    await room.fill(entry, "10")
+    part = await sell(room, 30, "11")
+    await room.tick("AAPL", 10)
+
+    assert part.request.quantity == 30
+    await room.fill(part, "11", 10)
+    assert (part.remaining, room.working(protective=True)[0].remaining) == (Decimal(20), Decimal(90))
+
+
+async def test_an_exit_beside_an_entry_is_kept_in_line(room: MoneyRoom) -> None:
+    """While the entry still fills, a person's exit is no larger than what is held; of nothing it goes."""
+    entry = await room.enter(order_type="limit", limit_price=Decimal(10))
+    await room.fill(entry, "10", 40)
+    mine = await sell(room, 40, "11")
+    stop = room.working(protective=True)[0]
+    await room.fill(stop, "9", 10)
+    assert (mine.remaining, stop.remaining) == (Decimal(30), Decimal(90))
+
+    await room.fill(stop, "9", 30)
+    assert mine.status is OrderStatus.CANCELLED
+    assert stop.remaining == 60
+
+
+@pytest.mark.parametrize(("quantity", "filled"), [(200, 150), (80, 60)])
+async def test_the_stop_follows_a_change_of_its_entry(room: MoneyRoom, quantity: int, filled: int) -> None:
+    """An entry that is changed takes its stop along, so that nothing of it stands without one, or beyond it."""
+    entry = await room.enter(order_type="limit", limit_price=Decimal(10))
+    args = ModifyOrderArgs(order_id=entry.order_id, quantity=Decimal(quantity))
+    answer = await room.path.modify(args, Command("modify_order", {}, "api", id="c1"), [])
+    stop = room.working(protective=True)[0]
+
+    assert answer["legs"] == [stop.order_id]
+    assert stop.request.quantity == quantity
+    await room.fill(entry, "10", filled)
+    assert stop.request.quantity == quantity
+    assert room.path.portfolio.position("AAPL").protected
+
+
+async def test_a_stop_that_is_too_small_protects_nothing(room: MoneyRoom, mocker: MockerFixture) -> None:
+    """Where the stop could not follow its entry, the position is not called protected."""
+    entry = await room.enter(order_type="limit", limit_price=Decimal(10))
+    replace = room.exchange.replace
+
+    async def refuses(order: ApprovedOrder) -> None:
+        if order.request.protective:
+            raise BrokerRefused("no changes of stops here")
+        await replace(order)
+
+    mocker.patch.object(room.exchange, "replace", refuses)
+    await room.desk.modify(entry.order_id, {"quantity": Decimal(200)})
+    await room.fill(entry, "10", 100)
+    assert room.path.portfolio.position("AAPL").protected
+
+    await room.fill(entry, "10", 50)
+    assert not room.path.portfolio.position("AAPL").protected
+    mocker.stopall()
+    await room.tick("AAPL", 10, seconds=6)
+    assert room.path.portfolio.position("AAPL").protected
+
+
+async def test_a_refused_change_of_size_leaves_the_stop_where_a_person_put_it(
+    room: MoneyRoom, mocker: MockerFixture
+) -> None:
+    """A stop that a person has moved stays there, also where a change of its quantity was refused."""
+    entry = await room.enter()
+    await room.fill(entry, "10")
+    stop = room.working(protective=True)[0]
+    await room.desk.modify(stop.order_id, {"stop_price": Decimal("9.5")})
+    mocker.patch.object(room.exchange, "replace", side_effect=BrokerRefused("not now"))
+    await room.fill(stop, "9.5", 40)
+    mocker.stopall()
+    await sell(room, 10, "11")
+    await room.fill(room.working(order_type="limit")[0], "11", 5)
+    await room.tick("AAPL", 10, seconds=6)
+
+    assert (stop.remaining, stop.request.stop_price) == (Decimal(55), Decimal("9.5"))

@@ -28,9 +28,10 @@ from pydantic import SecretStr
 from sigma9_core.config import DatabaseSettings
 from sigma9_core.errors import CommandError, JournalError
 from sigma9_core.events import Event, LogLine, StatusUpdate, TradeEvent, WatchlistUpdate
-from sigma9_core.models import ExitPlan, Fill, OrderRequest, OrderStatus, Verdict
+from sigma9_core.models import ExitPlan, Fill, OrderRequest, OrderStatus, Verdict, writable
 from sigma9_core.money import journal as journal_module
 from sigma9_core.money import tables
+from sigma9_core.money.highwater import Mark, read_mark
 from sigma9_core.money.history import PAGE, History
 from sigma9_core.money.journal import Journal, journal_url
 from sigma9_core.money.orders import Order
@@ -369,6 +370,58 @@ def test_empty_call_waits_for_all_before_it(journal: Journal, heard: Heard) -> N
 
     assert done(barrier) == ()
     assert before.done()
+
+
+def named(
+    exec_id: str = "E1", strategy: str | None = "seismograph", broker_order_id: str | None = "B1"
+) -> FillRecord:
+    amounts = Decimal(100), Decimal("187.25"), Decimal("0.35")
+    return FillRecord(Fill(exec_id, "O1", "AAPL", "buy", *amounts, TS, broker_order_id), strategy, "strategy")
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        named("e" * 300),
+        named("e\0x"),
+        named("e\ud800x"),
+        named("\N{BLACK CHESS KING}" * 70),
+        named(broker_order_id="b" * 300),
+        named(broker_order_id="\0"),
+        named(strategy="s" * 300),
+        named(strategy="a\0\udfff"),
+        EventRecord("watchlist_update", WatchlistUpdate(reason="scan", count=0), TS, cause="a\0b\ud800"),
+        CommandRecord("received", "scan", "a\0b", "d", "mqtt", "p\ud800", TS, {"a": "\0"}),
+        note(reason="a\0b"),
+        NoteRecord("k" * 300, TS, {}),
+    ],
+)
+def test_whatever_something_is_called_is_kept(journal: Journal, place: Place, record: Record) -> None:
+    """Long names, NUL characters and halves of characters lose no record, whichever database keeps it."""
+    done(journal.write([record], fact=True))
+
+    assert journal.healthy
+    if isinstance(record, FillRecord):
+        (kept,) = journal.fills()
+        assert kept.fill == record.fill
+        done(journal.write([record], fact=True))
+        assert journal.duplicates == 1
+
+
+def test_an_execution_that_is_lost_is_not_lost_in_silence(
+    journal: Journal, heard: Heard, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where a fill can't be written for what is in it, the journal is not healthy any more, and says why."""
+    assert "can't take this record" in refused(
+        journal.write([fill("E2"), EventRecord("log", update().data, TS)], fact=True)
+    )
+    assert not journal.healthy
+    assert journal.writes
+    sentence = "can't take an execution (E2 of order O1 in AAPL"
+    assert [(healthy, sentence in reason) for healthy, reason in heard.health] == [(False, True)]
+    assert sentence in caplog.text
+    assert done(journal.write([update()]))
+    assert not journal.healthy
 
 
 # --- who hears when -------------------------------------------------------------------------------------------
@@ -888,7 +941,7 @@ def test_same_execution_id_of_another_order_is_another_fill(journal: Journal) ->
 @given(
     amounts=st.tuples(*[st.decimals(allow_nan=False, allow_infinity=False)] * 3),
     microseconds=st.integers(0, 10**15),
-    strategy=st.none() | st.text(max_size=20),
+    strategy=st.none() | st.text(max_size=20).map(writable),
 )
 @sqlite_only
 def test_fill_comes_back_to_the_last_digit(
@@ -1076,6 +1129,25 @@ def test_long_reads_go_page_by_page(journal: Journal) -> None:
     ]
 
 
+def test_events_of_an_order_or_a_symbol_are_found_from_either_end(journal: Journal) -> None:
+    """The newest by default, page by page backwards; or the oldest after a number."""
+    for number in range(1, 13):
+        done(journal.write([trade(f"O{number % 2}", symbol=f"S{number % 3}")]))
+
+    def found(**wanted: Any) -> tuple[list[int], int | None]:
+        page = journal.find_events(3, **wanted)
+        assert (page.first, page.last, page.journal_id) == (1, 12, journal.journal_id)
+        return [json.loads(raw)["seq"] for raw in page.events], page.next
+
+    assert found(order_id="O1") == ([7, 9, 11], 7)
+    assert found(order_id="O1", before=7) == ([1, 3, 5], None)
+    assert found(order_id="O1", after=0) == ([1, 3, 5], 5)
+    assert found(symbol="S0") == ([6, 9, 12], 6)
+    assert found(symbol="S0", order_id="O0", after=6) == ([12], None)
+    assert found(types=frozenset({"watchlist_update"})) == ([], None)
+    assert found(before=3) == ([1, 2], None)
+
+
 def test_last_market_time(journal: Journal) -> None:
     """The newest event's market time is where a simulated market goes on."""
     done(journal.write([trade(ts=TS + timedelta(days=9))]))
@@ -1173,6 +1245,39 @@ def test_unreadable_mark_is_no_restore(place: Place, path: Path, heard: Heard, m
 
 
 @sqlite_only
+def test_a_mark_is_written_again_once_it_can_be(
+    journal: Journal, path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A disk that was full for a moment is warned of once, and costs no more than that moment."""
+
+    def full(_descriptor: int, _data: bytes, _at: int) -> int:
+        raise OSError(28, "No space left on device")
+
+    mark = path.with_name("sigma9.db.main.head")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", full)
+        for _ in range(3):
+            done(journal.write([update()]))
+    assert read_mark(mark) == Mark(journal.journal_id, 0, 3, "", read_mark(mark).row_hash)  # type: ignore[union-attr]
+    done(journal.write([update(), note()]))
+
+    found = read_mark(mark)
+    assert found is not None
+    assert (found.seq, found.n) == (4, 4)
+    assert caplog.text.count("can't be written") == 1
+    assert caplog.text.count("can be written again") == 1
+
+
+@sqlite_only
+def test_a_mark_that_cant_be_locked_is_refused(place: Place, path: Path, heard: Heard) -> None:
+    """Without the lock a second server would not be noticed, so there is no start."""
+    path.parent.mkdir(parents=True)
+    path.with_name("sigma9.db.main.head").mkdir()
+    with pytest.raises(JournalError, match=r"mark .* can't be opened and locked .*a second server"):
+        make(place, heard)
+
+
+@sqlite_only
 def test_new_file_beside_an_old_mark_is_a_new_journal(place: Place, path: Path, heard: Heard) -> None:
     """Where the file was moved away a new journal begins at 1, with an id of its own."""
     journal = make(place, heard)
@@ -1228,9 +1333,9 @@ def test_missing_events_are_refused(place: Place, heard: Heard) -> None:
 def test_journal_of_a_newer_version_is_refused(place: Place, heard: Heard) -> None:
     """Tables of a newer Sigma9 are not written to."""
     make(place, heard).close()
-    place.forge("INSERT INTO meta VALUES ('other', 99, '', 'schema', '7')")
+    place.forge("INSERT INTO meta (node, n, wall, key, value) VALUES ('other', 99, '', 'schema', '7')")
 
-    with pytest.raises(JournalError, match=r"newer Sigma9 \(tables 7, this one knows 1\)"):
+    with pytest.raises(JournalError, match=r"newer Sigma9 \(tables 7, this one knows 2\)"):
         make(place, heard)
 
 
@@ -1288,7 +1393,7 @@ def test_history_reads_beside_the_writer(journal: Journal, place: Place) -> None
     history.check()
     assert history._readers is not None
     with history._readers.connect() as connection, pytest.raises(Exception, match=r"read-?only"):
-        connection.exec_driver_sql("INSERT INTO meta VALUES ('x', 1, '', '', '')")
+        connection.exec_driver_sql("INSERT INTO meta (node, n, wall, key, value) VALUES ('x', 1, '', '', '')")
     history.close()
     assert journal.healthy
 

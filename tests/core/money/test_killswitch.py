@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from pytest_mock import MockerFixture
 
-from sigma9_core.commands import AdoptArgs, Scope
+from sigma9_core.commands import AdoptArgs, CancelAllArgs, Command, OrderArgs, Scope
 from sigma9_core.config import KillSwitchSettings, Settings
 from sigma9_core.contracts import BrokerPosition
-from sigma9_core.errors import CommandError, JournalError
+from sigma9_core.errors import BrokerRefused, CommandError, JournalError
 from sigma9_core.models import OrderRequest, OrderStatus
 from sigma9_core.money import killswitch as killswitch_module
 from sigma9_core.money.ids import is_kill_id, kill_id
@@ -747,3 +747,346 @@ async def test_a_foreign_order_whose_cancel_was_lost_is_asked_again(tmp_path: Pa
 
         await room.until(lambda: room.kill.body()["phase"] == "done")
         assert room.exchange.orders["7"].state == "cancelled"
+
+
+async def test_a_read_back_that_never_returns_holds_the_kill_up_for_a_moment_alone(
+    room: MoneyRoom, mocker: MockerFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broker that hangs on one read is asked again: the close goes out, and a reset gets its answer."""
+    monkeypatch.setattr(killswitch_module, "READ_WITHIN", 0.05)
+    await room.fill(await room.enter(), "10")
+    positions, hung = room.exchange.positions, True
+
+    async def hanging() -> Any:
+        if hung:
+            await asyncio.Event().wait()
+        return await positions()
+
+    mocker.patch.object(room.exchange, "positions", hanging)
+    await kill(room)
+    await room.until(lambda: "gave no answer (positions)" in str(room.kill.body()["error"]))
+    assert room.working(intent="kill") == []
+
+    hung = False
+    await room.closing()
+    await room.until(lambda: room.kill.body()["error"] is None)
+    hung = True
+    async with asyncio.timeout(3):
+        await room.kill.reset("seen", None, "api")
+
+
+async def test_cancels_go_out_side_by_side(room: MoneyRoom, mocker: MockerFixture) -> None:
+    """Cancels that hang hold up neither the others, nor the answer, nor the close of another symbol."""
+    await room.fill(await room.enter("IBM"), "10")
+    resting = [await room.buy(f"S{n}", order_type="limit", limit_price=Decimal(5)) for n in range(6)]
+    hanging = {order.order_id for order in resting[:2]}
+    cancel = room.exchange.cancel
+
+    async def hangs(order_id: str) -> None:
+        if order_id in hanging:
+            await asyncio.Event().wait()
+        await cancel(order_id)
+
+    mocker.patch.object(room.exchange, "cancel", hangs)
+    began = asyncio.get_running_loop().time()
+    answer = await kill(room)
+    assert asyncio.get_running_loop().time() - began < 1
+    assert [order.order_id for order in resting[2:]] == answer["cancelled_orders"]
+    assert hanging < set(answer["pending"])
+
+    await room.closing()
+    assert asyncio.get_running_loop().time() - began < 2
+
+
+async def test_a_cancel_that_could_not_leave_is_asked_again_at_once(
+    room: MoneyRoom, mocker: MockerFixture
+) -> None:
+    """Where the link is down in that moment, the cancel does not wait for the time after which one is lost."""
+    resting = await room.buy(order_type="limit", limit_price=Decimal(5))
+    ask, failures = room.desk.ask_cancel, [CommandError("broker_unavailable", "gone")]
+
+    async def away(order: Order) -> None:
+        if failures:
+            raise failures.pop()
+        await ask(order)
+
+    mocker.patch.object(room.desk, "ask_cancel", away)
+    await kill(room)
+    await room.until(lambda: resting.status is OrderStatus.CANCELLED, within=2)
+
+
+async def test_done_is_said_of_nothing_that_the_broker_shows(room: MoneyRoom, mocker: MockerFixture) -> None:
+    """An entry that fills while it is cancelled, and whose fill is told late, is not done."""
+    entry = await room.buy()
+    listener = room.exchange.listener
+
+    async def races(order_id: str) -> None:
+        room.exchange.listener = None
+        room.exchange.fill(order_id, Decimal(10), Decimal(60))
+        room.exchange.listener = listener
+        room.exchange.end(order_id, "cancelled", "cancelled")
+
+    mocker.patch.object(room.exchange, "cancel", races)
+    await kill(room)
+    await room.until(lambda: room.kill.body()["pending"] == ["AAPL"])
+    body = room.kill.body()
+    assert entry.status is OrderStatus.CANCELLED
+    assert body["phase"] != "done"
+    assert "the broker shows AAPL" in body["error"]
+
+    await room.path.reconciler.count_fills(room.path.link)
+    assert (await room.closing())[0].request.quantity == 60
+    await fill_closes(room)
+    await room.until(lambda: room.kill.body()["phase"] == "done")
+
+
+async def test_a_restart_compares_with_the_broker_before_it_says_done(tmp_path: Path) -> None:
+    """A kill that was done is not done where the broker shows shares that nobody knows by now."""
+    async with MoneyRoom(tmp_path) as room:
+        await kill(room, scope=Scope(strategy="test"))
+        await room.until(lambda: room.kill.body()["phase"] == "done")
+    after = room.again()
+    async with after:
+        await after.until(lambda: after.kill.body()["phase"] == "done")
+        after.exchange.holdings["MSFT"] = Decimal(5)
+        after.kill.go_on()
+        await after.until(lambda: after.kill.body()["pending"] == ["MSFT"])
+        assert after.kill.body()["phase"] != "done"
+
+
+async def test_a_failed_reset_leaves_no_unlatched_file(room: MoneyRoom, mocker: MockerFixture) -> None:
+    """Where the disk fails after the bytes are in, the kill is written again: a restart knows of it."""
+    await kill(room)
+    await room.until(lambda: room.kill.body()["phase"] == "done")
+    flush = mocker.patch("sigma9_core.money.latch._flush", side_effect=OSError(5, "Input/output error"))
+    with pytest.raises(CommandError, match="the kill stays on"):
+        await room.kill.reset("seen", None, "api")
+    assert room.kill.body()["latched"] is False
+    mocker.stop(flush)
+    await room.until(lambda: room.kill.body()["latched"])
+
+    assert [scope.key for scope in room.latch.read().scopes] == [None]
+
+
+async def test_two_kills_tell_of_the_one_with_furthest_to_go(room: MoneyRoom) -> None:
+    """Beside a global halt that is done, a scope that still flattens is what the state tells of."""
+    await room.fill(await room.enter("MSFT"), "10")
+    gone = await room.buy("AAPL", order_type="limit", limit_price=Decimal(5))
+    await kill(room, scope=Scope(symbol="AAPL"))
+    await kill(room, scope=Scope(symbol="MSFT"))
+    close = (await room.closing())[0]
+    body = room.kill.body()
+    assert (body["state"], body["phase"]) == ("OFF", "flattening")
+    assert body["pending"] == [close.order_id, "MSFT"]
+    assert gone.order_id in body["cancelled"]
+
+    await kill(room, flatten=False)
+    await room.until(lambda: room.kill._kills[None].phase == "done")
+    body = room.kill.body()
+    assert (body["state"], body["phase"], body["reason"]) == ("ON", "flattening", "test")
+    assert "MSFT" in body["pending"]
+
+
+async def test_kills_over_one_position_send_one_close_and_refuse_none(room: MoneyRoom) -> None:
+    """Three scopes over one position: one close, and no order that the gate refuses."""
+    await room.fill(await room.enter(), "10")
+    await asyncio.gather(
+        kill(room), kill(room, scope=Scope(symbol="AAPL")), kill(room, scope=Scope(strategy="test"))
+    )
+    await room.closing()
+    await room.desk.settle()
+
+    assert len(room.working(intent="kill")) == 1
+    assert all(getattr(event.data, "event", None) != "risk_rejected" for event in room.events)
+    assert room.kill.body()["error"] is None
+
+
+async def test_a_reset_leaves_the_close_of_another_kill(room: MoneyRoom) -> None:
+    """The global kill's close works on where a narrower kill is reset."""
+    await room.fill(await room.enter(), "10")
+    await kill(room, scope=Scope(symbol="AAPL"))
+    await kill(room)
+    close = (await room.closing())[0]
+    await room.kill.reset("the rest is enough", Scope(symbol="AAPL"), "api")
+
+    assert close.working
+    assert close.order_id not in room.exchange.cancels
+
+
+async def test_a_kill_s_close_waits_for_no_other_decision(room: MoneyRoom) -> None:
+    """However long the rules think of other orders, a kill's own order is decided at once."""
+    await room.fill(await room.enter(), "10")
+    async with room.desk._decisions:
+        await kill(room)
+        await room.closing()
+
+
+async def test_an_answer_tells_whether_it_is_latched(room: MoneyRoom, mocker: MockerFixture) -> None:
+    """Who kills hears that a restart would not know of it."""
+    assert (await kill(room))["latched"] is True
+    mocker.patch.object(room.latch, "write", side_effect=OSError(28, "No space left on device"))
+    assert (await kill(room, scope=Scope(symbol="AAPL")))["latched"] is False
+
+
+async def test_a_kill_of_a_symbol_that_is_not_ours_says_so(room: MoneyRoom) -> None:
+    """`aapl` beside a held AAPL closes the gate for aapl, and the answer names the one that is held."""
+    await room.fill(await room.enter("AAPL"), "10")
+    note = (await kill(room, scope=Scope(symbol="aapl")))["note"]
+    assert "nothing of ours has the symbol aapl" in note
+    assert "AAPL" in note
+    assert (await room.buy("aapl")).rule == "kill_switch"
+
+    assert "note" not in await kill(room, scope=Scope(symbol="AAPL"))
+
+
+async def test_closes_wait_until_the_broker_is_read_back(room: MoneyRoom, mocker: MockerFixture) -> None:
+    """Cancels go out at once after a reconnect; what is closed is sized from books that are up to date."""
+    await room.fill(await room.enter(), "10")
+    resting = await room.buy("MSFT", order_type="limit", limit_price=Decimal(5))
+    room.path.link._ready.clear()
+    await kill(room)
+    await room.until(lambda: room.kill.body()["detail"] == "waiting_for_broker")
+    await asyncio.sleep(0.4)
+    assert resting.status is OrderStatus.CANCELLED
+    assert room.working(intent="kill") == []
+    assert len(room.working(protective=True)) == 1
+    assert "not read back yet" in room.kill.body()["error"]
+
+    room.path.link._ready.set()
+    await room.closing()
+    await room.until(lambda: room.kill.body()["error"] is None)
+
+
+async def test_a_drill_that_waited_for_the_market_does_not_count(room: MoneyRoom, mocker: MockerFixture) -> None:
+    """Nothing was closed, so it was no drill."""
+    mocker.patch.object(killswitch_module, "DRILL_ROUNDS", 2)
+    await room.fill(await room.enter(), "10")
+    room.clock.advance(room.clock.now() + timedelta(hours=7))
+    result = await room.kill.drill("api")
+
+    assert (result["phase"], result["detail"]) == ("flattening", "waiting_for_market")
+    assert room.kill.body()["last_drill"] is None
+
+
+async def test_a_restart_knows_the_last_drill(tmp_path: Path) -> None:
+    """It is written in the trail."""
+    async with MoneyRoom(tmp_path) as room:
+        await room.kill.drill("api")
+        drilled = room.kill.body()["last_drill"]
+    async with room.again() as after:
+        assert drilled is not None
+        assert after.kill.body()["last_drill"] == drilled
+
+
+async def test_a_stop_shrinks_to_its_position_while_the_close_waits(room: MoneyRoom) -> None:
+    """An entry that had filled in part: its stop must not turn the position round while the market is closed."""
+    entry = await room.enter()
+    await room.fill(entry, "10", 60)
+    stop = room.working(protective=True)[0]
+    room.clock.advance(room.clock.now() + timedelta(hours=7))
+    await kill(room)
+    await room.until(lambda: stop.request.quantity == 60)
+
+    assert room.kill.body()["detail"] == "waiting_for_market"
+    assert room.exchange.orders[stop.order_id].request.quantity == 60
+    await room.fill(stop, "9")
+    assert room.exchange.holdings["AAPL"] == 0
+    await room.until(lambda: room.kill.body()["phase"] == "done")
+
+
+async def test_a_stop_that_could_not_shrink_is_tried_again(room: MoneyRoom, mocker: MockerFixture) -> None:
+    """Without market data the kill itself looks after it."""
+    replace, failures = room.exchange.replace, [BrokerRefused("not now")]
+
+    async def refuses(order: Any) -> None:
+        if failures:
+            raise failures.pop()
+        await replace(order)
+
+    mocker.patch.object(room.exchange, "replace", refuses)
+    await room.fill(await room.enter(), "10", 60)
+    stop = room.working(protective=True)[0]
+    room.clock.advance(room.clock.now() + timedelta(hours=7))
+    await kill(room)
+    await room.until(lambda: not failures)
+    await room.desk.settle()
+    assert stop.request.quantity == 100
+    room.clock.advance(room.clock.now() + timedelta(seconds=6))
+    await room.until(lambda: stop.request.quantity == 60)
+
+
+async def test_a_stop_does_not_move_under_a_flatten(room: MoneyRoom) -> None:
+    """It shrinks, and a person can make of it nothing else."""
+    await room.fill(await room.enter(), "10")
+    stop = room.working(protective=True)[0]
+    room.clock.advance(room.clock.now() + timedelta(hours=7))
+    await kill(room)
+    changes: dict[str, Any]
+    for changes in ({"stop_price": Decimal(9)}, {"quantity": Decimal(50)}, {"quantity": Decimal(120)}):
+        with pytest.raises(CommandError) as refused:
+            await room.desk.modify(stop.order_id, changes)
+        assert refused.value.code == "killed"
+
+
+@pytest.mark.parametrize(
+    "kind", [{"order_type": "stop", "stop_price": 9}, {"order_type": "trailing_stop", "trail_percent": 5}]
+)
+async def test_a_person_s_own_stop_guards_until_the_close_can_go(room: MoneyRoom, kind: dict[str, Any]) -> None:
+    """Overnight a flatten leaves it, since it is what guards the position; it gives way to the close."""
+    await room.fill(await room.buy(), "10")
+    args = OrderArgs(symbol="AAPL", side="sell", quantity=100, time_in_force="gtc", **kind)
+    placed = await room.path.place(args, Command("place_order", {}, "api", id="p1"), ())
+    stop = room.desk.orders[placed["order"]["order_id"]]
+    assert room.path.portfolio.position("AAPL").protected
+    kept = await room.path.cancel_all(CancelAllArgs())
+    assert kept["cancelled"] == []
+
+    room.clock.advance(room.clock.now() + timedelta(hours=7))
+    await kill(room)
+    await room.until(lambda: room.kill.body()["detail"] == "waiting_for_market")
+    assert stop.working
+    assert room.exchange.cancels == []
+
+    room.clock.advance(room.clock.now() + timedelta(hours=17.5))
+    await room.until(lambda: room.working(intent="kill"), within=5)
+    assert stop.status is OrderStatus.CANCELLED
+
+
+async def test_a_person_s_own_stop_does_not_move_the_guard_s(room: MoneyRoom) -> None:
+    """Beside the protective stop of the entry it has a price of its own."""
+    await room.fill(await room.enter(), "10")
+    guards = room.working(protective=True)[0]
+    price = guards.request.stop_price
+    args = OrderArgs(symbol="AAPL", side="sell", quantity=100, order_type="stop", stop_price=9.9)
+    placed = await room.path.place(args, Command("place_order", {}, "api", id="p1"), ())
+    await room.desk.modify(placed["order"]["order_id"], {"stop_price": Decimal("9.95")})
+    await room.tick("AAPL", 10)
+
+    assert room.exits.guards["AAPL"].stop_price == price
+    assert guards.working
+    assert guards.request.stop_price == price
+
+
+async def test_a_failed_reset_says_that_it_is_not_latched(room: MoneyRoom, mocker: MockerFixture) -> None:
+    """Until the kill is written again, which may take a while, nobody is told that a restart knows of it."""
+    await kill(room)
+    await room.until(lambda: room.kill.body()["phase"] == "done")
+    write, slow, calls = room.latch.write, threading.Event(), 0
+
+    def first_fails(state: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 1:
+            slow.wait(5)
+        write(state)
+        if calls == 1:
+            raise OSError(5, "Input/output error")
+
+    mocker.patch.object(room.latch, "write", first_fails)
+    with pytest.raises(CommandError, match="the kill stays on"):
+        await room.kill.reset("seen", None, "api")
+    assert room.kill.body()["latched"] is False
+
+    slow.set()
+    await room.until(lambda: room.kill.body()["latched"])
+    assert [scope.key for scope in room.latch.read().scopes] == [None]

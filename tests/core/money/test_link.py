@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from sigma9_core.contracts import BrokerHealth
-from sigma9_core.errors import CommandError
+from sigma9_core.errors import BrokerError, CommandError
+from sigma9_core.models import OrderStatus
 from sigma9_core.money import link as link_module
 from sigma9_core.testing.money_room import MoneyRoom
 
@@ -195,3 +196,52 @@ async def test_every_change_of_health_is_told(room: MoneyRoom) -> None:
 
     assert room.changes == ["broker", "broker"]
     assert (link.health, link.state, link.ready) == (UP, "connected", True)
+
+
+async def test_a_reconciliation_that_fails_after_the_link_came_back_is_repeated(room: MoneyRoom) -> None:
+    """Until one has succeeded nothing is called up to date; then what ended is known, and guarded anew."""
+    order = await room.enter("AAPL", 100)
+    await room.fill(order, "10")
+    (stop,) = room.working(protective=True)
+    link, listener, read, tries = room.path.link, room.exchange.listener, room.exchange.executions, 0
+
+    async def failing(since: Any) -> Any:
+        nonlocal tries
+        tries += 1
+        if tries < 3:
+            raise BrokerError("the executions can't be read")
+        return await read(since)
+
+    link.on_health(BrokerHealth("up", "down", "down"))
+    room.exchange.listener = None
+    room.exchange.end(stop.order_id, "cancelled", "by a person")
+    room.exchange.listener, room.exchange.executions = listener, failing  # type: ignore[method-assign]
+    link.on_health(UP)
+    assert room.desk.behind()
+    await room.until(lambda: link.error is not None)
+    assert not link.ready
+    assert room.desk.behind()
+    await room.until(lambda: link.ready)
+
+    assert (link.error, room.desk.behind(), stop.status) == (None, False, OrderStatus.CANCELLED)
+    await room.until(lambda: room.path.portfolio.position("AAPL").protected)
+
+
+async def test_a_link_that_goes_away_again_ends_no_attempts(room: MoneyRoom) -> None:
+    """A link that flaps while a reconciliation waits for its next try is reconciled all the same."""
+    link, read, fails = room.path.link, room.exchange.executions, True
+
+    async def failing(since: Any) -> Any:
+        if fails:
+            raise BrokerError("the executions can't be read")
+        return await read(since)
+
+    room.exchange.executions = failing  # type: ignore[method-assign]
+    for _ in range(2):
+        link.on_health(BrokerHealth("up", "down", "down"))
+        link.on_health(UP)
+        await room.until(lambda: link.error is not None and not link.ready)
+    fails = False
+    await room.until(lambda: link.ready)
+
+    assert not room.desk.behind()

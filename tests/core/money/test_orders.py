@@ -125,6 +125,37 @@ def test_the_rest_of_a_partly_filled_order_is_cancelled_not_rejected() -> None:
 
     assert order.take("rejected", reason="no more") is OrderStatus.CANCELLED
 
+    changed = make()  # also where its newest event is another one
+    changed.take("filled", fill=fill(40))
+    changed.take("replaced")
+    assert changed.take("rejected", reason="no more") is OrderStatus.CANCELLED
+
+
+def test_a_change_down_to_what_has_filled_ends_the_order() -> None:
+    """Nothing remains of the new quantity when the change is confirmed: the order has filled."""
+    order = make()
+    order.take("filled", fill=fill(40))
+    order.replacement = order.request.model_copy(update={"quantity": Decimal(50)})
+    order.take("filled", fill=fill(10, number=2))
+
+    assert order.take("replaced") is OrderStatus.FILLED
+    assert not order.working
+    assert (order.view().quantity, order.view().filled_quantity) == (Decimal(50), Decimal(50))
+
+
+def test_a_price_that_is_being_changed_is_shown_beside_the_present_one() -> None:
+    """Until the change is confirmed either may be at the exchange, and one of them is: a group of their own."""
+    order = make()
+    assert order.possible() == (order.view(),)
+
+    order.replacement = order.request.model_copy(update={"quantity": Decimal(150)})
+    assert [shown.quantity for shown in order.possible()] == [150]
+
+    order.replacement = order.request.model_copy(update={"limit_price": Decimal(12)})
+    now, then = order.possible()
+    assert now == order.view().model_copy(update={"oca_group": order.order_id})
+    assert then == now.model_copy(update={"limit_price": Decimal(12)})
+
 
 @given(st.lists(st.sampled_from(MESSAGES), max_size=30))
 def test_no_sequence_brings_an_ended_order_back(messages: list[Message]) -> None:
@@ -141,6 +172,7 @@ def test_no_sequence_brings_an_ended_order_back(messages: list[Message]) -> None
         ended = ended or not order.working
         assert order.filled == traded
         assert not (ended and order.working)
+        assert order.remaining or not order.working
 
 
 def test_ids_are_unique_and_rise() -> None:

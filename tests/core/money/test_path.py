@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from pytest_mock import MockerFixture
 
+from sigma9_core.clock import SteppedClock
 from sigma9_core.commands import (
     AdoptArgs,
     BracketArgs,
@@ -23,10 +24,11 @@ from sigma9_core.commands import (
     KillArgs,
     ModifyOrderArgs,
     OrderArgs,
+    SettleArgs,
 )
 from sigma9_core.contracts import BrokerAccount, BrokerOrder, BrokerPosition, BrokerReport, RiskView, Signal, Trip
 from sigma9_core.errors import BrokerError, CommandError, JournalError
-from sigma9_core.models import ExitPlan, OrderStatus, RuleUsage, Slice, Trade, Verdict
+from sigma9_core.models import ExitPlan, OrderRequest, OrderStatus, RuleUsage, Slice, Trade, Verdict
 from sigma9_core.money import path as path_module
 from sigma9_core.money.orders import Order
 from sigma9_core.money.records import CommandRecord
@@ -114,6 +116,9 @@ async def test_a_refused_order_is_answered_with_rule_and_numbers(room: MoneyRoom
     assert refusal(caught) == ("risk_rejected", "allow_all: this symbol is refused")
     assert caught.value.details["rule"] == "allow_all"
     assert [verdict["outcome"] for verdict in caught.value.details["verdicts"]] == ["refuse"]
+    refused = room.journal.order(caught.value.details["order_id"])
+    assert refused is not None
+    assert refused.rule == "allow_all"
     assert room.exchange.submitted == []
 
 
@@ -233,6 +238,45 @@ async def test_a_change_of_nothing_is_invalid(room: MoneyRoom) -> None:
         await room.path.modify(ModifyOrderArgs(order_id=order_id), command("modify_order"), [])
 
     assert refusal(caught) == ("invalid", "name at least one field that changes, such as limit_price")
+
+
+@pytest.mark.parametrize(
+    ("terms", "changes", "field", "sentence"),
+    [
+        ({}, {"limit_price": 9}, "limit_price", "limit_price does not go with a market order"),
+        (
+            {"order_type": "stop", "stop_price": Decimal(11)},
+            {"limit_price": 9, "quantity": 1000},
+            "limit_price",
+            "limit_price does not go with a stop order",
+        ),
+        (
+            {"order_type": "limit", "limit_price": Decimal(9)},
+            {"stop_price": 8, "trail_amount": 1},
+            "stop_price",
+            "stop_price does not go with a limit order; trail_amount does not go with a limit order",
+        ),
+        (
+            {"order_type": "trailing_stop", "trail_percent": Decimal(2)},
+            {"trail_amount": 1},
+            "trail_percent",
+            "trail_percent does not go with trail_amount: give one of the two",
+        ),
+    ],
+)
+async def test_a_change_fits_the_type_of_the_order(
+    room: MoneyRoom, terms: dict[str, Any], changes: dict[str, Any], field: str, sentence: str
+) -> None:
+    """A price that does not go with the order's type is invalid, as it is with a new order; nothing is judged."""
+    order = room.desk.orders[(await place(room, **terms))["order"]["order_id"]]
+    before, numbered = order.request, room.journal.last_seq
+    args = ModifyOrderArgs.model_validate({"order_id": order.order_id, **changes})
+    with pytest.raises(CommandError) as caught:
+        await room.path.modify(args, command("modify_order"), [])
+
+    assert refusal(caught) == ("invalid", sentence)
+    assert caught.value.details["field"] == field
+    assert (order.request, room.journal.last_seq) == (before, numbered)
 
 
 async def test_a_change_that_a_rule_refuses_leaves_the_order(room: MoneyRoom, mocker: MockerFixture) -> None:
@@ -704,8 +748,22 @@ async def test_a_rule_s_use_is_shown(room: MoneyRoom) -> None:
     assert room.bodies["risk"] == {
         "rules": [
             {"rule": "allow_all", "enabled": True, "used": None, "limit": None, "tripped": False, "until": None}
-        ]
+        ],
+        "held": [],
     }
+
+
+async def test_a_symbol_that_is_held_is_shown(room: MoneyRoom) -> None:
+    """Whose position can't be explained is named with the reason, until it can be."""
+    await room.fill(await room.buy("AAPL", 100), "10")
+    room.exchange.holdings["AAPL"] = Decimal(60)
+    await room.path.reconciler.run(room.path.link)
+    room.path._show()
+    (held,) = (room.bodies["risk"] or {})["held"]
+    assert held["symbol"] == "AAPL"
+    assert "the broker has 60" in held["reason"]
+    await room.path.settle_position(*settling())
+    await room.until(lambda: (room.bodies["risk"] or {})["held"] == [])
 
 
 # --- what a restart takes back ----------------------------------------------------------------------------------
@@ -838,6 +896,63 @@ async def test_a_fill_during_the_reconciliation_is_no_transfer(room: MoneyRoom) 
     assert room.path.portfolio.quantity("MSFT") == 100
     assert room.path.portfolio.account().cash == room.exchange.cash == Decimal(99_100)
     assert room.journal.notes("transfer", 10) == []
+
+
+async def test_cash_is_looked_at_while_connected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A withdrawal shows within the minute, a person's purchase with the position that it made."""
+    monkeypatch.setattr(path_module, "READ_BACK_EVERY", 0.01)
+    async with MoneyRoom(tmp_path) as quick:
+        await quick.tick("AAPL", 100)
+        monkeypatch.setattr(path_module, "CASH_EVERY", 0.0)
+        quick.exchange.cash -= 90_000
+        await quick.until(lambda: quick.path.portfolio.account().equity == 10_000)
+        assert quick.path.portfolio.account().buying_power == 10_000
+        monkeypatch.setattr(path_module, "CASH_EVERY", 1e9)
+        quick.exchange.holdings["AAPL"] = Decimal(50)
+        quick.exchange.cash -= 5000
+        await quick.until(lambda: quick.path.portfolio.cash == 5000)
+        account = quick.path.portfolio.account()
+        assert (account.equity, account.day_pnl) == (Decimal(10_000), Decimal(0))
+
+
+async def test_cash_ahead_of_its_fill_is_no_transfer(room: MoneyRoom, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker that may be late is believed once it has shown the same for a while, with no order in doubt."""
+    monkeypatch.setattr(path_module, "CASH_EVERY", float("-inf"))
+    now = 0.0
+    monkeypatch.setattr(path_module, "monotonic", lambda: now)
+    room.exchange.immediate = False
+
+    async def look(seconds: float) -> list[Any]:
+        nonlocal now
+        now += seconds
+        await room.path._watch_cash(changed=False)
+        await room.desk.settle()
+        return [note.body["amount"] for note in room.journal.notes("transfer", 10)]
+
+    order = await room.buy()
+    room.exchange.cash -= 1000
+    assert await look(1) == await look(20) == []
+    room.exchange.cash += 1000
+    await room.fill(order, "10")
+    assert await look(20) == await look(20) == []
+
+    room.exchange.cash += 500
+    assert await look(1) == await look(20) == []
+    await room.fill(await room.buy("MSFT", 1), "10")  # it begins anew where our own cash has moved
+    assert await look(20) == await look(20) == []
+    assert await look(20) == ["500"]
+    assert room.path.portfolio.cash == room.exchange.cash
+
+
+async def test_cash_waits_while_an_order_is_in_doubt(room: MoneyRoom, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an order without an answer has done to cash is not known: nothing is taken for a transfer."""
+    monkeypatch.setattr(path_module, "CASH_EVERY", 0.0)
+    room.exchange.faults.add("lost_ack")
+    await room.buy()
+    room.exchange.cash -= 1000
+    await room.path._watch_cash(changed=True)
+
+    assert room.path.portfolio.cash == 100_000
 
 
 # --- a bust -----------------------------------------------------------------------------------------------------
@@ -1027,3 +1142,329 @@ async def test_nobody_trades_until_the_broker_is_reconciled(room: MoneyRoom) -> 
         answer.set()
         await after.path.link.wait_ready()
         assert (await close(after, "AAPL"))["orders"]
+
+
+# --- which day it belongs to, and what a crash leaves of it --------------------------------------------------
+
+
+def day_of(room: MoneyRoom) -> tuple[str | None, float | None]:
+    """Give the trading day and its result."""
+    result = room.path.portfolio.account().day_pnl
+    return room.path.portfolio.days_memory()["day"], None if result is None else float(result)
+
+
+async def stopped(room: MoneyRoom) -> Order:
+    """Enter 100 at 10 and give the stop that guards it."""
+    await room.tick("AAPL", 10)
+    await room.fill(await room.enter("AAPL", 100), "10")
+    await room.tick("AAPL", 10)
+    await room.until(lambda: room.path.portfolio.position("AAPL").protected)
+    return room.working(protective=True)[0]
+
+
+async def test_a_loss_of_today_that_a_start_learns_is_of_today(tmp_path: Path) -> None:
+    """The day begins before what was missed is counted, so that the daily limit sees it."""
+    async with MoneyRoom(tmp_path) as room:
+        stop = await stopped(room)
+    room.clock.advance(SESSIONS[1].open + timedelta(minutes=5))
+    room.exchange.fill(stop.order_id, Decimal(5))
+    async with room.again() as after:
+        assert day_of(after) == ("2026-03-03", -500)
+        await after.tick("MSFT", 20)
+        assert day_of(after) == ("2026-03-03", -500)
+
+
+async def test_a_loss_of_yesterday_that_a_start_learns_is_of_yesterday(tmp_path: Path) -> None:
+    """What happened before the day began is no result of it, whenever it is learnt; another start agrees."""
+    async with MoneyRoom(tmp_path) as room:
+        stop = await stopped(room)
+    room.clock.advance(SESSIONS[0].close - timedelta(minutes=5))
+    room.exchange.fill(stop.order_id, Decimal(5))
+    room.clock.advance(SESSIONS[1].open + timedelta(minutes=5))
+    async with room.again() as after:
+        assert day_of(after) == ("2026-03-03", 0)
+        assert after.path.portfolio.account().realized_pnl == 0
+        assert after.path.portfolio.realized == -500
+        again = await after.crash()
+    async with again:
+        assert day_of(again) == ("2026-03-03", 0)
+
+
+async def test_a_fill_before_the_first_price_of_the_day_is_of_the_day(tmp_path: Path) -> None:
+    """A gap that a stop meets at the open is a loss of the new day, though no slice has come yet."""
+    async with MoneyRoom(tmp_path) as room:
+        stop = await stopped(room)
+        room.clock.advance(SESSIONS[1].open + timedelta(seconds=1))
+        await room.fill(stop, "5")
+        assert day_of(room) == ("2026-03-03", -500)
+
+
+async def test_a_start_in_the_evening_counts_for_the_session_that_is_over(tmp_path: Path) -> None:
+    """A loss of the session that has just closed does not wait for the next one's day."""
+    async with MoneyRoom(tmp_path) as room:
+        stop = await stopped(room)
+    room.clock.advance(SESSIONS[1].close - timedelta(minutes=5))
+    room.exchange.fill(stop.order_id, Decimal(5))
+    room.clock.advance(SESSIONS[1].close + timedelta(hours=2))
+    async with room.again() as after:
+        assert day_of(after) == ("2026-03-03", -500)
+
+
+async def test_a_crash_leaves_peak_and_prices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are noted while they move: the next day begins where the last one ended, and no kill fires for it."""
+    monkeypatch.setattr(path_module, "NOTE_EVERY", 0.0)
+    room = MoneyRoom(tmp_path)
+    async with room:
+        await room.tick("AAPL", 10)
+        await room.fill(await room.buy("AAPL", 100), "10")
+        for price in (11, 10.5, 9.6):
+            await room.tick("AAPL", price)
+        await room.desk.settle()
+        after = await room.crash()
+    after.clock.advance(SESSIONS[1].open + timedelta(seconds=1))
+    async with after:
+        assert after.path.portfolio.days_memory()["peak"] == "100.0"
+        await after.tick("AAPL", 9.35)
+        assert day_of(after) == ("2026-03-03", -25)
+
+
+async def test_the_day_s_marks_are_noted_when_they_matter(room: MoneyRoom) -> None:
+    """At each open and close of a position, and when the session ends; not at every price."""
+    await room.tick("AAPL", 10)
+
+    async def noted() -> int:
+        await room.desk.settle()
+        return len(room.journal.notes("days", 1000))
+
+    before = await noted()
+    order = await room.buy("AAPL", 100)
+    await room.fill(order, "10", 50)
+    await room.fill(order, "10", 50)
+    for price in (10.1, 10.2, 10.3):
+        await room.tick("AAPL", price)
+    assert await noted() == before + 1
+    await room.fill(await room.buy("AAPL", 100, side="sell", intent="reduce"), "10")
+    assert await noted() == before + 2
+    room.clock.advance(SESSIONS[0].close)
+    await room.tick("MSFT", 20)
+    await room.tick("MSFT", 20)
+    assert await noted() == before + 3
+
+
+async def test_only_the_clock_begins_a_day(room: MoneyRoom, caplog: pytest.LogCaptureFixture) -> None:
+    """Data far ahead begin no day and are told of once a minute; late ones don't go back to the old day."""
+    await room.tick("AAPL", 10)
+    for _ in range(2):
+        ahead = SESSIONS[1].open + timedelta(minutes=5)
+        await room.path.on_market(Slice(ahead, trades=(Trade("AAPL", ahead, 10.0, 1.0),)))
+    assert day_of(room)[0] == "2026-03-02"
+    assert room.path.slices_ahead == 2
+    assert caplog.text.count("ahead of the clock") == 1
+    await room.tick("AAPL", 10.5)
+    mark = room.path.portfolio.mark_of("AAPL")
+    assert mark is not None
+    assert (mark.price, mark.ts) == (Decimal("10.5"), room.clock.now())
+
+    room.clock.advance(SESSIONS[1].open - timedelta(seconds=1))
+    just = SESSIONS[1].open + timedelta(seconds=1)
+    await room.path.on_market(Slice(just, trades=(Trade("AAPL", just, 10.0, 1.0),)))
+    assert day_of(room)[0] == "2026-03-03"
+    await room.desk.settle()
+    before = len(room.journal.notes("days", 100))
+    late = SESSIONS[0].open + timedelta(hours=5)
+    for _ in range(5):
+        await room.path.on_market(Slice(late, trades=(Trade("MSFT", late, 10.0, 1.0),)))
+        await room.path.on_market(Slice(just, trades=(Trade("AAPL", just, 10.0, 1.0),)))
+    await room.desk.settle()
+    assert len(room.journal.notes("days", 100)) == before
+
+
+# --- a position that can't be explained -----------------------------------------------------------------------
+
+
+def settling(symbol: str = "AAPL") -> tuple[SettleArgs, Command]:
+    """Make the command of a person."""
+    return SettleArgs(symbol=symbol, reason="sold by phone"), Command("settle_position", {}, "api", actor="me")
+
+
+async def test_a_person_settles_what_can_t_be_explained(room: MoneyRoom) -> None:
+    """The books take the broker's quantity, for a reason and without a result; exits and gate follow, for good."""
+    await room.fill(await room.enter("AAPL", 100), "10")
+    await room.tick("AAPL", 11)
+    room.exchange.holdings["AAPL"] = Decimal(60)
+    room.exchange.cash += 440
+    for _ in range(2):
+        await room.path.reconciler.look_around(room.path.link)
+    assert room.path.gate.closed_for(OrderRequest(symbol="AAPL", side="sell", quantity=Decimal(1))) is not None
+    answer = await room.path.settle_position(*settling())
+    await room.path._settle_cash(at_once=True)
+
+    assert (answer["before"], answer["position"]["quantity"]) == (100, 60)
+    assert room.path.reconciler.unexplained == {}
+    assert room.path.portfolio.account().day_pnl == 100
+    await room.until(lambda: [o.request.quantity for o in room.working(protective=True)] == [60])
+    note = room.journal.notes("settlement", 1)[0].body
+    assert (note["before"], note["after"], note["reason"], note["actor"]) == ("100", "60", "sold by phone", "me")
+    assert [r.fill.exec_id[:8] for r in room.journal.fills() if r.recovered] == ["settled-"]
+    async with await room.crash() as after:
+        assert after.path.portfolio.quantity("AAPL") == 60
+        assert after.path.portfolio.cash == after.exchange.cash
+        assert after.path.reconciler.unexplained == {}
+
+
+async def test_a_settled_position_that_is_gone_has_no_exits(room: MoneyRoom) -> None:
+    """Where the broker has nothing, nothing is guarded any more, and a kill comes to its end."""
+    await room.fill(await room.enter("AAPL", 100), "10")
+    await room.tick("AAPL", 11)
+    room.exchange.holdings["AAPL"] = Decimal(0)
+    for _ in range(2):
+        await room.path.reconciler.look_around(room.path.link)
+    await room.path.settle_position(*settling())
+
+    await room.until(lambda: not room.exits.guards and not room.desk.open_orders())
+    assert room.path.portfolio.positions() == ()
+
+
+async def test_only_what_is_held_can_be_settled(room: MoneyRoom) -> None:
+    """What is explained, was so by now, or moves at this moment, is refused with the reason."""
+    await room.fill(await room.buy("AAPL", 100), "10")
+
+    async def refused() -> tuple[str, str]:
+        with pytest.raises(CommandError) as caught:
+            await room.path.settle_position(*settling())
+        return caught.value.code, caught.value.message
+
+    assert (await refused())[0] == "not_found"
+    room.exchange.holdings["AAPL"] = Decimal(60)
+    await room.path.reconciler.run(room.path.link)
+    room.exchange.holdings["AAPL"] = Decimal(70)
+    assert "has just moved" in (await refused())[1]
+    room.exchange.faults.add("lost_ack")
+    await room.buy("MSFT", 1)
+    assert "in doubt" in (await refused())[1]
+    room.exchange.faults.clear()
+    await room.path.reconciler.resolve_unknown(room.path.link)
+    room.exchange.holdings["AAPL"] = Decimal(100)
+    assert (await refused())[0] in ("conflict", "not_found")
+    assert [record.fill.exec_id for record in room.journal.fills()] == ["x1"]
+
+
+# --- a close whose exit has filled without our knowing it ------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", [30, 100])
+async def test_a_close_is_sized_from_what_the_broker_has(room: MoneyRoom, share: int) -> None:
+    """The stop's fill, of which no report has come, is counted first: nothing is sold twice."""
+    await room.fill(await room.enter("AAPL", 100), "10")
+    await room.until(lambda: room.path.portfolio.position("AAPL").protected)
+    (stop,) = room.working(protective=True)
+    listener, room.exchange.listener = room.exchange.listener, None
+    room.exchange.fill(stop.order_id, Decimal("9.8"), Decimal(share))
+    room.exchange.listener = listener
+    args, command = CloseArgs(symbol="AAPL"), Command("close_position", {}, "api")
+    if share == 100:
+        with pytest.raises(CommandError, match="flat already"):
+            await room.path.close(args, command, [])
+    else:
+        answer = await room.path.close(args, command, [])
+        assert [order["quantity"] for order in answer["orders"]] == [70]
+    assert room.path.portfolio.quantity("AAPL") == 100 - share
+
+
+async def test_a_close_waits_where_books_and_broker_differ(room: MoneyRoom) -> None:
+    """What the broker does not have can't be closed, and what can't be read is not closed blindly."""
+    await room.fill(await room.buy("AAPL", 100), "10")
+    room.exchange.holdings["AAPL"] = Decimal(0)
+    args, command = CloseArgs(symbol="AAPL"), Command("close_position", {}, "api")
+    with pytest.raises(CommandError, match="the broker has 0") as caught:
+        await room.path.close(args, command, [])
+    assert caught.value.code == "busy"
+
+    async def silent() -> Any:
+        raise BrokerError("no answer")
+
+    room.exchange.positions = silent  # type: ignore[method-assign]
+    with pytest.raises(CommandError, match="nothing was sent") as caught:
+        await room.path.close(args, command, [])
+    assert caught.value.code == "broker_unavailable"
+    assert len(room.exchange.submitted) == 1
+
+
+async def test_a_close_takes_no_more_than_is_ours(room: MoneyRoom) -> None:
+    """Shares that a person has added at the broker are left alone."""
+    await room.fill(await room.buy("AAPL", 100), "10")
+    room.exchange.holdings["AAPL"] = Decimal(150)
+    answer = await room.path.close(CloseArgs(symbol="AAPL"), Command("close_position", {}, "api"), [])
+
+    assert [order["quantity"] for order in answer["orders"]] == [100]
+
+
+async def test_entries_count_for_their_day_before_and_after_hours(tmp_path: Path) -> None:
+    """The day is the date in New York, for the desk and for a restart alike: none is forgotten, none moves."""
+    clock = SteppedClock("simulated", SESSIONS[0].open - timedelta(hours=2))
+
+    async def entries(room: MoneyRoom, moment: datetime) -> int:
+        clock.advance(moment)
+        await room.buy("AAPL", 1, order_type="limit", limit_price=Decimal(9))
+        await room.desk.settle()
+        return room.desk.view().entries_today
+
+    async with MoneyRoom(tmp_path, clock=clock) as room:
+        assert await entries(room, SESSIONS[0].open - timedelta(hours=1)) == 1
+        after = await room.crash()
+    async with after:
+        assert await entries(after, SESSIONS[0].open + timedelta(hours=1)) == 2
+        late = datetime(2026, 3, 3, 1, tzinfo=UTC)  # it is the evening of the same day in New York
+        assert await entries(after, late) == 3
+        again = await after.crash()
+    async with again:
+        assert again.desk.view().entries_today == 3
+        assert await entries(again, SESSIONS[1].open) == 1
+
+
+async def test_what_an_exit_opens_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stop that has filled beside a close, and was told late, leaves no naked short."""
+    monkeypatch.setattr(path_module, "READ_BACK_EVERY", 0.01)
+    async with MoneyRoom(tmp_path) as room:
+        await room.fill(await room.enter("AAPL", 100), "10")
+        await room.until(lambda: room.path.portfolio.position("AAPL").protected)
+        (stop,) = room.working(protective=True)
+        room.exchange.orders[stop.order_id].request = stop.request.model_copy(update={"oca_group": None})
+        (left,) = (await room.path.close(CloseArgs(symbol="AAPL"), Command("close_position", {}, "api"), []))[
+            "orders"
+        ]
+        room.exchange.faults.add("no_cancel")
+        await room.fill(room.desk.orders[left["order_id"]], "10")
+        await room.fill(stop, "9.8")
+        assert room.path.portfolio.quantity("AAPL") == -100
+        await room.until(lambda: room.working(side="buy"))
+        (back,) = room.working(side="buy")
+        assert (back.request.quantity, back.request.intent, back.request.source) == (
+            Decimal(100),
+            "reduce",
+            "exit",
+        )
+        await asyncio.sleep(0.1)
+        assert room.working(side="buy") == [back]
+        await room.fill(back, "9.8")
+        assert room.path.portfolio.quantity("AAPL") == 0
+        await asyncio.sleep(0.1)
+        assert not room.desk.open_orders()
+
+
+async def test_an_exit_that_is_told_before_its_entry_opens_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reports that come in another order are no position that nobody wanted: the read-back shows it."""
+    monkeypatch.setattr(path_module, "READ_BACK_EVERY", 0.01)
+    async with MoneyRoom(tmp_path) as room:
+        entry = await room.enter("AAPL", 100)
+        (stop,) = room.working(protective=True)
+        listener, room.exchange.listener = room.exchange.listener, None
+        room.exchange.fill(entry.order_id, Decimal(10))
+        room.exchange.listener = listener
+        room.exchange.fill(stop.order_id, Decimal("9.8"))
+        await room.until(lambda: room.path.portfolio.quantity("AAPL") == 0)
+        await asyncio.sleep(0.1)
+
+        assert len(room.exchange.submitted) == 2

@@ -293,14 +293,12 @@ def test_lock_that_another_has_taken_stops_the_first(
 
 
 def test_record_that_no_table_takes_is_refused_alone(journal: Journal, place: ServerPlace) -> None:
-    """A text that the database can't hold fails by itself, and the session with its lock stays."""
+    """A value that the database can't hold fails by itself, and the session with its lock stays."""
     (pid,) = sessions(place)
-    wrong = journal.write([EventRecord(update().kind, update().data, TS, cause="a\0b")], fact=True)
-    long = journal.write([NoteRecord("k" * 65, TS, {})])
+    wrong = journal.write([EventRecord(update().kind, update().data, TS, cause=object())], fact=True)  # type: ignore[arg-type]
     right = journal.write([update()], fact=True)
 
     assert "can't take this record" in str(wrong.exception(DEADLINE))
-    assert "value too long" in str(long.exception(DEADLINE))
     assert right.result(DEADLINE)[0].seq == 1
     assert journal.healthy
     assert sessions(place) == [pid]

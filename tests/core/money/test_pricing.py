@@ -41,6 +41,14 @@ def test_any_other_order_is_valued_at_the_worst(stop: Decimal, last: Decimal, sp
     assert reference_price(shown(request), quoted) == expected
 
 
+@pytest.mark.parametrize("kind", ["market", "stop", "trailing_stop", "market_on_close"])
+def test_a_limit_bounds_nothing_where_the_type_has_none(kind: str) -> None:
+    """A price that does not go with the order's type makes the order no cheaper."""
+    odd = order(order_type=kind, limit_price=Decimal(9), stop_price=Decimal(11) if kind == "stop" else None)
+
+    assert reference_price(odd, mark(price=10)) == (11 if kind == "stop" else 10)
+
+
 def test_without_any_price_there_is_none() -> None:
     """An order at the market has no value without a market."""
     assert reference_price(order(), None) is None

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pytest_mock import MockerFixture
 
 from sigma9_core.contracts import BrokerPosition
 from sigma9_core.errors import BrokerError, BrokerRefused
 from sigma9_core.events import TradeEvent
-from sigma9_core.models import OrderRequest, OrderStatus
+from sigma9_core.models import Fill, OrderRequest, OrderStatus
 from sigma9_core.money import reconcile
+from sigma9_core.money.ids import OrderIds
 from sigma9_core.testing.money_room import MoneyRoom
 from sigma9_core.testing.small_exchange import Resting
 
@@ -381,3 +384,109 @@ async def test_foreign_orders_come_and_go(room: MoneyRoom) -> None:
     room.exchange.orders["manual"].state = "cancelled"
     assert await around(room)
     assert room.desk.foreign == {}
+
+
+# --- what happened without a report ---------------------------------------------------------------------------
+
+
+@contextmanager
+def unheard(room: MoneyRoom) -> Iterator[None]:
+    """Let what happens at the exchange go untold, though the connection stands."""
+    listener, room.exchange.listener = room.exchange.listener, None
+    yield
+    room.exchange.listener = listener
+
+
+async def test_an_order_that_ends_without_a_report_is_noticed(room: MoneyRoom) -> None:
+    """A stop that is gone and was never told of guards nothing: it ends here too, and another one is placed."""
+    await room.fill(await room.enter(), "10")
+    (stop,) = room.working(protective=True)
+    with unheard(room):
+        room.exchange.end(stop.order_id, "cancelled", "by the broker")
+    assert await around(room)
+
+    assert (stop.status, stop.recovered) == (OrderStatus.CANCELLED, True)
+    await room.until(lambda: room.path.portfolio.position("AAPL").protected)
+
+
+async def test_an_order_that_vanishes_is_believed_gone_after_the_looks(
+    room: MoneyRoom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a broker shows neither an end nor a fill of it, looks in a row over some time decide, not one."""
+    room.exchange.immediate = False
+    order = await room.buy(order_type="limit", limit_price=Decimal(5))
+    hidden = room.exchange.orders.pop(order.order_id)
+    assert await around(room)
+    assert order.working
+    room.exchange.orders[order.order_id] = hidden
+    await look(room)
+    assert not await around(room)
+
+    del room.exchange.orders[order.order_id]
+    monkeypatch.setattr(reconcile, "SURE_AFTER", 0.0)
+    assert await around(room)
+    await look(room)
+    assert order.working
+    await look(room)
+    assert (order.view().status, order.reason) == (OrderStatus.CANCELLED, reconcile.GONE)
+
+
+@pytest.mark.parametrize("share", [40, 100])
+async def test_a_fill_without_a_report_is_ours(room: MoneyRoom, share: int) -> None:
+    """What an order of ours has filled is counted as recovered, guarded, and never called foreign."""
+    order = await room.enter()
+    with unheard(room):
+        room.exchange.fill(order.order_id, Decimal(10), Decimal(share))
+    for _ in range(3):
+        await around(room)
+        await look(room)
+    await room.desk.settle()
+
+    position = room.path.portfolio.position("AAPL")
+    assert (position.quantity, position.foreign, position.protected) == (Decimal(share), False, True)
+    assert [fill.recovered for fill in room.journal.fills()] == [True]
+    assert room.path.reconciler.unexplained == {}
+
+
+async def test_a_fill_of_an_ended_order_without_a_report_is_ours(room: MoneyRoom) -> None:
+    """A cancel that was told, and the fill before it that was not, make no foreign position."""
+    order = await room.buy()
+    with unheard(room):
+        room.exchange.fill(order.order_id, Decimal(10), Decimal(60))
+    room.exchange.end(order.order_id, "cancelled", "the rest")
+    assert await around(room)
+
+    position = room.path.portfolio.position("AAPL")
+    assert (position.quantity, position.foreign) == (Decimal(60), False)
+
+
+async def test_executions_of_strangers_cost_one_query(room: MoneyRoom, mocker: MockerFixture) -> None:
+    """Thousands of orders of another system are looked up at once, not one by one; ours among them are found."""
+    order = await room.buy()
+    with unheard(room):
+        room.exchange.fill(order.order_id, Decimal(10))
+    del room.desk.orders[order.order_id]  # as if it had ended long ago
+    await room.desk.settle()
+    room.exchange.fills += [
+        Fill(f"y{n}", f"other-{n}", "MSFT", "buy", Decimal(1), Decimal(10), Decimal(0), room.clock.now())
+        for n in range(1200)
+    ]
+    threads = mocker.spy(asyncio, "to_thread")
+    await room.path.reconciler.run(room.path.link)
+
+    assert threads.call_count == 2
+    assert room.path.portfolio.quantity("AAPL") == 100
+
+
+async def test_orders_of_ours_that_the_journal_does_not_know_are_named(room: MoneyRoom) -> None:
+    """What has filled under an id of our making, and is not in the journal, stands in the report by name."""
+    lost, other = OrderIds().new(), "other-1"
+    room.exchange.fills += [
+        Fill(f"y-{name}", name, "MSFT", "buy", Decimal(1), Decimal(10), Decimal(0), room.clock.now())
+        for name in (lost, other)
+    ]
+    found = await room.path.reconciler.run(room.path.link)
+
+    assert found.unknown_orders == [lost]
+    await room.desk.settle()
+    assert room.journal.notes("reconciliation", 1)[0].body["unknown_orders"] == [lost]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
-from sigma9_core.models import ExitPlan, Slice, Split, Trade
-from sigma9_core.testing.money_room import MoneyRoom
+from sigma9_core.models import ExitPlan, OrderRequest, Slice, Split, Trade
+from sigma9_core.money.audit import audit
+from sigma9_core.money.history import History
+from sigma9_core.testing.money_room import SESSIONS, MoneyRoom
 
 
 @pytest.fixture(name="room")
@@ -100,3 +103,106 @@ async def test_a_split_without_sense_is_ignored(room: MoneyRoom, caplog: pytest.
 
     assert room.path.portfolio.quantity("AAPL") == 100
     assert "a split that makes no sense" in caplog.text
+
+
+async def test_one_split_under_two_times_counts_once(room: MoneyRoom) -> None:
+    """Feeds that tell one split as of midnight and as of the open tell the same one; the next day's is another."""
+    await room.fill(await room.buy(), "10")
+
+    async def tell(at: datetime, new: int, old: int = 1) -> Decimal:
+        room.clock.advance(room.clock.now() + timedelta(seconds=1))
+        told = Split("AAPL", at, Decimal(new), Decimal(old))
+        await room.path.on_market(Slice(room.clock.now(), splits=(told,)))
+        await room.desk.settle()
+        return room.path.portfolio.quantity("AAPL")
+
+    first, second = SESSIONS[0].open, SESSIONS[1].open
+    for at in (first, first + timedelta(seconds=1), first.replace(hour=0, minute=0)):
+        assert await tell(at, 2) == 200
+    assert await tell(first, 4, 2) == 200
+    assert await tell(first, 3) == 600
+    async with await room.crash() as after:
+        room = after
+        assert await tell(first + timedelta(seconds=2), 2) == 600
+        assert await tell(second, 2) == 1200
+
+
+async def around(room: MoneyRoom) -> None:
+    """Look around as often as a difference needs to be believed."""
+    for _ in range(3):
+        await room.path.reconciler.look_around(room.path.link)
+
+
+@pytest.mark.parametrize(("side", "left"), [("buy", 33), ("sell", -33)])
+async def test_a_fraction_that_a_split_leaves_is_cash_in_lieu(
+    tmp_path: Path, room: MoneyRoom, side: str, left: int
+) -> None:
+    """Where the broker has the whole shares alone, the rest is closed in the books, and nothing is won or lost."""
+    await room.fill(await room.buy(side=side), "3")
+    await room.tick("AAPL", 3)
+    await split(room, 1, 3, price=9.0)
+    room.exchange.holdings["AAPL"] = Decimal(left)
+    await around(room)
+    await room.desk.settle()
+    books = room.path.portfolio
+    assert (books.quantity("AAPL"), books.cash, room.path.reconciler.unexplained) == (
+        Decimal(left),
+        room.exchange.cash,
+        {},
+    )
+    assert abs(books.account().day_pnl or Decimal(0)) < Decimal("0.0001")
+    assert room.path.gate.closed_for(OrderRequest(symbol="AAPL", side="buy", quantity=Decimal(1))) is None
+    (fill,) = [record.fill for record in room.journal.fills() if record.fill.exec_id.startswith("in-lieu-")]
+    assert (fill.price, fill.quantity) == (Decimal("9.0"), Decimal("0.33333333"))
+
+    async with await room.crash() as after:
+        assert after.path.portfolio.quantity("AAPL") == left
+        assert after.path.portfolio.cash == after.exchange.cash
+        assert after.path.reconciler.unexplained == {}
+    history = History(f"sqlite:///{tmp_path / 'journal.db'}", "main")
+    history.open_unchecked()
+    found = audit(history)
+    history.close()
+    assert (found.faults, [row["quantity"] for row in found.positions]) == ([], [Decimal(left)])
+
+
+async def test_a_start_finds_the_fraction_as_well(room: MoneyRoom) -> None:
+    """The broker has paid while we were away: the first reconciliation settles it."""
+    await room.fill(await room.buy(), "3")
+    await split(room, 1, 3, price=9.0)
+    after = await room.crash()
+    after.exchange.holdings["AAPL"] = Decimal(33)
+    after.exchange.cash += 3
+    async with after:
+        assert after.path.portfolio.quantity("AAPL") == 33
+        assert after.path.portfolio.cash == after.exchange.cash
+        assert after.path.reconciler.unexplained == {}
+
+
+async def test_what_a_split_does_not_explain_stays_unexplained(room: MoneyRoom) -> None:
+    """Another quantity than the whole shares is no cash in lieu, nor is a fraction without a split."""
+    await room.fill(await room.buy(), "3")
+    await split(room, 1, 3, price=9.0)
+    room.exchange.holdings["AAPL"] = Decimal(32)
+    request = OrderRequest(symbol="MSFT", side="buy", quantity=Decimal("1.5"))
+    (order,) = await room.desk.submit([request])
+    room.exchange.fill(order.order_id, Decimal(9))
+    room.exchange.holdings["MSFT"] = Decimal(1)
+    await around(room)
+
+    assert set(room.path.reconciler.unexplained) == {"AAPL", "MSFT"}
+
+
+async def test_a_kill_ends_where_a_split_has_left_a_fraction(room: MoneyRoom) -> None:
+    """The broker has nothing left, and neither have the books: the kill says that it is done."""
+    await room.fill(await room.buy(), "3")
+    await split(room, 1, 3, price=9.0)
+    room.exchange.holdings["AAPL"] = Decimal(33)
+    firing = asyncio.create_task(room.kill.fire(reason="x", source="api", flatten=True))
+    for order in await room.closing():
+        await room.fill(order, "9")
+    await firing
+    await around(room)
+    await room.until(lambda: room.kill.body()["phase"] == "done")
+
+    assert room.path.portfolio.quantity("AAPL") == 0

@@ -57,6 +57,19 @@ async def test_a_node_is_ready_when_every_part_is(node: Node) -> None:
         assert (await client.get("/readyz")).json() == {"ready": False, "not_ready": ["journal"]}
 
 
+async def test_a_held_symbol_is_a_warning_that_names_nothing(node: Node) -> None:
+    """Who may not read the status learns that a person should look at it, and nothing of what is held."""
+    async with node.http(None) as client:
+        for count, words in ((1, "1 symbol takes no orders"), (2, "2 symbols take no orders")):
+            held = [{"symbol": f"S{n}", "reason": "100 here, 60 there"} for n in range(count)]
+            node.server.board.set("status", {**STATUS, "held": held})
+            answer = await client.get("/readyz")
+            assert (answer.status_code, answer.json()["ready"]) == (200, True)
+            (warning,) = answer.json()["warnings"]
+            assert words in warning
+            assert "S0" not in answer.text
+
+
 async def test_figures_are_written_for_prometheus(node: Node) -> None:
     """Every line is valid in the text format, each family has help and type once, and values are the board's."""
     board = node.server.board

@@ -111,6 +111,17 @@ async def test_events_are_given_page_by_page_as_they_were_encoded(node: Node) ->
         both = (await client.get("/api/events?after=1&type=trade_event,status_update")).json()
         assert [event["seq"] for event in both["events"]] == [2, 4]
         assert (await client.get("/api/events?after=4")).json()["events"] == []
+        for query, numbers, following in (
+            ("before=4&limit=2", [2, 3], 2),
+            ("before=2", [1], None),
+            ("symbol=NOPE", [], None),
+            ("order_id=o-1&after=1", [4], None),
+            ("order_id=o-1&limit=1", [4], 4),
+        ):
+            page = (await client.get(f"/api/events?{query}")).json()
+            assert ([event["seq"] for event in page["events"]], page["next"]) == (numbers, following), query
+        for query in ("before=x", "before=2&after=1", "symbol=%20"):
+            assert (await client.get(f"/api/events?{query}")).status_code == 422, query
 
 
 async def test_events_outside_of_what_is_kept_are_a_conflict(node: Node) -> None:

@@ -55,6 +55,16 @@ def test_a_symbol_of_no_group_is_not_judged() -> None:
     assert rule(**SEMIS).check(order("AAPL", quantity=1_000_000), view(equity=None)).outcome == "allow"
 
 
+def test_a_symbol_in_small_letters_belongs_to_its_group() -> None:
+    """Nobody gets round a group by writing a symbol another way: an order, a working one or a position."""
+    subject, marks = rule(**SEMIS), [mark("nvda"), mark("amd"), mark("NVDA")]
+
+    assert subject.check(order("nvda", quantity=251), view(marks=marks)).outcome == "refuse"
+    moment = view(marks=marks, positions=[holding("nvda", 100)], working=[shown(order("amd", quantity=100))])
+    assert subject.usage(moment).used == 20
+    assert subject.check(order("NVDA", quantity=51), moment).outcome == "refuse"
+
+
 def test_long_and_short_add_up_in_a_group() -> None:
     """Positions, working entries and the order together may reach the group's limit and no more."""
     moment = view(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from sigma9_core.calendar import Calendar
-from sigma9_core.contracts import RiskRule, RiskView
+from sigma9_core.contracts import RiskRule, RiskView, Turnover
 from sigma9_core.models import ClosedTrade, OrderRequest, Session
 from sigma9_core.testing.risk_contract import RiskRuleContract
 from sigma9_core.testing.risk_views import (
@@ -22,7 +22,6 @@ from sigma9_core.testing.risk_views import (
     SESSION,
     SYMBOLS,
     closed,
-    execution,
     holding,
     mark,
     order,
@@ -267,6 +266,25 @@ def _same_day(trade: ClosedTrade) -> bool:
     return trade.opened_at.date() == trade.closed_at.date()
 
 
+def test_a_position_of_yesterday_that_grows_today_is_a_day_trade_when_it_is_left_today() -> None:
+    """What is added today is bought today: leaving the position now, or having left it, is a day trade."""
+    yesterday = holding(quantity=100, opened_at=NOW.replace(day=19))
+    bought = Turnover("AAPL", "buy", NOW.replace(minute=0), Decimal(1000))
+    sold = Turnover("AAPL", "sell", NOW.replace(minute=0), Decimal(1000))
+    old = Turnover("AAPL", "buy", NOW.replace(day=19, minute=0), Decimal(1000))
+
+    def used(view: RiskView) -> Decimal | None:
+        return margin().usage(view).used
+
+    assert used(small(positions=[yesterday], traded=(old,))) == 0
+    assert used(small(positions=[yesterday], traded=(old, sold))) == 0
+    assert used(small(positions=[yesterday], traded=(old, bought))) == 1
+    assert used(small([on(20, opened=19)], traded=(old, sold))) == 0
+    assert used(small([on(20, opened=19)], traded=(old, bought, sold))) == 1
+    assert used(small([on(20, opened=19, quantity=Decimal(-100))], traded=(bought, sold))) == 1
+    assert used(small([on(20, opened=19, quantity=Decimal(-100))], traded=(bought,))) == 0
+
+
 # --- settled cash ---------------------------------------------------------------------------------------------
 
 
@@ -304,10 +322,12 @@ def test_working_entries_take_settled_cash() -> None:
 
 def test_a_part_that_was_sold_counts_by_its_fill() -> None:
     """Sales of a position that is still open are unsettled as well; a symbol's sales count once."""
-    part = execution(side="sell", quantity=50, price=100)
-    older = execution("MSFT", side="sell", quantity=50, price=100, ago=86_400)
-    whole = execution("TSLA", side="sell", quantity=100, price=100)
-    moment = view(executions=(part, older, whole), closed=(on(20, symbol="TSLA", result="-0.70"),))
+    hour = NOW.replace(minute=0)
+    part = Turnover("AAPL", "sell", hour, Decimal(5000))
+    older = Turnover("MSFT", "sell", hour - timedelta(days=1), Decimal(5000))
+    whole = Turnover("TSLA", "sell", hour, Decimal(10_000))
+    bought = Turnover("NVDA", "buy", hour, Decimal(7000))
+    moment = view(traded=(older, part, whole, bought), closed=(on(20, symbol="TSLA", result="-0.70"),))
 
     assert cash().usage(moment).limit == 85_000
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from decimal import Decimal
 
 import pytest
@@ -83,11 +84,37 @@ def test_what_is_held_counts_at_the_last_price_and_what_comes_at_its_own() -> No
     assert rule().check(more, view(positions=[holding("AAPL", 50)])).used == Decimal("7.2")
 
 
+def test_each_working_order_counts_at_its_own_price() -> None:
+    """A cheap order does not make a dear one that works cheaper, in the verdict and in the use."""
+    dear = shown(order(quantity=90, order_type="limit", limit_price=Decimal(110)), "dear")
+    cheap = order(quantity=2, order_type="limit", limit_price=Decimal(50))
+
+    allowed = rule().check(cheap, view(working=[dear]))
+    assert (allowed.outcome, allowed.used) == ("allow", Decimal(10))
+    refused = rule().check(cheap.model_copy(update={"quantity": Decimal(3)}), view(working=[dear]))
+    assert (refused.outcome, refused.used) == ("refuse", Decimal("10.05"))
+    both = view(working=[dear, shown(cheap, "cheap")])
+    assert rule().usage(both).used == Decimal(10)
+
+
+def test_an_entry_against_a_position_is_valued_beside_its_exits() -> None:
+    """What the stop closes the entry opens: the turned position is valued, at the entry's price."""
+    stop = shown(order(side="sell", quantity=100, order_type="stop", stop_price=Decimal(98)), "stop")
+    moment = view(positions=[holding("AAPL", 100)], working=[stop], intents={"stop": "reduce"})
+    short = order(side="sell", quantity=100, order_type="limit", limit_price=Decimal(110))
+
+    assert rule().check(order(side="sell", quantity=100), moment).used == 10
+    refused = rule().check(short, moment)
+    assert (refused.outcome, refused.used) == ("refuse", Decimal(11))
+    assert rule().check(short, replace(moment, account=view(equity=None).account)).outcome == "refuse"
+    assert rule().check(order(side="sell", quantity=100), replace(moment, marks={})).outcome == "refuse"
+
+
 def test_a_group_counts_once() -> None:
     """Of a one-cancels-all group only the largest leg can fill."""
     legs = [
         shown(order(quantity=60, oca_group="g", order_type="limit", limit_price=Decimal(99)), "a"),
-        shown(order(quantity=60, oca_group="g", order_type="stop", stop_price=Decimal(101)), "b"),
+        shown(order(quantity=60, oca_group="g", order_type="stop", stop_price=Decimal(100)), "b"),
     ]
 
     assert rule().check(order(quantity=40), view(working=legs)).outcome == "allow"
