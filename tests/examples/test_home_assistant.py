@@ -382,7 +382,11 @@ def test_fills_are_told(moments: Mapping[str, Any]) -> None:
     assert told[0]["message"] == "10 of 10 AAPL at 10 (api)"
     assert any(data["message"].endswith("(api; told late, after an outage)") for data in told)
     every = load(path)["blueprint"]["input"]["events"]["selector"]["select"]["options"]
-    assert {option["value"] for option in every} < set(map(str, OrderStatus))
+    values = [option["value"] for option in every]
+    assert set(values) < set(map(str, OrderStatus))
+    told = [data for run in runs(path, moments["killed"], events=values) for _, data in run.done]
+    assert {"Sigma9: BUY MSFT cancelled", "Sigma9: BUY AAPL partially filled"} <= {data["title"] for data in told}
+    assert not any("None" in data["message"] for data in told)
 
 
 @pytest.mark.parametrize(
@@ -404,6 +408,16 @@ def test_the_day_loss_kills_beyond_its_limit(
     assert not sent("away")
     assert not sent("fresh")
     assert not sent("killed")
+
+
+def test_no_percentage_of_nothing_kills(moments: Mapping[str, Any]) -> None:
+    """An equity that was zero or less at the day's start has no percentage: that is no reason to kill."""
+    rule = automation(next(path for path in BLUEPRINTS if path.stem == "kill_on_day_loss"))
+    entities = {**moments["running"].entities(), "sensor.sigma9_equity": ("-500", {})}
+    world = World(entities)
+    run = Run(world, start_of(rule, world, {"id": "0", "platform": "template"}, None), [])
+    run.play(rule["action"], waits=True)
+    assert run.done == []
 
 
 def test_an_unconfirmed_kill_is_said(moments: Mapping[str, Any]) -> None:
