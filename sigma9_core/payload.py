@@ -149,7 +149,10 @@ def _decode(payload: bytes) -> str:
 
 
 def _read_word(text: str, spec: CommandSpec) -> dict[str, Any]:
-    if text.upper() in {word.upper() for word in spec.fixed_words}:
+    # Only plain letters go in any case: 'ſ' and the Kelvin sign become S and K, and nobody meant them so.
+    if text in spec.fixed_words or (
+        text.isascii() and text.upper() in {word.upper() for word in spec.fixed_words}
+    ):
         return {}
     if spec.word is not None and _WORD.fullmatch(text) and text not in _LITERALS:
         return {spec.word: text}
