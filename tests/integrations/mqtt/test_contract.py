@@ -14,6 +14,7 @@ import pytest
 
 from sigma9_core.clock import rfc3339, wall_now
 from sigma9_core.testing.engine_room import EngineRoom
+from sigma9_core.testing.fakes import FakeServer
 from sigma9_integrations.mqtt.testing import Client, Heard, Mosquitto, service_for, serving, settings_for
 
 pytestmark = pytest.mark.mosquitto
@@ -146,7 +147,7 @@ async def test_plain_words_do_what_they_say(broker: Mosquitto, tmp_path: Path, p
             answer = await ask(name, word)
             assert (code(answer), answer["result"]) == ("invalid", None)
             assert answer["error"]["message"]
-        for word in ("OFF", "null", "true", "0"):
+        for word in ("OFF", "null", "true", "0", "\u017ftart", "star\u200bt"):
             assert code(await ask("start", word)) == "invalid"
         assert room.engine.state == "killed"
 
@@ -287,3 +288,40 @@ async def test_a_node_on_mqtt_3_answers_on_its_response_topic_alone(broker: Mosq
         await client.until_heard("sigma9/main/response/stop")
         await asyncio.sleep(0.1)
         assert [one.topic for one in client.heard] == ["sigma9/main/response/stop"]
+
+
+@both
+async def test_a_name_too_long_to_answer_ends_nothing(broker: Mosquitto, protocol: Protocol) -> None:
+    """The longest topic there is has none for its answer, which goes where the request asked, if it did."""
+    settings = settings_for(broker, protocol=protocol)
+    async with serving(settings) as server, Client.of(broker, "admin") as client:
+        await client.subscribe("sigma9/#")
+        await client.until_heard("sigma9/main/availability", "online")
+        client.heard.clear()
+        name = "x" * (65535 - len("sigma9/main/command/"))
+        await client.publish(f"sigma9/main/command/{name}", "{}", reply_to="sigma9/reply/long", correlation=b"1")
+        assert code(await asker(client)("stop", "stop")) is None
+        if protocol == "5":
+            answer = json.loads((await client.until_heard("sigma9/reply/long")).payload)
+            assert (code(answer), answer["command"]) == ("unknown_command", name)
+        assert client.payloads("sigma9/main/availability") == []
+        assert server.mqtt == "connected"
+
+
+async def test_an_answer_larger_than_the_broker_takes_is_told(mosquitto_program: str, tmp_path: Path) -> None:
+    """In its place comes an error that says so, and nobody's connection ends."""
+    broker = Mosquitto(tmp_path / "broker", mosquitto_program, more="max_packet_size 2000\n")
+    await broker.start()
+    settings = settings_for(broker)
+    server = FakeServer(settings)
+    server.answers = {"events": {"events": ["x" * 3000]}}
+    try:
+        async with Client.of(broker, "admin") as client, serving(settings, server):
+            await client.subscribe("sigma9/main/availability", "sigma9/main/response/+")
+            await client.until_heard("sigma9/main/availability", "online")
+            answer = await asker(client)("events", '{"id": "e", "after": 0}')
+            assert (code(answer), answer["id"], answer["command"]) == ("internal", "e", "events")
+            assert "2000 bytes" in answer["error"]["message"]
+            assert client.payloads("sigma9/main/availability") == ["online"]
+    finally:
+        await broker.stop()
