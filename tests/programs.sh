@@ -6,7 +6,7 @@ parser=.venv/asyncapi
 if [ ! -d "$parser/node_modules/@asyncapi/parser" ]; then
     if command -v npm >/dev/null 2>&1; then
         echo "installing @asyncapi/parser for the tests, once"
-        npm install --prefix "$parser" --ignore-scripts --no-audit --no-fund --silent @asyncapi/parser@3.6.6 >/dev/null 2>&1 \
+        npm install --prefix "$parser" --ignore-scripts --no-audit --no-fund --silent --fetch-retries=0 @asyncapi/parser@3.6.6 >/dev/null 2>&1 \
             || echo "npm can't install @asyncapi/parser; the test that needs it is skipped and says so"
     else
         echo "not installed: npm; the test that needs @asyncapi/parser is skipped and says so"
