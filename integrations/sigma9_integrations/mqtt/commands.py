@@ -103,6 +103,7 @@ class CommandDoor:
     async def serve(self, wire: Wire) -> None:
         """Subscribe, and answer until the connection is lost."""
         self._sweeper.blind = wire.protocol != "5"
+        self._ledger.renew("command", monotonic() - STORED_GRACE)  # a kill may still be looked after
         try:
             await wire.listen(self._topics.commands)
             self._on_up(True)

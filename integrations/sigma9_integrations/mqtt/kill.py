@@ -60,6 +60,17 @@ class KillLedger:
             self._order.append((now, key))
             return True
 
+    def renew(self, door: Door, before: float) -> None:
+        """Note that a door is about to subscribe anew: what the other one took before then never reaches it.
+
+        Left in the memory, such a mark would swallow the next kill of the same words that only this door hears.
+        """
+        with self._lock:
+            for marks in self._taken.values():
+                kept = [mark for mark in marks if mark[0] == door or mark[1] >= before]
+                marks.clear()
+                marks.extend(kept)
+
     def _forget(self, before: float) -> None:
         while self._order and self._order[0][0] < before:
             at, key = self._order.popleft()
@@ -119,6 +130,7 @@ class KillDoor:
         """Subscribe, and answer until the connection is lost."""
         wire.on_subscribed = self._up
         self._sweeper.blind = wire.protocol != "5"
+        self._ledger.renew("kill", monotonic())
         try:
             await wire.listen(self._topics.kills)
             async with asyncio.TaskGroup() as group:

@@ -10,11 +10,15 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
+import aiomqtt
 import pytest
 
 from sigma9_core.clock import rfc3339, wall_now
 from sigma9_core.testing.engine_room import EngineRoom
 from sigma9_core.testing.fakes import FakeServer
+from sigma9_integrations.mqtt.commands import STORED_GRACE, CommandDoor
+from sigma9_integrations.mqtt.connection import Wire
+from sigma9_integrations.mqtt.kill import KillDoor
 from sigma9_integrations.mqtt.testing import Client, Heard, Mosquitto, service_for, serving, settings_for
 
 pytestmark = pytest.mark.mosquitto
@@ -306,6 +310,38 @@ async def test_a_name_too_long_to_answer_ends_nothing(broker: Mosquitto, protoco
             assert (code(answer), answer["command"]) == ("unknown_command", name)
         assert client.payloads("sigma9/main/availability") == []
         assert server.mqtt == "connected"
+
+
+async def test_a_kill_is_heard_by_whichever_connection_there_is(
+    broker: Mosquitto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kill's own connection alone is there, then the commands' alone: the same button works both times."""
+    refused: list[type] = [CommandDoor]
+    wires: dict[type, Wire] = {}
+
+    def guarded(door: type[KillDoor] | type[CommandDoor], serve: Any) -> Any:
+        async def guard(self: Any, wire: Wire) -> None:
+            if door in refused:
+                raise aiomqtt.MqttError("refused for the test")
+            wires[door] = wire
+            await serve(self, wire)
+
+        return guard
+
+    for door in (KillDoor, CommandDoor):
+        monkeypatch.setattr(door, "serve", guarded(door, door.serve))
+    async with serving(settings_for(broker)) as server, Client.of(broker, "operator") as client:
+        await client.subscribe("sigma9/main/response/+")
+        ask = asker(client)
+        assert code(await ask("kill_switch", "PRESS")) is None
+        await asyncio.sleep(STORED_GRACE)
+        refused.remove(CommandDoor)
+        refused.append(KillDoor)
+        await client.until(lambda _: CommandDoor in wires)
+        await server.doors.call(wires[KillDoor].drop())
+        assert code(await ask("stop", "stop")) is None
+        assert code(await ask("kill_switch", "PRESS")) is None
+        assert len(server.kills) == 2
 
 
 async def test_an_answer_larger_than_the_broker_takes_is_told(mosquitto_program: str, tmp_path: Path) -> None:
