@@ -29,7 +29,9 @@ MAX_PLACES: Final = 30
 ENVELOPE: Final = frozenset(("id", "expires_at"))
 """Keys of a payload that are not arguments; `reason` is an argument of nearly every command."""
 
-_WORD: Final = re.compile(r"[A-Za-z0-9._:*-]{1,64}")
+WORD_PATTERN: Final = r"^[A-Za-z0-9._:*-]{1,64}$"
+"""A plain word that fills an argument."""
+_WORD: Final = re.compile(WORD_PATTERN)
 _LITERALS: Final = frozenset(("null", "true", "false"))
 """JSON without an object: what a template that failed sends, and no symbol or name."""
 _UNWRITABLE: Final = re.compile("[\ud800-\udfff\x00]")
@@ -147,7 +149,10 @@ def _decode(payload: bytes) -> str:
 
 
 def _read_word(text: str, spec: CommandSpec) -> dict[str, Any]:
-    if text.upper() in {word.upper() for word in spec.fixed_words}:
+    # Only plain letters go in any case: 'ſ' and the Kelvin sign become S and K, and nobody meant them so.
+    if text in spec.fixed_words or (
+        text.isascii() and text.upper() in {word.upper() for word in spec.fixed_words}
+    ):
         return {}
     if spec.word is not None and _WORD.fullmatch(text) and text not in _LITERALS:
         return {spec.word: text}

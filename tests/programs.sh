@@ -1,5 +1,18 @@
 #!/bin/sh
 # Install the programs that some tests need, where that is allowed; say what will be skipped where it is not.
+
+# The official parser of AsyncAPI, once an environment: some ten seconds, for one test.
+parser=.venv/asyncapi
+if [ ! -d "$parser/node_modules/@asyncapi/parser" ]; then
+    if command -v npm >/dev/null 2>&1; then
+        echo "installing @asyncapi/parser for the tests, once"
+        npm install --prefix "$parser" --ignore-scripts --no-audit --no-fund --silent --fetch-retries=0 @asyncapi/parser@3.6.6 >/dev/null 2>&1 \
+            || echo "npm can't install @asyncapi/parser; the test that needs it is skipped and says so"
+    else
+        echo "not installed: npm; the test that needs @asyncapi/parser is skipped and says so"
+    fi
+fi
+
 missing=""
 command -v mosquitto >/dev/null 2>&1 || [ -x /usr/sbin/mosquitto ] || missing="$missing mosquitto"
 command -v mosquitto_sub >/dev/null 2>&1 || missing="$missing mosquitto-clients"

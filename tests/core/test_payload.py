@@ -131,6 +131,10 @@ def test_a_malformed_field_is_named(payload: str, field: str, message: str) -> N
         (b'{"reason": "\xe9"}', "not UTF-8 at byte 12"),
         (b'{"reason": ', "the payload is not JSON"),
         (b'{"reason": "x"} extra', "the payload is not JSON"),
+        (
+            "\u017ftart".encode(),
+            "the payload '\u017ftart' does not fit start: it takes one of ON, PRESS, start or a JSON object",
+        ),
         (b"OFF", "the payload 'OFF' does not fit start: it takes one of ON, PRESS, start or a JSON object"),
         (b"[]", "does not fit start"),
         (b'"start"', "does not fit start"),

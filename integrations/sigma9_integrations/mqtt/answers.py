@@ -19,6 +19,8 @@ _LOG = logging.getLogger("sigma9.mqtt")
 
 ROOM: Final = 5000
 """Messages that wait to be written; beyond that the oldest are dropped, and the log says so."""
+LONGEST_TOPIC: Final = 65535
+"""Bytes of a topic at most: to publish a longer one would end the connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,11 @@ class Answers:
             )
         if arrival.reply_to is not None and self._topics.may_reply(arrival.reply_to):
             self._put(_Letter(arrival.reply_to, text, arrival.correlation))
-        self._put(_Letter(self._topics.response(response.command), text))
+        topic = self._topics.response(response.command)
+        if len(topic.encode()) <= LONGEST_TOPIC:
+            self._put(_Letter(topic, text))
+        else:  # its command's topic was the longest that there is
+            _LOG.warning("a command whose name has %d characters has no answer", len(response.command))
 
     def refuse(self, name: str, arrival: Arrival, error: CommandError, command_id: str | None = None) -> None:
         """Answer a command that is not carried out."""
@@ -78,7 +84,13 @@ class Answers:
                 await self._wake.wait()
             await wire.room()
             letter = self._letters.popleft()
-            wire.post(letter.topic, letter.payload, qos=1, retain=letter.retain, correlation=letter.correlation)
+            payload = letter.payload
+            if not wire.fits(letter.topic, payload):
+                payload = _too_large(payload, wire.largest or 0)
+                if not wire.fits(letter.topic, payload):
+                    _LOG.error("an answer is not sent: the broker takes no more than %s bytes", wire.largest)
+                    continue
+            wire.post(letter.topic, payload, qos=1, retain=letter.retain, correlation=letter.correlation)
 
     async def written(self, wire: Wire) -> None:
         """Wait until everything is sent and acknowledged; the caller sets the deadline."""
@@ -96,6 +108,17 @@ class Answers:
             self._dropped = 0
         self._letters.append(letter)
         self._wake.set()
+
+
+def _too_large(answer: str, largest: int) -> str:
+    """Put an error in the place of an answer that the broker does not take: sent, it would end the connection."""
+    body = json.loads(answer)
+    size = len(answer.encode())
+    done = "it was carried out, but " if body["ok"] else ""
+    message = f"{done}the answer has {size} bytes, and the broker takes no more than {largest} bytes: ask for less"
+    error = {"code": "internal", "message": message, "details": {"size": size, "limit": largest}}
+    _LOG.warning("the answer to %s is not sent: %s", body["command"][:64], message)
+    return json.dumps({**body, "ok": False, "result": None, "error": error}, separators=(",", ":"))
 
 
 def id_of(payload: bytes) -> str | None:

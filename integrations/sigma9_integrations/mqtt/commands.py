@@ -23,7 +23,8 @@ from sigma9_core.errors import CommandError
 from sigma9_core.payload import read_command
 from sigma9_integrations.mqtt.answers import Answers, id_of
 from sigma9_integrations.mqtt.connection import Arrival, Wire
-from sigma9_integrations.mqtt.kill import KillLedger, carry_out_kill, clear_retained, read_kill, refuse_stored
+from sigma9_integrations.mqtt.kill import KillLedger, carry_out_kill, read_kill, refuse_stored
+from sigma9_integrations.mqtt.sweep import Sweeper
 from sigma9_integrations.mqtt.topics import KILL, Topics
 
 _LOG = logging.getLogger("sigma9.mqtt")
@@ -75,6 +76,7 @@ class CommandDoor:
         self._ledger = ledger
         self._on_up = on_up
         self._answers = Answers(topics)
+        self._sweeper = Sweeper(self._answers, topics)
         self._lanes: dict[str, _Lane] = {}
         self._unknown = _Lane()
         self._waiting = 0
@@ -91,14 +93,17 @@ class CommandDoor:
             self._take_kill(arrival, own=address.own)
             return
         if arrival.stored:
-            refuse_stored(self._answers, name, arrival, own=address.own, topics=self._topics)
+            refuse_stored(self._answers, name, arrival)
+            if address.own:
+                self._sweeper.clear(name)
             return
         self._take(name, arrival)
-        if arrival.retain and address.own:
-            clear_retained(self._answers, name, self._topics)
+        self._sweeper.after_live(name, own=address.own, retain=arrival.retain)
 
     async def serve(self, wire: Wire) -> None:
         """Subscribe, and answer until the connection is lost."""
+        self._sweeper.blind = wire.protocol != "5"
+        self._ledger.renew("command", monotonic() - STORED_GRACE)  # a kill may still be looked after
         try:
             await wire.listen(self._topics.commands)
             self._on_up(True)
@@ -111,6 +116,7 @@ class CommandDoor:
     async def finish(self, wire: Wire | None, seconds: float) -> None:
         """Take no more commands, let those in work come to their answer, answer the rest; within a time limit."""
         self._stopping = True
+        self._sweeper.flush()
         for name, lane in self._lanes.items():
             while lane.waiting:
                 command, arrival = lane.waiting.popleft()
@@ -198,7 +204,9 @@ class CommandDoor:
         if not self._ledger.take("command", arrival):
             return
         if arrival.stored:
-            refuse_stored(self._answers, KILL, arrival, own=own, topics=self._topics)
+            refuse_stored(self._answers, KILL, arrival)
+            if own:
+                self._sweeper.clear(KILL)
             return
         try:
             command = read_kill(self._server, arrival)
@@ -206,8 +214,7 @@ class CommandDoor:
             self._answers.refuse(KILL, arrival, error, id_of(arrival.payload))
         else:
             self._answers.give(await self._server.doors.call(carry_out_kill(self._server, command)), arrival)
-        if arrival.retain and own:
-            clear_retained(self._answers, KILL, self._topics)
+        self._sweeper.after_live(KILL, own=own, retain=arrival.retain)
 
     # --- owned work -------------------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from sigma9_core.errors import CommandError
 from sigma9_core.payload import read_command
 from sigma9_integrations.mqtt.answers import Answers, id_of
 from sigma9_integrations.mqtt.connection import Arrival, Wire
+from sigma9_integrations.mqtt.sweep import Sweeper
 from sigma9_integrations.mqtt.topics import KILL, Topics
 
 _LOG = logging.getLogger("sigma9.mqtt")
@@ -59,6 +60,17 @@ class KillLedger:
             self._order.append((now, key))
             return True
 
+    def renew(self, door: Door, before: float) -> None:
+        """Note that a door is about to subscribe anew: what the other one took before then never reaches it.
+
+        Left in the memory, such a mark would swallow the next kill of the same words that only this door hears.
+        """
+        with self._lock:
+            for marks in self._taken.values():
+                kept = [mark for mark in marks if mark[0] == door or mark[1] >= before]
+                marks.clear()
+                marks.extend(kept)
+
     def _forget(self, before: float) -> None:
         while self._order and self._order[0][0] < before:
             at, key = self._order.popleft()
@@ -80,6 +92,7 @@ class KillDoor:
         self._ledger = ledger
         self._on_up = on_up
         self._answers = Answers(topics)
+        self._sweeper = Sweeper(self._answers, topics)
         self._work: set[asyncio.Task[None]] = set()
         self._aside = 0
 
@@ -93,7 +106,9 @@ class KillDoor:
             return
         own = arrival.topic == self._topics.kills[0]
         if arrival.stored:
-            refuse_stored(self._answers, KILL, arrival, own=own, topics=self._topics)
+            refuse_stored(self._answers, KILL, arrival)
+            if own:
+                self._sweeper.clear(KILL)
             return
         try:
             command = read_kill(self._server, arrival)
@@ -109,12 +124,13 @@ class KillDoor:
             task = asyncio.get_running_loop().create_task(self._kill(work, arrival, scoped), name="mqtt-kill")
             self._work.add(task)
             task.add_done_callback(self._work.discard)
-        if arrival.retain and own:
-            clear_retained(self._answers, KILL, self._topics)
+        self._sweeper.after_live(KILL, own=own, retain=arrival.retain)
 
     async def serve(self, wire: Wire) -> None:
         """Subscribe, and answer until the connection is lost."""
         wire.on_subscribed = self._up
+        self._sweeper.blind = wire.protocol != "5"
+        self._ledger.renew("kill", monotonic())
         try:
             await wire.listen(self._topics.kills)
             async with asyncio.TaskGroup() as group:
@@ -126,6 +142,7 @@ class KillDoor:
 
     async def finish(self, wire: Wire | None, seconds: float) -> None:
         """Let kills in work come to their answer and the answers leave, within a time limit."""
+        self._sweeper.flush()
         try:
             async with asyncio.timeout(seconds):
                 if self._work:
@@ -171,21 +188,11 @@ async def _answered(work: Awaitable[Response], command: Command) -> Response:
         return Response.failed(command, failure, ts=wall_now(), duration_ms=took)
 
 
-def refuse_stored(answers: Answers, name: str, arrival: Arrival, *, own: bool, topics: Topics) -> None:
-    """Answer a stored message with `retained`, and clear it where the topic is the node's own."""
+def refuse_stored(answers: Answers, name: str, arrival: Arrival) -> None:
+    """Answer a stored message with `retained`."""
     answers.refuse_with(
         name,
         arrival,
         "retained",
         f"{name} was stored by the broker and is not carried out: publish it without retain",
     )
-    if own:
-        clear_retained(answers, name, topics)
-
-
-def clear_retained(answers: Answers, name: str, topics: Topics) -> None:
-    """Clear the node's own command topic, which somebody published to with the retain flag."""
-    _LOG.warning(
-        "%s was published with the retain flag: commands are never retained, cleared", topics.command(name)
-    )
-    answers.clear(topics.command(name))

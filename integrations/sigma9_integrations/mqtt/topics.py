@@ -11,41 +11,62 @@ from sigma9_core.events import EventData
 QoS = Literal[0, 1]
 
 
+Body = Literal[
+    "availability", "Status", "KillSwitch", "Account", "Positions", "Position", "Orders", "Watchlist", "MarketData",
+    "Risk", "Plugins", "Schedule", "market_data", "trade_event", "watchlist_update", "log", "status_update",
+    "command", "response", "discovery", "birth",
+]  # fmt: skip
+"""What a payload is: a text, the name of a body's model, an event type, or a side of a command."""
+
+
 @dataclass(frozen=True, slots=True)
 class TopicRow:
-    """One row of the table; `{p}` stands for `{base}/{node}`, another name in braces for one level."""
+    """One row of the table; `{p}` stands for `{base}/{node}`, another name in braces for one level or more."""
 
+    key: str
+    """What the AsyncAPI document calls the channel."""
     pattern: str
     retained: bool
     qos: QoS
+    body: Body
     payload: str
+    sent: bool = True
+    """The node publishes it; False: it listens there."""
+    removed: bool = False
+    """An empty retained payload takes the topic away once it no longer applies."""
 
 
 TABLE: Final[tuple[TopicRow, ...]] = (
-    TopicRow("{p}/availability", True, 1, "online, or offline: also the last will"),
-    TopicRow("{p}/state/status", True, 1, "the body of GET /api/status, at most once a second"),
-    TopicRow("{p}/state/kill_switch", True, 1, "the kill switch: latch, phase, scopes, what is pending"),
-    TopicRow("{p}/state/account", True, 1, "equity, cash, buying power and results"),
-    TopicRow("{p}/state/positions", True, 1, "all positions"),
-    TopicRow("{p}/state/position/{symbol}", True, 1, "one position; removed when it is flat"),
-    TopicRow("{p}/state/orders", True, 1, "all open orders"),
-    TopicRow("{p}/state/watchlist", True, 1, "the watchlist"),
-    TopicRow("{p}/state/quote/{symbol}", True, 0, "the last market data of a symbol, at most once a second"),
-    TopicRow("{p}/state/risk", True, 1, "every risk rule's use against its limit"),
-    TopicRow("{p}/state/plugins", True, 1, "every plugin and how it is"),
-    TopicRow("{p}/state/schedule", True, 1, "every job with its last and next run"),
-    TopicRow("{p}/event/market_data/{symbol}", False, 0, "event envelope"),
-    TopicRow("{p}/event/trade_event/{event}", False, 1, "event envelope"),
-    TopicRow("{p}/event/watchlist_update", False, 1, "event envelope"),
-    TopicRow("{p}/event/log/{level}", False, 0, "event envelope"),
-    TopicRow("{p}/event/status_update", False, 1, "event envelope"),
-    TopicRow("{p}/command/{name}", False, 1, "a command for this node: never retained"),
-    TopicRow("{base}/all/command/{name}", False, 1, "a command for every node on the broker: never retained"),
-    TopicRow("{p}/response/{name}", False, 1, "a command's answer"),
-    TopicRow(
-        "{base}/reply/{any}", False, 1, "a command's answer, where an MQTT 5 request names this response topic"
-    ),
-)
+    TopicRow("availability", "{p}/availability", True, 1, "availability", "online, or offline: also the last will"),
+    TopicRow("state_status", "{p}/state/status", True, 1, "Status", "the body of GET /api/status, at most once a second"),
+    TopicRow("state_kill_switch", "{p}/state/kill_switch", True, 1, "KillSwitch", "the kill switch: latch, phase, scopes, what is pending"),
+    TopicRow("state_account", "{p}/state/account", True, 1, "Account", "equity, cash, buying power and results"),
+    TopicRow("state_positions", "{p}/state/positions", True, 1, "Positions", "all positions"),
+    TopicRow("state_position", "{p}/state/position/{symbol}", True, 1, "Position", "one position; removed when it is flat", removed=True),
+    TopicRow("state_orders", "{p}/state/orders", True, 1, "Orders", "all open orders"),
+    TopicRow("state_watchlist", "{p}/state/watchlist", True, 1, "Watchlist", "the watchlist"),
+    TopicRow("state_quote", "{p}/state/quote/{symbol}", True, 0, "MarketData", "the last market data of a symbol that is watched or held, at most once a second", removed=True),
+    TopicRow("state_risk", "{p}/state/risk", True, 1, "Risk", "every risk rule's use against its limit"),
+    TopicRow("state_plugins", "{p}/state/plugins", True, 1, "Plugins", "every plugin and how it is"),
+    TopicRow("state_schedule", "{p}/state/schedule", True, 1, "Schedule", "every job with its last and next run"),
+    TopicRow("event_market_data", "{p}/event/market_data/{symbol}", False, 0, "market_data", "event envelope"),
+    TopicRow("event_trade_event", "{p}/event/trade_event/{event}", False, 1, "trade_event", "event envelope"),
+    TopicRow("event_watchlist_update", "{p}/event/watchlist_update", False, 1, "watchlist_update", "event envelope"),
+    TopicRow("event_log", "{p}/event/log/{level}", False, 0, "log", "event envelope"),
+    TopicRow("event_status_update", "{p}/event/status_update", False, 1, "status_update", "event envelope"),
+    TopicRow("command", "{p}/command/{name}", False, 1, "command", "a command for this node: never retained", sent=False),
+    TopicRow("command_all", "{base}/all/command/{name}", False, 1, "command", "a command for every node on the broker: never retained", sent=False),
+    TopicRow("response", "{p}/response/{name}", False, 1, "response", "a command's answer"),
+    TopicRow("reply", "{base}/reply/{any}", False, 1, "response", "a command's answer, where an MQTT 5 request names this response topic"),
+)  # fmt: skip
+"""Everything below `{base}`: `tests/integrations/mqtt` holds the addresses, docs/mqtt.md and AsyncAPI to it."""
+
+DISCOVERY: Final[tuple[TopicRow, ...]] = (
+    TopicRow("discovery_device", "{prefix}/device/{id}/config", True, 1, "discovery", "the node as a device of Home Assistant", removed=True),
+    TopicRow("discovery_entity", "{prefix}/{platform}/{id}/{object}/config", True, 1, "discovery", "one entity of Home Assistant, where it is told of each alone", removed=True),
+    TopicRow("discovery_birth", "{prefix}/status", False, 1, "birth", "Home Assistant has come up: it is told everything again", sent=False),
+)  # fmt: skip
+"""What is below Home Assistant's prefix."""
 
 KILL: Final = "kill_switch"
 """The command that has a connection of its own."""
@@ -73,6 +94,13 @@ class Topics:
         self.states = f"{self.prefix}/state/#"
         self.commands = (f"{self.prefix}/command/+", f"{base}/all/command/+")
         self.kills = (f"{self.prefix}/command/{KILL}", f"{base}/all/command/{KILL}")
+
+    def fill(self, pattern: str, prefix: str = "homeassistant") -> str:
+        """Put this node into a pattern of the table; what changes from message to message stays in its braces."""
+        known = {"{p}": self.prefix, "{base}": self.base, "{prefix}": prefix, "{id}": f"sigma9_{self.node}"}
+        for name, value in known.items():
+            pattern = pattern.replace(name, value)
+        return pattern
 
     def state(self, name: str) -> str:
         """Give the topic of a board name, such as `positions` or `position/AAPL`."""

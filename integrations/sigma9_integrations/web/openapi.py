@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from typing import Any, Final
 
 from sigma9_core import __version__
-from sigma9_core.commands import CommandSpec, RiskSetArgs
+from sigma9_core.commands import CommandSpec
 from sigma9_core.contracts import Server
 from sigma9_core.errors import HTTP_STATUS
 from sigma9_integrations.web.reads import READS, Read
-from sigma9_integrations.web.schemas import BODIES, arguments_schema, components
+from sigma9_integrations.web.schemas import BODIES, command_body, components
 
 _NAMES: Final = re.compile(r"\{([a-z_]+)\}")
-_ID: Final = {
-    "type": "string",
-    "minLength": 1,
-    "maxLength": 64,
-    "description": "The same id again gets the first answer and does nothing.",
-}
-_EXPIRES: Final = {
-    "type": "string",
-    "format": "date-time",
-    "description": "A later arrival is refused as `expired`.",
-}
 
 
 def openapi(server: Server, aliases: dict[tuple[str, str], str]) -> dict[str, Any]:
@@ -79,23 +67,7 @@ def _read(read: Read) -> dict[str, Any]:
 
 
 def _command(spec: CommandSpec, path: str) -> dict[str, Any]:
-    in_path = _NAMES.findall(path)
-    schema = copy.deepcopy(arguments_schema(spec.args))
-    properties = {name: part for name, part in schema.get("properties", {}).items() if name not in in_path}
-    required = [name for name in schema.get("required", ()) if name not in in_path]
-    more: Any = schema.get("additionalProperties", True)
-    if issubclass(spec.args, RiskSetArgs):  # the settings may stand beside the rule
-        required.remove("settings")
-        more = True
-    content: dict[str, Any] = {
-        "type": "object",
-        "properties": {**properties, "id": _ID, "expires_at": _EXPIRES},
-        "additionalProperties": more,
-    }
-    if required:
-        content["required"] = required
-    if "$defs" in schema:
-        content["$defs"] = schema["$defs"]
+    content = command_body(spec, in_path=_NAMES.findall(path))
     return {
         "operationId": spec.name,
         "tags": ["commands"],
@@ -103,7 +75,7 @@ def _command(spec: CommandSpec, path: str) -> dict[str, Any]:
         "description": f"Needs the right `{spec.right}`." + (" Needs an id." if spec.needs_id else ""),
         "parameters": [*_path_parameters(path), _key_header(spec)],
         "requestBody": {
-            "required": bool(required),
+            "required": "required" in content,
             "content": {"application/json": {"schema": _local_refs(content, spec.name)}},
         },
         "responses": _command_answers(),

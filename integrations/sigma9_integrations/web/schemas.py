@@ -5,15 +5,16 @@ The models describe what the core puts on the board (contract 1 and 3); nothing 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import copy
+from collections.abc import Collection, Iterable, Mapping
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, JsonSchemaValue, models_json_schema
 from pydantic_core import core_schema
 
-from sigma9_core.commands import CommandSource, Right
+from sigma9_core.commands import CommandSource, CommandSpec, Right, RiskSetArgs
 from sigma9_core.errors import ErrorCode
 from sigma9_core.events import EventType, LogLine, MarketData, StatusUpdate, TradeEvent, WatchlistUpdate
 from sigma9_core.models import Account, Frozen, Moment, OrderView, Position, RuleUsage, WatchlistItem
@@ -289,6 +290,20 @@ DESCRIPTIONS: Mapping[tuple[str, str], str] = {
 """What the name of a field does not say, by model and field."""
 
 
+_ID: Final = {
+    "type": "string",
+    "minLength": 1,
+    "maxLength": 64,
+    "description": "The same id again gets the first answer and does nothing.",
+}
+_EXPIRES: Final = {
+    "type": "string",
+    "format": "date-time",
+    "description": "A later arrival is refused as `expired`.",
+}
+_REASON: Final = {"type": ["string", "null"], "maxLength": 500, "description": "Kept with the command's record."}
+
+
 class WireSchema(GenerateJsonSchema):
     """JSON Schema as the wire has it: money is a number, a time is an RFC 3339 text."""
 
@@ -323,6 +338,28 @@ class WireSchema(GenerateJsonSchema):
 def arguments_schema(model: type[BaseModel]) -> dict[str, Any]:
     """Give the self-contained JSON Schema of a command's arguments."""
     return _tidy(model.model_json_schema(schema_generator=WireSchema, mode="validation"))
+
+
+def command_body(spec: CommandSpec, *, in_path: Collection[str] = ()) -> dict[str, Any]:
+    """Give the JSON Schema of a command's payload: arguments, but those that stand in the path, id, expires_at."""
+    schema = copy.deepcopy(arguments_schema(spec.args))
+    properties = {name: part for name, part in schema.get("properties", {}).items() if name not in in_path}
+    required = [name for name in schema.get("required", ()) if name not in in_path]
+    more: Any = schema.get("additionalProperties", True)
+    if issubclass(spec.args, RiskSetArgs):  # the settings may stand beside the rule
+        required.remove("settings")
+        more = True
+    properties.setdefault("reason", _REASON)
+    content: dict[str, Any] = {
+        "type": "object",
+        "properties": {**properties, "id": _ID, "expires_at": _EXPIRES},
+        "additionalProperties": more,
+    }
+    if required:
+        content["required"] = required
+    if "$defs" in schema:
+        content["$defs"] = schema["$defs"]
+    return content
 
 
 def components(models: Iterable[type[BaseModel]], mode: JsonSchemaMode = "serialization") -> dict[str, Any]:

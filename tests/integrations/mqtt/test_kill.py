@@ -33,6 +33,26 @@ def test_one_door_alone_takes_everything() -> None:
     assert all(ledger.take("command", message()) for _ in range(10))
 
 
+def test_a_new_connection_is_no_debtor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill that one door took while the other was away swallows no later one that only the other hears."""
+    now = [100.0]
+    monkeypatch.setattr(kill, "monotonic", lambda: now[0])
+    doors: tuple[tuple[kill.Door, kill.Door], ...] = (("kill", "command"), ("command", "kill"))
+    for first, second in doors:
+        ledger = KillLedger()
+        assert ledger.take(first, message())
+        now[0] += 1
+        ledger.renew(second, now[0])
+        assert ledger.take(second, message())
+        assert not ledger.take(first, message()), "both have heard it"
+        assert ledger.take(first, message())
+        ledger.renew(second, now[0] - 1)
+        assert not ledger.take(second, message()), "it was heard in time by both"
+        now[0] += kill.MEMORY_SECONDS + 1
+        assert ledger.take(first, message(b"other"))
+        assert len(ledger._taken) == len(ledger._order) == 1
+
+
 def test_old_marks_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     """A message that the other door never saw does not swallow a later one, nor fill the memory."""
     now = [100.0]

@@ -143,8 +143,8 @@ async def test_everything_works_on_either_broker(kind: str, tmp_path: Path) -> N
             topic = "sigma9/main/event/status_update"
             await viewer.until(lambda heard: sum(message.topic == topic for message in heard) >= 300)
             assert [json.loads(text)["seq"] for text in viewer.payloads(topic)] == list(range(1, 301))
-            await operator.publish("sigma9/main/command/start", "PRESS")
-            await operator.publish("sigma9/main/command/kill_switch", '{"id": "k"}')
+            await operator.publish("sigma9/main/command/start", "PRESS", retain=True)
+            await operator.publish("sigma9/main/command/kill_switch", '{"id": "k"}', retain=True)
             await operator.publish("sigma9/main/command/stop", "{")
             for name, ok in (("start", True), ("kill_switch", True), ("stop", False)):
                 answer = json.loads((await viewer.until_heard(f"sigma9/main/response/{name}")).payload)
@@ -153,9 +153,10 @@ async def test_everything_works_on_either_broker(kind: str, tmp_path: Path) -> N
             assert [command.id for command in server.kills] == ["k"]
         viewer = Client(broker.port, "viewer", broker.passwords["viewer"], protocol)
         async with viewer:
-            await viewer.subscribe("sigma9/main/state/#", "sigma9/main/availability")
+            await viewer.subscribe("sigma9/main/state/#", "sigma9/main/command/#", "sigma9/main/availability")
             await viewer.until_heard("sigma9/main/availability", "online")
             assert viewer.payloads("sigma9/main/state/account") == []
+            assert [one for one in viewer.heard if "/command/" in one.topic] == []  # retained, and cleared
 
 
 async def test_a_killed_embedded_broker_comes_back(kind: str, tmp_path: Path) -> None:

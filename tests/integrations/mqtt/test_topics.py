@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -13,6 +14,7 @@ from sigma9_core.events import EVENT_TYPES, LOG_LEVELS, LogLine, MarketData
 from sigma9_core.models import OrderStatus
 from sigma9_integrations.mqtt.topics import TABLE, Address, Topics
 
+ROOT = Path(__file__).parents[3]
 TOPICS = Topics("home/sigma9", "main")
 
 
@@ -54,6 +56,13 @@ def test_events_give_their_topic_from_data_or_envelope() -> None:
     )
     data = MarketData(symbol="BRK.B", kind="bar", ts=wall_now())
     assert TOPICS.event("market_data", data) == "home/sigma9/main/event/market_data/BRK.B"
+
+
+def test_the_docs_have_every_topic() -> None:
+    """docs/mqtt.md lists the rows of the table, and says of each whether it is retained."""
+    rows = re.findall(r"^\| (`[^|]+) \| (yes|no|never) \|", (ROOT / "docs" / "mqtt.md").read_text(), re.MULTILINE)
+    told = {name: retained == "yes" for names, retained in rows for name in re.findall(r"`([^`]+)`", names)}
+    assert told == {row.pattern.removeprefix("{p}/"): row.retained for row in TABLE}
 
 
 @pytest.mark.parametrize(
