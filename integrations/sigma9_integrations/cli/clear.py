@@ -90,7 +90,7 @@ async def _look(reach: Reach, topics: Topics) -> Found:
         except aiomqtt.MqttError as error:
             raise _lost(reach, error) from error
     if holder.online:
-        survey = Survey(reach.endpoint, topics, reach.protocols)
+        survey = Survey(reach.endpoint, topics, reach.protocols, holder.filters)
         try:
             answers = (await survey.look()).occupied
         except (aiomqtt.MqttError, OSError) as error:
@@ -151,9 +151,10 @@ class _Holder:
         self._news = asyncio.Event()
         settings = HomeAssistantSettings(prefix=reach.prefix)
         self._discovery = Discovery(settings, topics, (), Board(), commands=())
+        self.filters = self._discovery.filters
 
     async def collect(self, wire: Wire) -> Found:
-        await wire.fetch((f"{self._topics.prefix}/#", *self._discovery.filters))
+        await wire.fetch((f"{self._topics.prefix}/#", *self.filters))
         until = asyncio.get_running_loop().time() + LOOK
         while asyncio.get_running_loop().time() < until:
             self._news.clear()
@@ -178,7 +179,7 @@ class _Holder:
             self._found.topics.add(arrival.topic)
             if arrival.topic == self._topics.availability:
                 self.online = text == "online"
-        elif any(covers(each, arrival.topic) for each in self._discovery.filters):
+        elif any(covers(each, arrival.topic) for each in self.filters):
             self._found.discovery[arrival.topic] = text
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import secrets
+import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -104,6 +105,7 @@ def _named(args: argparse.Namespace, environ: Mapping[str, str]) -> Reach:
         if args.config is not None:
             raise
         settings = Settings()  # it is only asked for names here, which have defaults
+        print("sigma9: the configuration has faults (see `sigma9 config check`); it is not read", file=sys.stderr)
     tls = _tls(args)
     port = args.port or (PLAIN if tls == MqttTls() else SECURE)
     endpoint = Endpoint(args.host or "127.0.0.1", port, args.username, _password(args, environ), tls)
