@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,6 +33,8 @@ PLACE: Final = "/etc/mosquitto/sigma9"
 NETWORK: Final = "# --- Over a network"
 """Where the part with the TLS listeners begins in it: it goes to the end."""
 CERTIFICATES: Final = (certificates.CA, certificates.SERVER, certificates.CLIENT)
+MOSQUITTOS: Final = (PASSWORD_FILE, ACL_FILE, "ca.crt", "server.crt", "server.key")
+"""What Mosquitto reads."""
 OURS: Final = frozenset(
     (
         *(PASSWORDS, PASSWORD_FILE, ACL_FILE, CONFIG_FILE, f"{CONFIG_FILE}.old"),
@@ -82,10 +85,21 @@ def _make(args: argparse.Namespace, folder: Path, rules: Mapping[Role, Access]) 
             }[made.name]
             rows.append((made.name, f"{about}, until {made.ends:%Y-%m-%d}: {made.what}"))
     rows.append((CONFIG_FILE, _write_conf(folder, tls=args.tls)))
+    _give_back(folder)
     width = max(len(name) for name, _ in rows)
     print(f"in {folder}:")
     for name, text in rows:
         print(f"  {name:<{width}}  {text}")
+
+
+def _give_back(folder: Path) -> None:
+    """Let Mosquitto own its files again where the folder is its own: what was renewed came into root's hands."""
+    owner = folder.stat()
+    if os.geteuid() != 0 or owner.st_uid == 0:
+        return
+    for name in MOSQUITTOS:
+        if (folder / name).exists():
+            os.chown(folder / name, owner.st_uid, owner.st_gid)
 
 
 def conf_text(folder: Path, *, tls: bool) -> str:
@@ -97,12 +111,10 @@ def conf_text(folder: Path, *, tls: bool) -> str:
 
 
 def shipped() -> Path:
-    """Find the shipped mosquitto.conf: in the installed package, else at the top of the repository."""
+    """Find the shipped mosquitto.conf: in the package, where a link leads to the top of the repository."""
     from sigma9_integrations.broker import accounts
 
-    package = Path(accounts.__file__).parent
-    installed = package / CONFIG_FILE
-    return installed if installed.exists() else package.parents[2] / CONFIG_FILE
+    return Path(accounts.__file__).with_name(CONFIG_FILE)
 
 
 def _write_conf(folder: Path, *, tls: bool) -> str:
@@ -138,7 +150,7 @@ STEPS_TLS: Final = """\
   4. Home Assistant, Node-RED and phones: {host}, port 8883 (WebSocket: 8884), the login operator or viewer
      with its password of passwords.json, and ca.crt as the authority to trust. They need nothing else. Who has
      ca.key can make every login: keep it where no network reaches it, and put it back to renew.
-  5. The same command again renews what ends within 30 days; then do 1 and 2 again.
+  5. The same command again renews what ends within 30 days; then restart Mosquitto.
 """
 STEPS_LOOK: Final = """\
 To see whether it works:
@@ -148,8 +160,7 @@ To see whether it works:
 
 def next_steps(folder: Path, hosts: Sequence[str], *, tls: bool) -> str:
     """Write what to do with the files, in order."""
-    owned = [PASSWORD_FILE, ACL_FILE, *(("ca.crt", "server.crt", "server.key") if tls else ())]
-    paths = [folder, *(folder / name for name in owned)]
+    paths = [folder, *(folder / name for name in (MOSQUITTOS if tls else MOSQUITTOS[:2]))]
     text = STEPS.format(
         yours=f"{PASSWORDS}, ca.key and sigma9.key" if tls else f"{PASSWORDS} and {CONFIG_FILE}",
         owned=" ".join(shlex.quote(str(path)) for path in paths),
@@ -170,9 +181,9 @@ def _check_folder(folder: Path) -> None:
     """Refuse a folder with other things in it: it becomes private, and what others need there would break."""
     if not str(folder).isprintable():
         raise WrongUsage("the folder's name can't stand in a line of mosquitto.conf: choose another one")
-    if folder.exists() and not folder.is_dir():
-        raise WrongUsage(f"{folder} is a file: name a folder")
     try:
+        if folder.exists() and not folder.is_dir():
+            raise WrongUsage(f"{folder} is a file: name a folder")
         found = {path.name for path in folder.iterdir()} if folder.exists() else set()
     except OSError as error:
         raise StateError(f"{folder} can't be read ({error.strerror}): run it with sudo?") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -147,6 +148,17 @@ async def test_an_edited_configuration_is_kept_aside(cli: Any, alone: Path) -> N
     assert "old" not in (await cli("mqtt", "setup", "files")).out
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+async def test_mosquitto_keeps_its_files(cli: Any, alone: Path) -> None:
+    """Once the folder belongs to another user, what is renewed does as well, but for the secrets of people."""
+    await cli("mqtt", "setup", "files", "--tls", "--days", "20")
+    os.chown(alone / "files", 12345, 12345)
+    await cli("mqtt", "setup", "files", "--tls")
+    owners = {path.name: path.stat().st_uid for path in (alone / "files").iterdir()}
+    theirs = {PASSWORD_FILE, ACL_FILE, "ca.crt", "server.crt", "server.key"}
+    assert {name for name, owner in owners.items() if owner == 12345} == theirs
+
+
 async def test_broken_passwords_stop_it(cli: Any, alone: Path) -> None:
     """Passwords that can't be read are never replaced without being asked to."""
     await cli("mqtt", "setup", "files")
@@ -206,5 +218,5 @@ async def test_without_the_package(cli: Any, alone: Path, monkeypatch: pytest.Mo
 
 
 def test_the_shipped_file_is_found() -> None:
-    """In a checkout the file at the top is the template; the wheel has a copy in the package."""
-    assert shipped().read_text().startswith("# Mosquitto 2 for Sigma9")
+    """The package has the file at the top of the repository; a wheel has its text."""
+    assert shipped().read_text() == (Path(__file__).parents[3] / "mosquitto.conf").read_text()
