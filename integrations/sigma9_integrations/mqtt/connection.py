@@ -313,7 +313,10 @@ class Wire(aiomqtt.Client):
         self, client: Any, userdata: Any, flags: Any, reason_code: Any, properties: Any = None
     ) -> None:
         if not self._connected.done():
-            self._connected.set_exception(NoAnswer("the broker closed the connection without an answer"))
+            text = "the broker closed the connection without an answer"
+            if self._endpoint.tls != MqttTls():  # with TLS 1.3 a client certificate is refused after the handshake
+                text += ": does this port want another client certificate (mqtt.tls.cert), or WebSocket?"
+            self._connected.set_exception(NoAnswer(text))
         super()._on_disconnect(client, userdata, flags, reason_code, properties)
         self._room.set()
 

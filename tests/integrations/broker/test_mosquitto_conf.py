@@ -316,4 +316,6 @@ async def test_what_is_not_trusted_is_one_sentence(
     said = await refused(shipped.settings(8883, shipped.tls(cert="sigma9", key="server")), caplog)
     assert "mqtt.tls.cert" in said
     assert "another one's key" in said
+    said = await refused(shipped.settings(8885, shipped.tls(), login=False), caplog)
+    assert "want another client certificate (mqtt.tls.cert)" in said
     assert all("_ssl.c" not in record.getMessage() for record in caplog.records)
