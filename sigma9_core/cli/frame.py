@@ -51,6 +51,18 @@ COMMANDS: Final[Mapping[str, str]] = {
 Only the module of the command that is asked for is imported: a fault in another one can't stand before a kill.
 """
 
+OFFERED: Final[Mapping[str, tuple[str, str]]] = {
+    "mqtt": ("mqtt", "set a broker up, follow its topics, send a command over it"),
+    "discovery": ("mqtt", "take a retired node off the broker and out of Home Assistant"),
+}
+"""Commands that Sigma9's own plugins add by `register_cli`: the plugin, and the line in `--help`.
+
+The line stands here so that `--help` loads no plugin, and the command itself no plugin but its own.
+"""
+
+OURS: Final = ("sigma9_plugins.", "sigma9_integrations.")
+"""The packages of Sigma9's own plugins."""
+
 LOGS_ITSELF: Final = frozenset(("run", "replay"))
 """Commands that run an engine and set up logging for it; the others print warnings as plain sentences."""
 
@@ -100,8 +112,8 @@ def _carry_out(arguments: Sequence[str]) -> int:
     modules = {COMMANDS[name]: _module(COMMANDS[name]) for name in names}
     for module in modules.values():
         module.register(subparsers)
-    if not built_in and (name is not None or _may_have_more_commands()):
-        _register_plugins(subparsers)
+    if not built_in:
+        _register_more(arguments, name, subparsers)
     try:
         args = _parse(parser, subparsers, arguments)
     except SystemExit as end:  # argparse has printed what there is to say
@@ -201,24 +213,52 @@ def _may_have_more_commands() -> bool:
         return True
     from importlib.metadata import entry_points
 
-    ours = ("sigma9_plugins.", "sigma9_integrations.")
-    return any(not entry.value.startswith(ours) for entry in entry_points(group="sigma9.plugins"))
+    return any(not entry.value.startswith(OURS) for entry in entry_points(group="sigma9.plugins"))
 
 
-def _register_plugins(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Let plugins add their commands; a plugin that can't is named on stderr, and the others go on."""
+def _register_more(
+    arguments: Sequence[str], name: str | None, subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
+) -> None:
+    """Add the commands that are not built in, as far as they are needed for these arguments."""
+    if name in OFFERED and arguments[0] == name:
+        _register_plugins(subparsers, OFFERED[name][0])
+        return
+    if name is not None or _may_have_more_commands():
+        _register_plugins(subparsers)
+        return
+    for offered, (_, line) in OFFERED.items():
+        subparsers.add_parser(offered, help=line)
+
+
+def _register_plugins(
+    subparsers: argparse._SubParsersAction[argparse.ArgumentParser], only: str | None = None
+) -> None:
+    """Let plugins add their commands, or one of Sigma9's own alone, which needs no configuration.
+
+    A plugin that can't is named on stderr, and the others go on.
+    """
     from sigma9_core.cli.brief import brief_log
     from sigma9_core.config import PluginSettings
     from sigma9_core.configfile import load_settings
     from sigma9_core.errors import ConfigError, Sigma9Error
     from sigma9_core.plugins import PluginHost
 
-    try:
-        settings = load_settings().plugins
-    except ConfigError:
-        settings = PluginSettings()
-        print("sigma9: the configuration has faults (see `sigma9 config check`); it is not read", file=sys.stderr)
-    host = PluginHost(settings)
+    if only is not None:
+        from importlib.metadata import entry_points
+
+        from sigma9_core.plugins import GROUP
+
+        entries = [e for e in entry_points(group=GROUP) if e.name == only and e.value.startswith(OURS)]
+        host = PluginHost(PluginSettings(), entries)
+    else:
+        try:
+            settings = load_settings().plugins
+        except ConfigError:
+            settings = PluginSettings()
+            print(
+                "sigma9: the configuration has faults (see `sigma9 config check`); it is not read", file=sys.stderr
+            )
+        host = PluginHost(settings)
     with brief_log():
         try:
             host.load()

@@ -1,7 +1,4 @@
-"""Who may do what on the broker: four roles, their passwords, and the rules that tell them apart (contract 4).
-
-`python -m sigma9_integrations.broker.accounts FOLDER [BASE_TOPIC]` writes the files that `mosquitto.conf` names.
-"""
+"""Who may do what on the broker: four roles, their passwords, and the rules that tell them apart (contract 4)."""
 
 from __future__ import annotations
 
@@ -11,8 +8,7 @@ import hmac
 import json
 import os
 import secrets
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, get_args
@@ -90,14 +86,16 @@ def covers(allowed: str, wanted: str) -> bool:
 def load_passwords(folder: Path) -> Mapping[Role, str]:
     """Read the passwords of the roles; those that are missing are made and kept, mode 0600."""
     path = folder / PASSWORDS
-    found = _read_passwords(path) if path.exists() else {}
+    found = read_passwords(folder) if path.exists() else {}
     passwords: dict[Role, str] = {role: found.get(role) or secrets.token_urlsafe(18) for role in ROLES}
     if passwords != found:
         write_private(path, json.dumps(passwords, indent=2) + "\n")
     return passwords
 
 
-def _read_passwords(path: Path) -> dict[str, str]:
+def read_passwords(folder: Path) -> dict[str, str]:
+    """Read the passwords that are there, by role; raise StateError where that can't be done."""
+    path = folder / PASSWORDS
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -145,20 +143,3 @@ def write_files(folder: Path, rules: Mapping[Role, Access]) -> Mapping[Role, str
     write_private(folder / PASSWORD_FILE, password_text(passwords), durable=False)
     write_private(folder / ACL_FILE, acl_text(rules), durable=False)
     return passwords
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Write the files for a broker of one's own; give the exit code."""
-    if not 1 <= len(arguments) <= 2 or arguments[0].startswith("-"):
-        sys.stderr.write("usage: python -m sigma9_integrations.broker.accounts FOLDER [BASE_TOPIC]\n")
-        return 2
-    folder = Path(arguments[0])
-    base = arguments[1] if len(arguments) == 2 else "sigma9"
-    write_files(folder, access(base, "homeassistant"))
-    sys.stdout.write(f"{folder / PASSWORDS}: the passwords of {', '.join(ROLES)}\n")
-    sys.stdout.write(f"{folder / PASSWORD_FILE} and {folder / ACL_FILE}: for mosquitto.conf\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

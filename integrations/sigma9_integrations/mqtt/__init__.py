@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sigma9_core.contracts import PluginContext, Register
 from sigma9_core.hookspecs import hookimpl
 from sigma9_integrations.mqtt.service import MqttService
 
-__all__ = ["MqttService", "register_services"]
+if TYPE_CHECKING:
+    import argparse
+
+__all__ = ["MqttService", "register_cli", "register_services"]
 
 
 @hookimpl
@@ -19,3 +22,12 @@ def register_services(register: Register) -> None:
         return MqttService(context)
 
     register("mqtt", build)
+
+
+@hookimpl
+def register_cli(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the commands `mqtt` and `discovery`."""
+    from sigma9_integrations.cli import discovery, mqtt  # noqa: PLC0415 - the command line alone needs them
+
+    mqtt.register(subparsers)
+    discovery.register(subparsers)

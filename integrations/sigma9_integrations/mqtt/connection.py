@@ -13,6 +13,7 @@ import logging
 import random
 import secrets
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -135,8 +136,9 @@ class Wire(aiomqtt.Client):
             keepalive=KEEPALIVE,
             max_inflight_messages=WINDOW,
             socket_options=[_NODELAY],
-            tls_params=_tls_parameters(endpoint.tls),
+            tls_context=_tls_context(endpoint.tls),
         )
+        self._endpoint = endpoint
         self._client.connect_timeout = CONNECT_SECONDS
         self.protocol: Protocol5 = protocol
         self.largest: int | None = None
@@ -207,6 +209,16 @@ class Wire(aiomqtt.Client):
                 future.exception()  # it has been seen
         self._room.set()
 
+    def _client_connect(self) -> None:
+        try:
+            super()._client_connect()
+        except ssl.SSLError as error:
+            raise OSError(_tls_fault(error, self._endpoint)) from error
+        except ConnectionResetError as error:
+            if self._endpoint.tls == MqttTls():
+                raise
+            raise OSError("the broker hung up before it spoke TLS: is it the port for TLS?") from error
+
     # --- messages ---------------------------------------------------------------------------------------------
 
     async def listen(self, filters: Sequence[str]) -> None:
@@ -243,11 +255,12 @@ class Wire(aiomqtt.Client):
         qos: QoS,
         retain: bool = False,
         correlation: bytes | None = None,
+        reply_to: str | None = None,
         on_ack: Callable[[int], None] | None = None,
     ) -> None:
         """Hand one message over, after `room`; `on_ack` gets the reason code of its acknowledgement (QoS 1).
 
-        Raise MqttError where the connection is gone.
+        Correlation data and response topic go with it on MQTT 5. Raise MqttError where the connection is gone.
         """
         if self._disconnected.done():
             raise aiomqtt.MqttError("the connection is gone")
@@ -255,6 +268,8 @@ class Wire(aiomqtt.Client):
         if correlation is not None and self.protocol == "5":
             properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
             properties.CorrelationData = correlation
+            if reply_to is not None:
+                properties.ResponseTopic = reply_to
         info = self._client.publish(topic, payload, qos, retain, properties)
         if info.rc != paho.MQTT_ERR_SUCCESS:
             raise aiomqtt.MqttError(f"the connection is gone: {paho.error_string(info.rc)}")
@@ -298,7 +313,10 @@ class Wire(aiomqtt.Client):
         self, client: Any, userdata: Any, flags: Any, reason_code: Any, properties: Any = None
     ) -> None:
         if not self._connected.done():
-            self._connected.set_exception(NoAnswer("the broker closed the connection without an answer"))
+            text = "the broker closed the connection without an answer"
+            if self._endpoint.tls != MqttTls():  # with TLS 1.3 a client certificate is refused after the handshake
+                text += ": does this port want another client certificate (mqtt.tls.cert), or WebSocket?"
+            self._connected.set_exception(NoAnswer(text))
         super()._on_disconnect(client, userdata, flags, reason_code, properties)
         self._room.set()
 
@@ -375,7 +393,16 @@ class Wire(aiomqtt.Client):
             self._loop.add_writer(current.fileno(), self._write)
 
     def _read(self) -> None:
-        self._guarded(self._client.loop_read)
+        self._guarded(self._read_all)
+
+    def _read_all(self) -> None:
+        """Read one message, and on TLS all that was decrypted with it: that makes no noise on the socket."""
+        for _ in range(BATCH):
+            self._client.loop_read()
+            pending: Callable[[], int] | None = getattr(self._client.socket(), "pending", None)
+            if pending is None or not pending():
+                return
+        self._loop.call_soon(self._read)
 
     def _write(self) -> None:
         self._guarded(self._client.loop_write)
@@ -389,11 +416,68 @@ class Wire(aiomqtt.Client):
             self._room.set()
 
 
-def _tls_parameters(tls: MqttTls) -> aiomqtt.TLSParameters | None:
+def _tls_context(tls: MqttTls) -> ssl.SSLContext | None:
+    """Build what a TLS connection trusts and shows, None for a plain one; raise MqttError naming a bad file.
+
+    It is built anew for each connection, so that a renewed certificate needs no restart.
+    """
     if tls == MqttTls():
         return None
-    ca, cert, key = (None if path is None else str(path) for path in (tls.ca, tls.cert, tls.key))
-    return aiomqtt.TLSParameters(ca_certs=ca, certfile=cert, keyfile=key)
+    try:
+        context = ssl.create_default_context(cafile=None if tls.ca is None else str(tls.ca))
+    except (OSError, ssl.SSLError) as error:
+        raise aiomqtt.MqttError(f"mqtt.tls.ca {tls.ca} can't be used: {_why(error)}") from error
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.sslsocket_class = TlsSocket
+    if tls.cert is not None:
+        try:
+            context.load_cert_chain(str(tls.cert), None if tls.key is None else str(tls.key))
+        except (OSError, ssl.SSLError) as error:
+            files = f"{tls.cert}" if tls.key is None else f"{tls.cert} and mqtt.tls.key {tls.key}"
+            raise aiomqtt.MqttError(f"mqtt.tls.cert {files} can't be used: {_why(error)}") from error
+    return context
+
+
+class TlsSocket(ssl.SSLSocket):
+    """Closes itself where the handshake fails: paho leaves it to the garbage collector."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        """Shake hands, or close."""
+        try:
+            super().do_handshake(block)
+        except BaseException:
+            self.close()
+            raise
+
+
+def _why(error: OSError) -> str:
+    if isinstance(error, ssl.SSLError):
+        return "it holds no certificate, or one and another one's key"
+    return error.strerror or str(error)
+
+
+_WRONG_NAME: Final = frozenset((62, 64))
+_EXPIRED: Final = 10
+"""OpenSSL's verify codes."""
+
+
+def _tls_fault(error: ssl.SSLError, endpoint: Endpoint) -> str:
+    """Say in one sentence why there is no TLS connection, and what to look at."""
+    if not isinstance(error, ssl.SSLCertVerificationError):
+        reason = (error.reason or str(error)).replace("_", " ").lower()
+        return f"the broker does not speak TLS as it should ({reason}): is it the port for TLS?"
+    if error.verify_code in _WRONG_NAME:
+        return (
+            f"its certificate is not for the name {endpoint.host}: set mqtt.host to a name that it has, or make "
+            f"one that has this name (sigma9 mqtt setup --tls --host {endpoint.host})"
+        )
+    if error.verify_code == _EXPIRED:
+        return "its certificate has ended: renew it (sigma9 mqtt setup --tls)"
+    trusted = "that this machine trusts" if endpoint.tls.ca is None else f"in {endpoint.tls.ca} (mqtt.tls.ca)"
+    return (
+        f"its certificate is not signed by an authority {trusted}: set mqtt.tls.ca to the broker's own ca.crt "
+        f"({error.verify_message})"
+    )
 
 
 class Refused(aiomqtt.MqttError):

@@ -68,7 +68,7 @@ class Node:
         )
         self._commands = CommandDoor(server, self._topics, ledger, lambda up: self._presence.set("commands", up))
         self._kill = KillDoor(server, self._topics, ledger, lambda up: self._post_presence("kill", up))
-        mark = hashlib.sha256(self._topics.prefix.encode()).hexdigest()[:8]
+        mark = _mark(self._topics.prefix, endpoint())
         protocol = settings.mqtt.protocol
 
         def link(purpose: str, session: Publisher | CommandDoor | KillDoor) -> Link:
@@ -189,3 +189,16 @@ class Node:
 
     def _report(self, complete: bool) -> None:
         self._server.report_mqtt("connected" if complete else "disconnected")
+
+
+def _mark(prefix: str, endpoint: Endpoint) -> str:
+    """Give what the client ids of a node have in common, the same after every start.
+
+    Who connects with another one's client id throws it out, whatever his own rights are: so it can be worked out
+    only by who knows the login. A new connection of the node still takes the place of a dead one.
+    """
+    secret = endpoint.password or ""
+    if not secret and endpoint.tls.key is not None:
+        with contextlib.suppress(OSError):
+            secret = endpoint.tls.key.read_text(encoding="ascii", errors="replace")
+    return hashlib.sha256(f"{prefix}\0{secret}".encode()).hexdigest()[:12]

@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import importlib
 import logging
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sigma9_core.config import MqttTls
 from sigma9_core.contracts import PluginContext, Server
 from sigma9_core.errors import ConfigError, Fault
 from sigma9_integrations.broker.accounts import access
+from sigma9_integrations.broker.note import BrokerNote, remove_note, write_note
 from sigma9_integrations.tasks import end
 
 if TYPE_CHECKING:
@@ -61,7 +65,9 @@ class MqttService:
             if settings.broker == "embedded":
                 await self._start_broker(server)
             else:
-                server.announce(f"MQTT  mqtt://{settings.host}:{settings.port} (external)")
+                scheme = "mqtt" if settings.tls == MqttTls() else "mqtts"
+                server.announce(f"MQTT  {scheme}://{settings.host}:{settings.port} (external)")
+            self._write_note()
         finally:
             await importing
         from sigma9_integrations.mqtt.node import Node  # noqa: PLC0415 - see above
@@ -83,6 +89,8 @@ class MqttService:
         finally:
             if broker is not None:
                 await broker.stop()
+            if self._folder is not None:
+                remove_note(self._folder)
             if self._server is not None:
                 self._server.report_mqtt("disconnected")
 
@@ -98,11 +106,10 @@ class MqttService:
             )
         if settings.mqtt.username is not None:
             _LOG.warning("mqtt.username is for an external broker: the embedded one has logins of its own")
-        folder = None if self._context.data_dir is None else self._context.data_dir / FOLDER
         base = settings.mqtt.base_topic
         rules = access(base, settings.home_assistant.prefix, server.specs)
         broker = EmbeddedBroker(
-            folder, settings.mqtt.port, base, rules, announce=server.announce, on_ready=self._broker_is_back
+            self._folder, settings.mqtt.port, base, rules, announce=server.announce, on_ready=self._broker_is_back
         )
         await broker.start()
         self._broker = broker
@@ -115,7 +122,36 @@ class MqttService:
                 "machine; install Mosquitto for Home Assistant, MQTT 5 and load"
             )
 
+    @property
+    def _folder(self) -> Path | None:
+        return None if self._context.data_dir is None else self._context.data_dir / FOLDER
+
+    def _write_note(self) -> None:
+        """Tell this machine's command line where the broker is; it goes on without where the disk is full."""
+        folder, server = self._folder, self._server
+        if folder is None or server is None:
+            return
+        settings, broker = server.settings, self._broker
+        files = settings.mqtt.tls.model_dump(mode="json", exclude_none=True) if broker is None else {}
+        note = BrokerNote(
+            "external" if broker is None else broker.kind,
+            settings.mqtt.host if broker is None else broker.host,
+            settings.mqtt.port if broker is None else broker.port,
+            settings.mqtt.base_topic,
+            settings.home_assistant.prefix,
+            settings.node,
+            os.getpid(),
+            {name: str(Path(path).absolute()) for name, path in files.items()},
+        )
+        try:
+            write_note(folder, note)
+        except OSError as error:
+            _LOG.warning(
+                "%s can't be written (%s): `sigma9 mqtt` does not find the broker by itself", folder, error
+            )
+
     def _broker_is_back(self) -> None:
+        self._write_note()
         if self._node is not None:
             self._node.hurry()
 

@@ -58,8 +58,9 @@ class Survey:
         wire = await open_wire(self._endpoint, name, self._protocols, self._note)
         try:
             await wire.fetch((self._topics.availability, self._topics.states, self._topics.response("events")))
-            with contextlib.suppress(Refused):  # a broker may keep the prefix from this user
-                await wire.fetch(self._filters)
+            if self._filters:
+                with contextlib.suppress(Refused):  # a broker may keep the prefix from this user
+                    await wire.fetch(self._filters)
             await self._until_quiet(wire)
             occupied = self._online and await self._somebody_answers(wire)
         finally:

@@ -14,7 +14,7 @@ import pytest
 
 from sigma9_core import __version__
 from sigma9_core.cli import frame
-from sigma9_core.cli.frame import COMMANDS, main
+from sigma9_core.cli.frame import COMMANDS, OFFERED, main
 from sigma9_core.datadir import DataDir
 from sigma9_core.tokens import TokenBook
 
@@ -196,6 +196,34 @@ def test_help_with_a_broken_configuration(cli: Any, alone: Path) -> None:
     result = cli("--help")
     assert result.code == 0
     assert "config check" in result.err
+
+
+def test_commands_that_are_offered(cli: Any, plugin: Path) -> None:
+    """What Sigma9's own plugins add is in the help by their own line, with and without plugins of others."""
+    with_others = cli("--help").out
+    (plugin.parent / "server_config.yaml").unlink()
+    alone = cli("--help").out
+    for name, (_, line) in OFFERED.items():
+        assert cli(name, "--help").code == 0
+        for shown in (with_others, alone):
+            assert " ".join(f"{name} {line}".split()) in " ".join(shown.split())
+    assert "did you mean `sigma9 mqtt`?" in cli("mqt").err
+    assert cli("mqtt").code == 2
+    assert "say what to do, one of: setup, watch, send" in cli("mqtt").err
+
+
+def test_an_offered_command_loads_its_own_plugin_alone(cli: Any, plugin: Path) -> None:
+    """A broken plugin of others and a broken configuration stand before none of them; no client is imported."""
+    (plugin / "greeter.py").write_text("raise SystemExit('loaded')", encoding="utf-8")
+    (plugin.parent / "server_config.yaml").write_text("plugins: {paths: [mine]}\nx: [", encoding="utf-8")
+    assert (cli("mqtt", "--help").code, cli("mqtt", "--help").err) == (0, "")
+    code = (
+        "import sys; from sigma9_core.cli.frame import main; main(['mqtt', '--help'])\n"
+        "heavy = ('polars', 'rich', 'websockets', 'sqlalchemy', 'aiomqtt', 'amqtt', 'cryptography', 'starlette')\n"
+        "print([name for name in heavy if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "[]\n"
 
 
 def test_interrupt_is_quiet(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:

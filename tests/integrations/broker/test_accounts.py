@@ -13,8 +13,6 @@ from hypothesis import strategies as st
 from sigma9_core.commands import BUILT_IN
 from sigma9_core.errors import ConfigError, StateError
 from sigma9_integrations.broker.accounts import (
-    ACL_FILE,
-    PASSWORD_FILE,
     PASSWORDS,
     ROLES,
     access,
@@ -23,7 +21,6 @@ from sigma9_integrations.broker.accounts import (
     covers,
     hash_password,
     load_passwords,
-    main,
 )
 
 LEVEL = st.sampled_from(["a", "b", "c"])
@@ -128,16 +125,3 @@ def test_a_hash_knows_its_password(password: str) -> None:
     hashed = hash_password(password)
     assert check_password(password, hashed)
     assert not check_password(password + "x", hashed)
-
-
-def test_the_program_writes_the_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`python -m sigma9_integrations.broker.accounts` makes three private files and shows no password."""
-    folder = tmp_path / "files"
-    assert main([str(folder), "home"]) == 0
-    assert sorted(path.name for path in folder.iterdir()) == sorted((PASSWORDS, PASSWORD_FILE, ACL_FILE))
-    assert all(path.stat().st_mode & 0o777 == 0o600 for path in folder.iterdir())
-    assert folder.stat().st_mode & 0o777 == 0o700
-    assert "home/+/command/start" in (folder / ACL_FILE).read_text()
-    shown = capsys.readouterr().out
-    assert not any(password in shown for password in load_passwords(folder).values())
-    assert main([]) == main(["--help"]) == 2
