@@ -100,7 +100,12 @@ class MoneyRoom:
         self.journal.open()
         if not self.latch.path.exists():
             self.latch.create()
-        await self.path.start()
+        try:
+            await self.path.start()
+        except BaseException:
+            self.journal.close()
+            self.latch.close()
+            raise
         self.path.link.connect()
         await self.path.link.wait_ready()
         return self

@@ -63,6 +63,8 @@ EXAMPLES: Final[Mapping[str, Mapping[str, Any]]] = {
     "cancel_all": {"protective": True},
     "close_position": {"symbol": "*"},
     "adopt_position": {"symbol": "AAPL", "strategy": "seismograph"},
+    "settle_position": {"symbol": "AAPL", "reason": "seen"},
+    "acknowledge_journal": {"reason": "seen"},
     "watchlist_add": {"symbol": "BRK.B"},
     "watchlist_remove": {"symbol": "BRK.B"},
     "plugin_enable": {"name": "console"},
