@@ -38,5 +38,5 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Give the torture the time that it needs: every wait in it has a limit of its own."""
     seconds = 120 + 10 * number(config, "crashes", CRASHES)
     for item in items:
-        if item.path.name == "test_crash_torture.py":
+        if item.path.name == "test_crash_torture.py" and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(seconds))

@@ -41,6 +41,15 @@ def test_crashes_lose_and_double_nothing(
     shutil.rmtree(folder)  # a run that fails keeps it
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_two_hundred_crashes_lose_and_double_nothing(tmp_path: Path, seed: int) -> None:
+    """The same in its long form, by another seed: every point has had its crash."""
+    score = torture(tmp_path / "torture", seed=seed + 1000, crashes=200)
+
+    exercised(score, 200)
+
+
 def exercised(score: Score, crashes: int) -> None:
     """See that it was a torture: a run in which nothing happens proves nothing."""
     if crashes >= EACH_POINT:
