@@ -46,6 +46,8 @@ LATCH_AGAIN: Final = 1.0
 """Seconds between two tries of a latch that could not be written."""
 LATCH_FAULT: Final = "the latch can't be written"
 ANSWER_WITHIN: Final = 2.0
+TURNS: Final = 2
+"""Turns of the loop until the cancels of the first round, each a task of its own, have left."""
 ROUND: Final = 0.25
 """Seconds between two looks while a kill works; reports wake it earlier."""
 ROUND_WAITING: Final = 2.0
@@ -259,7 +261,8 @@ class KillSwitch:
         await self._write_latch(kill)
         self._work(kill)
         self._say(lambda: self._fired(kill.key))
-        await asyncio.sleep(0)  # the cancels leave before anybody is told of the kill: telling takes its time
+        for _ in range(TURNS):  # the cancels leave before anybody is told of the kill: telling takes its time
+            await asyncio.sleep(0)
         self._trail("joined" if joined else "fired", kill, source=source, reason=reason)
         self._enter(kill, kill.phase)
         try:

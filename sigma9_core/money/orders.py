@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from sigma9_core.models import ZERO, Fill, OrderRequest, OrderStatus, OrderView, Verdict
 
@@ -98,6 +98,7 @@ class Order:
     met: Decimal | None = None
     """What the market showed on the other side when it was decided; None after a restart."""
     _view: OrderView | None = field(default=None, repr=False)
+    _body: tuple[OrderView, Mapping[str, Any]] | None = field(default=None, repr=False, compare=False)
 
     @property
     def working(self) -> bool:
@@ -172,6 +173,13 @@ class Order:
                 foreign=False,
             )
         return self._view
+
+    def body(self) -> Mapping[str, Any]:
+        """Write it as JSON, as `state/orders` has it; what has not changed is not written again."""
+        view = self.view()
+        if self._body is None or self._body[0] is not view:
+            self._body = (view, view.model_dump(mode="json"))
+        return self._body[1]
 
     def possible(self) -> tuple[OrderView, ...]:
         """Show it as it may stand at the broker: as confirmed, and as a change that is on its way would make it.

@@ -892,7 +892,7 @@ class MoneyPath:
             self._show_timer.cancel()
             self._show_timer = None
         positions = {p.symbol: p.model_dump(mode="json") for p in self.portfolio.positions()}
-        orders = [order.view().model_dump(mode="json") for order in self.desk.open_orders()]
+        orders = [order.body() for order in self.desk.open_orders()]
         orders += [order.model_dump(mode="json") for order in self.desk.foreign.values()]
         usage = [rule.model_dump(mode="json") for rule in self.gate.usage(self.desk.view())]
         held = [{"symbol": symbol, "reason": why} for symbol, why in sorted(self.reconciler.unexplained.items())]
