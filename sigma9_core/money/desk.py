@@ -21,7 +21,7 @@ from typing import Any, Final
 from sigma9_core.calendar import Calendar, trading_day
 from sigma9_core.clock import Clock
 from sigma9_core.commands import wrong_prices
-from sigma9_core.contracts import BrokerReport, Execution, Margin, RiskView, Submission
+from sigma9_core.contracts import BrokerOrder, BrokerReport, Execution, Margin, RiskView, Submission
 from sigma9_core.errors import BrokerRefused, CommandError, ErrorCode, JournalError
 from sigma9_core.events import TradeEvent
 from sigma9_core.models import ApprovedOrder, Fill, Intent, OrderRequest, OrderStatus, OrderView, Side, Verdict
@@ -49,6 +49,8 @@ REMEMBERED: Final = timedelta(minutes=10)
 BEHIND: Final = "what the broker has done while it was away is being read back"
 REFUSED_AS: Final[Mapping[str, ErrorCode]] = {"kill_switch": "killed", "engine": "not_running"}
 """The answer's code where the gate's own check refused an order; any other refusal is `risk_rejected`."""
+PROTECTIVE: Final = frozenset(("stop", "stop_limit", "trailing_stop"))
+"""Kinds of order that guard a position where they reduce it, whoever has sent them."""
 KEPT_EXECUTIONS: Final = 100
 """Fills that the risk rules see."""
 KEPT_ORDERS: Final = 2000
@@ -362,10 +364,13 @@ class OrderDesk:
             self.orders.setdefault(order_id, order)
         return self.orders[order_id]
 
-    async def recall_kill(self, order_id: str, symbol: str, side: Side, quantity: Decimal) -> Order | None:
+    async def recall_kill(
+        self, order_id: str, symbol: str, side: Side, quantity: Decimal, shown: BrokerOrder | None = None
+    ) -> Order | None:
         """Take back a kill's order that the broker has and the journal may not: its id says that it is ours.
 
-        The crash came before its intent was on disk; it is written now. None where it is none of ours.
+        The crash came before its intent was on disk; it is written now, with the terms that the broker has
+        `shown`: a stop that was put back is no close. None where it is none of ours.
         """
         if not is_kill_id(order_id, self.journal.journal_id):
             return None
@@ -379,6 +384,7 @@ class OrderDesk:
             strategy=self.portfolio.position(symbol).strategy,
             source="kill_switch",
             intent="kill",
+            **({} if shown is None else _terms_of(shown)),
             reason="kill switch: sent while its intent could not be written, and found again at the broker",
         )
         order = Order(order_id, request, (), self._clock.now(), recovered=True)
@@ -431,9 +437,8 @@ class OrderDesk:
         applied = None
         if fill is not None and (order.status, message) in TRANSITIONS:
             if message == "filled":
-                applied = self.portfolio.apply(
-                    fill, order.request.strategy
-                )  # first: it refuses what makes no sense
+                # First: it refuses what makes no sense.
+                applied = self.portfolio.apply(fill, order.request.strategy, recovered=recovered)
             elif message == "busted" and not self.portfolio.bust(fill.exec_id):
                 return  # told twice: taken back once
         order.recovered = recovered
@@ -707,6 +712,19 @@ def _unsent_change(order_id: str, closed: Verdict) -> CommandError:
     return CommandError(code, f"the change of order {order_id} was not sent: {closed.reason}")
 
 
+def _terms_of(shown: BrokerOrder) -> dict[str, Any]:
+    names = (
+        "order_type",
+        "limit_price",
+        "stop_price",
+        "trail_amount",
+        "trail_percent",
+        "time_in_force",
+        "oca_group",
+    )
+    return {name: getattr(shown, name) for name in names} | {"protective": shown.order_type in PROTECTIVE}
+
+
 def _execution(order: Order, fill: Fill) -> Execution:
     request = order.request
     return Execution(fill, request.intent, request.strategy, expected_price(request, order.met))
@@ -723,4 +741,4 @@ def rounded(price: Decimal, tick: Decimal | None = None) -> Decimal:
     return (price / step).quantize(Decimal(1)) * step
 
 
-__all__ = ["Follower", "OrderDesk", "Step", "refusal", "rounded", "stand_in"]
+__all__ = ["PROTECTIVE", "Follower", "OrderDesk", "Step", "refusal", "rounded", "stand_in"]

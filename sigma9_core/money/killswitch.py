@@ -63,6 +63,8 @@ LONGEST_WAIT: Final = 10.0
 GIVE_UP_ROUNDS: Final = 40
 """Rounds without any progress until the phase says `failed`; it goes on trying all the same."""
 ASK_AGAIN: Final = timedelta(seconds=5)
+REFUSED_AGAIN: Final = timedelta(seconds=0.5)
+"""The same for a cancel that the broker did not take."""
 READ_WITHIN: Final = 5.0
 """Seconds that one of the broker's read-backs may take; then the round ends, and the next one asks again."""
 CANCELS_WITHIN: Final = 0.5
@@ -210,15 +212,17 @@ class KillSwitch:
         """Name the link that orders go out by."""
         self._link = link
 
-    def gate_now(self, *, reason: str, source: str, flatten: bool | None, scope: Scope | None) -> Kill:
+    def gate_now(
+        self, *, reason: str, source: str, flatten: bool | None, scope: Scope | None, drill: bool = False
+    ) -> Kill:
         """Close the gate in memory, before anything else; a second kill joins the first."""
         key = key_of(scope)
         wants_flatten = self._flattens(flatten)
         kill = self._kills.get(key)
         if kill is None:
-            kill = Kill(key, wants_flatten, reason, source, wall_now())
+            kill = Kill(key, wants_flatten, reason, source, wall_now(), drill=drill)
             self._kills[key] = kill
-        elif kill.drill:
+        elif kill.drill and not drill:
             kill.drill, kill.reason, kill.source = False, reason, source  # from here on it is a real one
         if wants_flatten and not kill.flatten:
             kill.flatten, kill.phase = True, "gated"  # a halt that becomes a flatten goes on from here
@@ -247,6 +251,7 @@ class KillSwitch:
         flatten: bool | None = None,
         scope: Scope | None = None,
         taken: Callable[[], None] | None = None,
+        drill: bool = False,
     ) -> Mapping[str, Any]:
         """Kill: gate, latch, strategies, cancels, closes. Answer once the cancels have left, or after 2 s.
 
@@ -254,7 +259,7 @@ class KillSwitch:
         """
         joined = key_of(scope) in self._kills
         note = self._nothing_of(key_of(scope))
-        kill = self.gate_now(reason=reason, source=source, flatten=flatten, scope=scope)
+        kill = self.gate_now(reason=reason, source=source, flatten=flatten, scope=scope, drill=drill)
         if taken is not None:
             taken()
         log.critical("KILL SWITCH (%s) by %s: %s", _told(kill.key), source, reason)
@@ -311,9 +316,9 @@ class KillSwitch:
         kill.ending = True
         try:
             await self._end(kill)
-        except CommandError:
+        except BaseException:
             kill.ending = False
-            self._work(kill)  # it stays on
+            self._work(kill)  # it stays on, whatever kept it from being reset
             raise
         finally:
             kill.ending = False
@@ -392,10 +397,8 @@ class KillSwitch:
         if self._kills:
             raise CommandError("conflict", "a kill came before the drill: it stays on")
         started = asyncio.get_running_loop().time()
-        kill = self.gate_now(reason="drill", source=source, flatten=True, scope=None)
-        joins = kill.joins + 1
-        result = dict(await self.fire(reason="drill", source=source, flatten=True))
-        kill.drill = kill.joins == joins
+        kill = self.gate_now(reason="drill", source=source, flatten=True, scope=None, drill=True)
+        result = dict(await self.fire(reason="drill", source=source, flatten=True, drill=True))
         for _ in range(DRILL_ROUNDS):
             if kill.phase == "done" or not kill.drill or self._kills.get(None) is not kill:
                 break
@@ -529,8 +532,11 @@ class KillSwitch:
                 kill.error = told = error
             elif kill.error == told:
                 kill.error = told = None  # what kept the last round is over
-            if done and again:
-                return  # it was done before this look, and still is
+            if done and again:  # it was done before this look, and still is
+                if kill.phase != "done":  # looks without a broker had given up meanwhile
+                    kill.phase, kill.detail, kill.error, kill.pending = "done", None, None, []
+                    self._tell()
+                return
             if again and error is None:
                 again, kill.phase = False, "gated"  # there is something left after all
                 continue
@@ -640,6 +646,11 @@ class KillSwitch:
         except CommandError as error:  # nothing has left: it is asked for again as soon as it can
             kill.asked.pop(order.order_id, None)
             kill.error = str(error)
+        else:
+            if (
+                order.working and not order.cancel_asked
+            ):  # refused, or never arrived: the order may be on its way yet
+                kill.asked[order.order_id] = wall_now() - ASK_AGAIN + REFUSED_AGAIN
 
     async def _cancel_strays(self, kill: Kill, left: list[str]) -> None:
         """Cancel what the broker still shows of ours although our books say that it has ended."""

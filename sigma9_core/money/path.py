@@ -45,7 +45,7 @@ from sigma9_core.models import (
     Split,
 )
 from sigma9_core.money.adoption import adoption
-from sigma9_core.money.desk import OrderDesk, Step, refusal
+from sigma9_core.money.desk import PROTECTIVE, OrderDesk, Step, refusal
 from sigma9_core.money.exits import ExitManager, opposite
 from sigma9_core.money.gate import GuardedRule, RiskGate
 from sigma9_core.money.history import SPLIT
@@ -81,8 +81,6 @@ CASH_LOOKS: Final = 3
 CASH_EVERY: Final = 60.0
 """Seconds between two looks at the broker's cash while nothing has changed."""
 CENT: Final = Decimal("0.01")
-PROTECTIVE: Final = frozenset(("stop", "stop_limit", "trailing_stop"))
-"""Kinds of order that guard a position where they reduce it, whoever has sent them."""
 SOURCES: Final[Mapping[CommandSource, OrderSource]] = {"mqtt": "mqtt", "cli": "cli", "schedule": "schedule"}
 """The order source of a command's source; all others are `api`."""
 
@@ -389,7 +387,11 @@ class MoneyPath:
 
     async def cancel_entries(self, *, protective: bool = False) -> Mapping[str, Any]:
         """Cancel every working entry of ours; with `protective`, the exits as well."""
-        orders = [o for o in self.desk.open_orders() if o.request.intent == "entry" or protective]
+        orders = [
+            order
+            for order in self.desk.open_orders()
+            if order.request.intent == "entry" or (protective and order.request.intent != "kill")
+        ]
         if orders and protective:
             self._check_link()  # exits that can't be cancelled now go on being managed
             self.exits.release({order.request.symbol for order in orders if order.request.intent == "reduce"})
@@ -577,7 +579,10 @@ class MoneyPath:
             "actor": command.actor,
         }
         note = NoteRecord("settlement", self._clock.now(), body)
-        await self._journal.commit([FillRecord(fill, strategy, "api", recovered=True), note])
+        if not self._journal.writes:
+            raise CommandError("internal", "nothing was settled: the journal can't be written at present")
+        # Written and counted in one step: a report that came between the two would be counted on top of it.
+        self.desk.note([FillRecord(fill, strategy, "api", recovered=True), note])
         log.warning("%s: %s was settled to %s, as the broker has it (%s)", symbol, ours, actual, args.reason)
         self.reconciler.settle(fill, strategy)
         await self.desk.settle()

@@ -87,15 +87,16 @@ class Portfolio:
 
     # --- what moves it ----------------------------------------------------------------------------------------
 
-    def apply(self, fill: Fill, strategy: str | None) -> Applied | None:
+    def apply(self, fill: Fill, strategy: str | None, *, recovered: bool = True) -> Applied | None:
         """Count an execution; None where its `exec_id` was counted before.
 
+        One that was `recovered` belongs to the day of its time; one that is told as it happens counts today.
         Raise ValueError for a fill whose numbers make no sense: nothing is changed.
         """
         if fill.exec_id in self._executions:
             return None
         _check(fill)
-        late = self._days.day_opened is not None and fill.ts < self._days.day_opened
+        late = recovered and self._days.day_opened is not None and fill.ts < self._days.day_opened
         result = self._result() if late else ZERO
         holding = self._holdings.setdefault(fill.symbol, Holding(fill.symbol))
         applied = holding.take(fill, strategy)

@@ -290,7 +290,7 @@ class Reconciler:
         """Take back the orders of a kill that never reached the journal, such as on a full disk."""
         for each in orders:
             if each.order_id and each.order_id not in self._desk.orders:
-                await self._desk.recall_kill(each.order_id, each.symbol, each.side, each.quantity)
+                await self._desk.recall_kill(each.order_id, each.symbol, each.side, each.quantity, each)
 
     def _count(self, executions: Sequence[Fill], found: Differences) -> None:
         for fill in executions:

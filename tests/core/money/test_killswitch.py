@@ -1090,3 +1090,98 @@ async def test_a_failed_reset_says_that_it_is_not_latched(room: MoneyRoom, mocke
     slow.set()
     await room.until(lambda: room.kill.body()["latched"])
     assert [scope.key for scope in room.latch.read().scopes] == [None]
+
+
+async def test_a_stop_that_a_lost_kill_put_back_is_no_close(tmp_path: Path) -> None:
+    """Found again at the broker without an intent, it is a stop, and the position is closed beside it."""
+    room = await MoneyRoom(tmp_path).__aenter__()  # it ends by a crash
+    await room.fill(await room.enter(), "10")
+    room.exchange.faults.add("reject_markets")
+    room.journal.write = lambda _records, *, fact=False: Future()  # type: ignore[assignment,method-assign] # a disk that is full
+    await kill(room)
+    await room.until(lambda: room.working(intent="kill", protective=True), 10)
+    stop = room.working(intent="kill", protective=True)[0]
+    await room.until(lambda: stop.order_id in room.exchange.orders)
+    after = await room.crash()
+    after.exchange.faults.clear()
+    async with after:
+        back = after.desk.orders[stop.order_id]
+        assert (back.request.order_type, back.request.protective) == ("stop", True)
+        assert back.request.stop_price == stop.request.stop_price
+        orders = after.exchange.orders
+        await after.until(
+            lambda: any(
+                each.state == "working" and each.request.order_type == "market" for each in orders.values()
+            ),
+            10,
+        )
+        assert orders[stop.order_id].state == "cancelled"
+
+
+async def test_a_cancel_that_the_broker_did_not_take_is_asked_for_again_soon(room: MoneyRoom) -> None:
+    """An order that was on its way when its cancel was refused is cancelled within a second, not after five."""
+    order = await room.buy("MSFT", order_type="limit", limit_price=Decimal(5))
+    cancel, refusals = room.exchange.cancel, 1
+
+    async def not_yet(order_id: str) -> None:
+        nonlocal refusals
+        if refusals:
+            refusals -= 1
+            raise BrokerRefused("no order has this id")
+        await cancel(order_id)
+
+    room.exchange.cancel = not_yet  # type: ignore[method-assign]
+    await kill(room)
+    await room.until(lambda: order.status is OrderStatus.CANCELLED, 2)
+
+
+async def test_a_kill_that_was_done_is_done_again_after_an_outage(room: MoneyRoom, mocker: MockerFixture) -> None:
+    """Looks that fail for want of a broker end in `failed`; once it is back, what was done is told as done."""
+    mocker.patch.object(killswitch_module, "GIVE_UP_ROUNDS", 2)
+    await kill(room)
+    await room.until(lambda: room.kill.body()["phase"] == "done")
+    await room.path.link.disconnect()
+    await kill(room)
+    await room.until(lambda: room.kill.body()["phase"] == "failed", 5)
+    room.path.link.connect()
+    await room.until(lambda: room.kill.body()["phase"] == "done", 10)
+    assert (room.kill.body()["error"], room.kill.body()["pending"]) == (None, [])
+
+
+async def test_a_reset_that_fails_in_any_way_leaves_the_kill_at_work(room: MoneyRoom) -> None:
+    """Whatever the latch raises, the kill goes on: what is filled late is still closed."""
+    await kill(room)
+    await room.until(lambda: room.kill.body()["phase"] == "done")
+
+    def broken(_state: object) -> None:
+        raise ValueError("no latch")
+
+    write = room.latch.write
+    room.latch.write = broken  # type: ignore[assignment,method-assign]
+    with pytest.raises(ValueError, match="no latch"):
+        await room.kill.reset("seen", None, "api")
+    room.latch.write = write  # type: ignore[method-assign]
+    assert room.kill.body()["state"] == "ON"
+    assert room.kill._tasks
+
+
+async def test_a_kill_that_joins_a_drill_in_its_first_moment_is_a_real_one(room: MoneyRoom) -> None:
+    """Its reason and source are the person's, in the latch as well, and the drill does not reset it."""
+    await room.fill(await room.enter(), "10")
+    drill = asyncio.create_task(room.kill.drill("cli"))
+    await room.until(lambda: room.kill.latched)
+    await room.kill.fire(reason="PANIC", source="mqtt")
+    with pytest.raises(CommandError, match="a real kill came during the drill"):
+        await drill
+    body = room.kill.body()
+    assert (body["state"], body["reason"], body["source"]) == ("ON", "PANIC", "mqtt")
+    assert room.latch.read().scopes[0].reason == "PANIC"
+
+
+async def test_cancelling_everything_leaves_a_kill_s_close(room: MoneyRoom) -> None:
+    """`cancel_all` with protective orders is a person's wish for orders, and no end of a kill."""
+    await room.fill(await room.enter(), "10")
+    await kill(room)
+    close = (await room.closing())[0]
+    await room.path.cancel_entries(protective=True)
+    assert close.working
