@@ -320,8 +320,7 @@ class KillSwitch:
             kill.ending = False
             self._work(kill)  # it stays on, whatever kept it from being reset
             raise
-        finally:
-            kill.ending = False
+        kill.ending = False
         self._gate.reopen(key)
         self._exits.review()
         self._trail("reset", kill, source=source, reason=reason)

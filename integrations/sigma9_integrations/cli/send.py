@@ -23,7 +23,6 @@ GRACE: Final = 2.0
 """Seconds that a node has which is not online: it may just be coming back."""
 LOOK: Final = 0.3
 """Seconds in which the broker tells who is online."""
-LARGEST_ID: Final = 64
 
 
 def send(args: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pytest
 
-from sigma9_core.config import HomeAssistantSettings, Settings
+from sigma9_core.config import HomeAssistantSettings
 from sigma9_core.testing.fakes import FakeServer
 from sigma9_integrations.homeassistant.table import ENTITIES
 from sigma9_integrations.homeassistant.testing import Home
@@ -29,11 +29,6 @@ def served(broker: Mosquitto, form: Form = "device", *, enabled: bool = True, **
     server.entities = ENTITIES
     server.board.set("account", {"currency": "USD", "equity": 1.0})
     return server
-
-
-def settings_of(server: FakeServer) -> Settings:
-    """Give a server's settings."""
-    return server.settings
 
 
 async def watcher(client: Client) -> Home:
@@ -62,7 +57,7 @@ async def test_a_home_assistant_that_comes_later_finds_everything(
 ) -> None:
     """Whoever subscribes later gets all of it from the broker, retained, and at QoS 1."""
     server = served(broker, form, protocol=protocol)
-    async with serving(settings_of(server), server), Client.of(broker, "admin") as client:
+    async with serving(server.settings, server), Client.of(broker, "admin") as client:
         await client.subscribe("homeassistant/#")
         count = 1 if form == "device" else len(ENTITIES)
         await client.until(lambda heard: len(configs(heard)) == count)
@@ -73,7 +68,7 @@ async def test_a_home_assistant_that_comes_later_finds_everything(
 async def test_a_birth_brings_everything_again(broker: Mosquitto) -> None:
     """When Home Assistant comes up, discovery and state are published again; its other words change nothing."""
     server = served(broker)
-    async with serving(settings_of(server), server), Client.of(broker, "admin") as client:
+    async with serving(server.settings, server), Client.of(broker, "admin") as client:
         home = await watcher(client)
         await client.until_heard("sigma9/main/state/account")
         client.heard.clear()
@@ -92,7 +87,7 @@ async def test_a_stored_birth_is_no_news(broker: Mosquitto) -> None:
         await client.publish("homeassistant/status", "online", retain=True)
         server = served(broker, protocol="3.1.1")
         await client.subscribe("homeassistant/device/#", "sigma9/main/availability")
-        async with serving(settings_of(server), server):
+        async with serving(server.settings, server):
             await client.until_heard("sigma9/main/availability", "online")
             await asyncio.sleep(0.3)
             assert len(configs(client.heard)) == 1
@@ -102,7 +97,7 @@ async def test_a_stored_birth_is_no_news(broker: Mosquitto) -> None:
 async def test_a_position_s_entity_goes_before_its_topic(broker: Mosquitto, form: Form) -> None:
     """Its entity is there while it is held, and away before the empty payload that it could not read."""
     server = served(broker, form)
-    async with serving(settings_of(server), server), Client.of(broker, "viewer") as client:
+    async with serving(server.settings, server), Client.of(broker, "viewer") as client:
         home = await watcher(client)
         await client.until_heard("sigma9/main/state/account")
         server.board.set(POSITION, {"symbol": "BRK.B", "quantity": 3})
@@ -123,7 +118,7 @@ async def test_a_position_s_entity_goes_before_its_topic(broker: Mosquitto, form
 async def test_a_broker_that_forgot_everything_is_told_again(broker: Mosquitto, tmp_path: Path) -> None:
     """After kill -9 of a broker that keeps nothing, discovery is there again with the state."""
     server = served(broker)
-    async with serving(settings_of(server), server):
+    async with serving(server.settings, server):
         await broker.kill()
         await broker.start()
         async with Client.of(broker, "viewer") as client:
@@ -139,7 +134,7 @@ async def test_another_form_takes_the_place_of_the_first(broker: Mosquitto, old:
         home = await watcher(client)
         for form in (old, new):
             server = served(broker, form)
-            async with serving(settings_of(server), server):
+            async with serving(server.settings, server):
                 await asyncio.sleep(1.5)
         follow(home, client.heard)
         assert len(home.configs) == len(ENTITIES)
@@ -156,13 +151,13 @@ async def test_what_is_left_of_an_earlier_run_goes(broker: Mosquitto, proxy: Pro
     server.board.set(POSITION, {"symbol": "BRK.B", "quantity": 3})
     async with Client.of(broker, "viewer") as client:
         home = await watcher(client)
-        async with serving(settings_of(server), server):
+        async with serving(server.settings, server):
             await client.until_heard(STATE)
         assert "sigma9_main_position_BRK_B" in follow(home, client.heard).configs
         client.heard.clear()
         proxy.cut()
         later = served(broker, port=proxy.port)
-        async with serving(settings_of(later), later):
+        async with serving(later.settings, later):
             await asyncio.sleep(0.2)
             proxy.mend()
             await client.until_heard(STATE, "", seconds=20)
@@ -177,7 +172,7 @@ async def test_switched_off_it_takes_everything_away(broker: Mosquitto) -> None:
     async with Client.of(broker, "viewer") as client:
         for enabled in (True, False):
             server = served(broker, enabled=enabled)
-            async with serving(settings_of(server), server):
+            async with serving(server.settings, server):
                 await asyncio.sleep(0.2)
         await client.subscribe("homeassistant/#")
         await asyncio.sleep(0.2)
