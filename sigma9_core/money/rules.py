@@ -129,7 +129,7 @@ class OutsideRules:
         self._stuck: dict[int, RiskRule] = {}
         self._looks: dict[str, Look] = {}
         self._looking: asyncio.Task[None] | None = None
-        self._errands: set[asyncio.Task[None]] = set()
+        self._errands: dict[asyncio.Task[None], GuardedRule] = {}
         self._number = 0
 
     async def ask(self, questions: Sequence[Question]) -> list[object]:
@@ -138,6 +138,7 @@ class OutsideRules:
         round_ = _Round([question for question, is_free in zip(questions, free, strict=True) if is_free])
         try:
             async with asyncio.timeout(self._budget):
+                await self._errands_of(questions)
                 while not round_.done:
                     worker = self._thread()
                     try:
@@ -184,11 +185,11 @@ class OutsideRules:
         self._looks.pop(guard.name, None)
 
     def send(self, guard: GuardedRule, function: Callable[..., object], *args: object) -> None:
-        """Call a method of a rule in the background; errands are done in the order in which they were sent."""
+        """Call a method of a rule in the background, in the order of the calls and before its next question."""
         errand = self._errand(Question(guard, function, args))
         task = asyncio.get_running_loop().create_task(errand, name=f"risk-rules[{guard.name} {function.__name__}]")
-        self._errands.add(task)
-        task.add_done_callback(self._errands.discard)
+        self._errands[task] = guard
+        task.add_done_callback(self._errands.pop)
 
     async def settle(self) -> None:
         """Wait for the errands and the look that are under way; their budget bounds it."""
@@ -216,6 +217,15 @@ class OutsideRules:
                 self._looks[guard.name] = found
             elif isinstance(found, Failure):
                 guard.failed(found)
+
+    async def _errands_of(self, questions: Sequence[Question]) -> None:
+        """Wait for what was sent to the asked rules before; an errand of theirs waits for the ones before it."""
+        mine, asked = asyncio.current_task(), {id(question.guard) for question in questions}
+        for task, guard in list(self._errands.items()):
+            if task is mine:
+                break
+            if id(guard) in asked:
+                await asyncio.wait([task])
 
     async def _errand(self, question: Question) -> None:
         answer = (await self.ask([question]))[0]

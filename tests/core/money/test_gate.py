@@ -928,12 +928,13 @@ async def test_new_settings_keep_the_memory() -> None:
 async def test_an_outside_rule_keeps_its_memory_too() -> None:
     """Memory and clears reach a rule of unknown speed in order, before its next verdict."""
     rule, heir = Says(), Says()
+    rule.answer = lambda: "refuse" if rule.known else "allow"
     subject = gate(outside(rule), budget=10.0)  # what is asked is the order of things, not how fast they are
     try:
         subject.remember({"says": {"loss": 3}})
 
         assert subject.memory() == {"says": {"loss": 3}}
-        await decide(subject, order())
+        assert refusal(await decide(subject, order())) == "says"
         assert rule.known == {"loss": 3}
         subject.replace("says", heir)
         await subject.settle()
