@@ -128,6 +128,8 @@ class Engine:
         self.entities: Sequence[EntitySpec] = host.entities()
         self.state: State = "stopped"
         self.banner: list[str] = []
+        self._stops = 0
+        """How often a person has stopped it: a drill does not start again what was stopped during it."""
         self.url: str | None = None
         """Where REST is reached on this machine, once the web service serves."""
         self.calendar = Calendar(settings.scheduler.calendar)
@@ -514,6 +516,7 @@ class Engine:
 
     async def stop_trading(self, *, reason: str, person: bool = False) -> None:
         """End entries and strategies; exits go on being managed."""
+        self._stops += person
         if self.state in ("running", "paused", "starting"):
             await self._leave("stopped", reason)
         if person:
@@ -551,10 +554,12 @@ class Engine:
         self._part_changed("kill_switch", "reset")
 
     async def drill(self, source: str) -> Mapping[str, Any]:
-        """Try the whole kill; start again what ran before."""
-        before = self.state
+        """Try the whole kill; start again what ran before, unless a person has stopped it meanwhile."""
+        before, stops = self.state, self._stops
         result = await self.money.call(self.path.killswitch.drill(source))
         await self.after_reset(None)
+        if self._stops != stops:
+            return result
         if before in ("running", "paused"):
             await self.start_trading(reason="the drill is over", person=True)
         if before == "paused":

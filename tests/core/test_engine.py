@@ -552,6 +552,19 @@ async def test_a_drill_leaves_the_engine_as_it_was(room: EngineRoom, before: str
         assert after.engine.state == before
 
 
+async def test_a_stop_during_a_drill_is_kept(room: EngineRoom) -> None:
+    """Whoever stops the engine while a drill works finds it stopped when the drill is over, also after a restart."""
+    drill = asyncio.create_task(room.do("kill_drill"))
+    await room.until(lambda: room.engine.state == "killed")
+    await room.do("stop")
+    await drill
+    assert (room.engine.state, room.body("kill_switch")["state"]) == ("stopped", "OFF")
+    await room.__aexit__()
+
+    async with room.again() as after:
+        assert after.engine.state == "stopped"
+
+
 # --- plugins, rules, watchlist over a restart -------------------------------------------------------------------
 
 

@@ -19,6 +19,7 @@ from sigma9_core.money.journal import Events, Journal
 from sigma9_core.money.killswitch import Key, Kill
 from sigma9_core.money.portfolio import Applied, Portfolio
 from sigma9_core.money.records import NoteRecord, Record
+from sigma9_core.money.restore import split_of
 from sigma9_core.testing.model.exchange import RoughExchange
 from sigma9_core.testing.money_room import OPEN, MoneyRoom
 
@@ -167,6 +168,8 @@ class RoughRoom(MoneyRoom):
             if isinstance(record, NoteRecord) and record.kind == "bust":
                 symbol = self.exchange.orders[str(record.body["order_id"])].request.symbol
                 self.exchange.causes[symbol] = "a bust that was told never came to the disk"
+            elif isinstance(record, NoteRecord) and record.kind == "split":
+                self.exchange.causes[split_of(record.body).symbol] = "a split that was told never came to the disk"
         self.journal.close()
         self.latch.close()
         if self.path._show_timer is not None:  # noqa: SLF001
