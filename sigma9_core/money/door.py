@@ -23,6 +23,10 @@ from sigma9_core.payload import read_command
 log = logging.getLogger("sigma9.kill")
 
 LONGEST_LINE: Final = 64 * 1024
+WAITING: Final = 100
+"""Visitors that may wait to be let in."""
+KNOCK_AGAIN: Final = 0.1
+"""Seconds until the next visitor is let in after one could not be."""
 READ_WITHIN: Final = 5.0
 """Seconds that a visitor has to say what it wants."""
 ANSWERED_WITHIN: Final = 3.0
@@ -49,7 +53,7 @@ class KillDoor:
         self._kill = kill
         self._specs = specs
         self._end = on_end
-        self._server: asyncio.Server | None = None
+        self._ear: socket.socket | None = None
         self._signals = signals
         self._tasks: set[asyncio.Task[None]] = set()
         self._visitors: set[_Visit] = set()
@@ -63,18 +67,61 @@ class KillDoor:
             return
         if not self._clear():
             return
-        loop = asyncio.get_running_loop()
+        ear = socket.socket(socket.AF_UNIX)
         try:
-            self._server = await loop.create_unix_server(lambda: _Visit(self, self._visitors), self.path)
+            ear.setblocking(False)
+            ear.bind(str(self.path))
             self.path.chmod(0o600)
+            ear.listen(WAITING)
         except OSError as error:
+            ear.close()
             log.warning("the kill's socket %s can't be made (%s); `sigma9 kill` goes by REST", self.path, error)
+            return
+        self._ear = ear
+        self._listen(ear)
+
+    def _listen(self, ear: socket.socket) -> None:
+        if self._ear is ear:
+            asyncio.get_running_loop().add_reader(ear, self._let_in, ear)
+
+    def _let_in(self, ear: socket.socket) -> None:
+        """Let a visitor in, and hear at once what it says: a turn of the loop more waits for every busy thread."""
+        try:
+            visitor, _ = ear.accept()
+        except (BlockingIOError, ConnectionError):
+            return
+        except OSError as error:  # such as no file descriptor left: who knocks goes on waiting meanwhile
+            log.error("a visitor can't come in at the kill's door now: %s", error)
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(ear)
+            loop.call_later(KNOCK_AGAIN, self._listen, ear)
+            return
+        visitor.setblocking(False)
+        visit = _Visit(self, self._visitors)
+        try:
+            said = visitor.recv(LONGEST_LINE)
+        except BlockingIOError:
+            said = b""
+        except ConnectionError:
+            visitor.close()
+            return
+        if said:
+            visit.data_received(said)
+        self.own(self._receive(visitor, visit), "kill-visitor")
+
+    @staticmethod
+    async def _receive(visitor: socket.socket, visit: _Visit) -> None:
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: visit, visitor)
+        finally:
+            visit.inside.set()
 
     async def close(self) -> None:
         """Let nobody in any more; who is being answered gets a moment. Signals are heard until the lane ends."""
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+        if self._ear is not None:
+            asyncio.get_running_loop().remove_reader(self._ear)
+            self._ear.close()
+            self._ear = None
             self._clear()
         for visitor in tuple(self._visitors):
             visitor.end()
@@ -131,6 +178,9 @@ class _Visit(asyncio.Protocol):
         self._door = door
         self._visitors = visitors
         self._transport: asyncio.WriteTransport | None = None
+        self._leaves = False
+        self.inside = asyncio.Event()
+        """Set once it can be answered: what it says first is heard before."""
         self._said = bytearray()
         self._heard = False
         self._timer: asyncio.TimerHandle | None = None
@@ -140,7 +190,12 @@ class _Visit(asyncio.Protocol):
         assert isinstance(transport, asyncio.WriteTransport)  # noqa: S101 - what a stream socket has
         self._transport = transport
         self._visitors.add(self)
-        self._timer = asyncio.get_running_loop().call_later(READ_WITHIN, self._leave, "said nothing that ends")
+        if self._leaves:
+            transport.close()
+            return
+        if not self._heard:
+            within = asyncio.get_running_loop().call_later
+            self._timer = within(READ_WITHIN, self._leave, "said nothing that ends")
 
     def data_received(self, data: bytes) -> None:
         """Take the line as soon as it is whole: nothing comes between its bytes and the closed gate."""
@@ -170,7 +225,8 @@ class _Visit(asyncio.Protocol):
 
     def end(self) -> None:
         """Let it go, unless it is being answered."""
-        if not self._heard and self._transport is not None:
+        self._leaves = not self._heard
+        if self._leaves and self._transport is not None:
             self._transport.close()
 
     def _take(self, line: bytes) -> None:
@@ -180,6 +236,7 @@ class _Visit(asyncio.Protocol):
 
     async def _answer(self, work: Coroutine[Any, Any, dict[str, Any]]) -> None:
         answer = await work
+        await self.inside.wait()
         if self._transport is None or self._transport.is_closing():
             log.warning("a visitor at the kill's door left before the answer")
             return

@@ -553,7 +553,7 @@ async def test_a_drill_leaves_the_engine_as_it_was(room: EngineRoom, before: str
 
 
 async def test_a_stop_during_a_drill_is_kept(room: EngineRoom) -> None:
-    """Whoever stops the engine while a drill works finds it stopped when the drill is over, also after a restart."""
+    """Whoever stops the engine while a drill works finds it stopped afterwards, also after a restart."""
     drill = asyncio.create_task(room.do("kill_drill"))
     await room.until(lambda: room.engine.state == "killed")
     await room.do("stop")
