@@ -5,7 +5,7 @@ python tests/bench_kill.py [--closings 1000] [--drills 100]
 A kill's time runs from just before its bytes are written to the kill's socket, in another process, to the closed
 gate and to the first cancel that the broker gets, both by the machine's monotonic clock. A drill is the whole way:
 orders cancelled, positions closed, read back, reset. After a closed gate only the kill's own orders may go.
-Beside it stands a bare program that does nothing but note when bytes arrive, with a busy thread and one that syncs a
+Beside it stands a bare program that just notes when bytes arrive, with a busy thread and one that syncs a
 file in its process: no server in Python that journals and lives with such a plugin can be sooner on this machine.
 """
 
