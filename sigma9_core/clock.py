@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Final, Literal, Protocol
 
 ClockKind = Literal["live", "simulated", "replay"]
@@ -23,7 +24,15 @@ def monotonic() -> float:
 
 def rfc3339(moment: datetime) -> str:
     """Write an aware time as RFC 3339 in UTC with microseconds (contract, head)."""
-    return f"{moment.astimezone(UTC).isoformat(timespec='microseconds')[:26]}Z"
+    if moment.tzinfo is UTC:
+        return _text(moment)
+    return _text(moment.astimezone(UTC))
+
+
+@lru_cache(maxsize=64)
+def _text(moment: datetime) -> str:
+    """Write a time in UTC: a slice of the market has hundreds of messages of one moment."""
+    return f"{moment.isoformat(timespec='microseconds')[:26]}Z"
 
 
 class Clock(Protocol):

@@ -39,6 +39,10 @@ from sigma9_integrations.mqtt.testing import Mosquitto, serving, settings_for
 
 SECONDS = 2.0
 """How long each publisher runs in a round."""
+OUTSTANDING = 5000
+"""Messages that may be on their way to the subscriber, of the node and of bare paho alike."""
+STEP = 100
+"""How many are handed over between two looks at what has arrived."""
 PAYLOAD = json.dumps({"type": "market_data", "v": 1, "seq": None, "node": "main", "data": {"x": "y" * 120}})
 ECHO = f"""
 import asyncio, socket, sys
@@ -104,15 +108,17 @@ async def node_market_data(broker: Mosquitto) -> float:
     """Let a node publish market data as fast as its connection takes it; give messages a second."""
     server = FakeServer(settings_for(broker))
     now = wall_now()
-    data = [MarketData(symbol=f"S{n:04d}", kind="quote", ts=now, bid=1.0, ask=1.1) for n in range(1000)]
+    data = [MarketData(symbol=f"S{n:04d}", kind="quote", ts=now, bid=1.0, ask=1.1) for n in range(OUTSTANDING)]
     async with serving(server.settings, server):
         with counting(broker, "sigma9/main/event/market_data/#", 0) as count:
-            began = time.perf_counter()
+            began, sent = time.perf_counter(), 0
             while time.perf_counter() - began < SECONDS:
-                for each in data:  # each symbol once: nothing is conflated while the publisher keeps up
+                start = sent % OUTSTANDING
+                for each in data[start : start + STEP]:  # each symbol waits once: nothing is conflated
                     server.emit("market_data", each, durable=False)
-                before = count()
-                while count() < before + len(data) * 0.9 and time.perf_counter() - began < SECONDS:
+                sent += STEP
+                await asyncio.sleep(0)
+                while sent + STEP - count() > OUTSTANDING and time.perf_counter() - began < SECONDS:
                     await asyncio.sleep(0.001)
             return await settled(count) / SECONDS
 
@@ -163,8 +169,8 @@ async def bare_paho(broker: Mosquitto, qos: int) -> float:
         while time.perf_counter() - began < SECONDS:
             client.publish("sigma9/bare/x", PAYLOAD, qos)
             sent += 1
-            if sent % 100 == 0:
-                while sent - count() > 5000:
+            if sent % STEP == 0:
+                while sent - count() > OUTSTANDING:
                     time.sleep(0.001)
         number = await settled(count)
     client.disconnect()

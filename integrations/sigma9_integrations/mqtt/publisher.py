@@ -22,7 +22,7 @@ from sigma9_core.contracts import EventPage, Server
 from sigma9_core.errors import CommandError, JournalError
 from sigma9_core.events import LogLevel, mark_late
 from sigma9_integrations.homeassistant.discovery import Discovery, Letter
-from sigma9_integrations.mqtt.connection import FAILURE, Arrival, Refused, Wire
+from sigma9_integrations.mqtt.connection import FAILURE, Arrival, Refused, Wire, is_topic
 from sigma9_integrations.mqtt.outbox import Mark, Outbox
 from sigma9_integrations.mqtt.presence import Presence
 from sigma9_integrations.mqtt.state import StateQueue
@@ -248,16 +248,19 @@ class Publisher:
     async def _tell_live(self, wire: Wire, mailbox: Subscription) -> None:
         """Pass on what comes, until events are missing that the journal must give."""
         while True:
+            loose: list[tuple[str, str]] = []
             for event in await mailbox.take():
                 if event.seq is None:
-                    await wire.room()
-                    self._post(wire, self._topics.event(event.type, event.data), event.raw, qos=0)
+                    loose.append((self._topics.event(event.type, event.data), event.raw))
                     continue
                 if event.seq > self._sent + 1:
                     await self._catch_up(wire, event.seq - 1)
                 if event.seq > self._sent:
                     topic = self._topics.event(event.type, event.data)
                     await self._post_durable(wire, event.seq, topic, event.raw)
+            if loose:
+                await wire.room()
+                wire.post_all([(topic, raw) for topic, raw in loose if self._fits(wire, topic, raw)])
             if mailbox.overflowed:
                 _LOG.info("the MQTT broker is slower than the events: the rest is read from the journal")
                 mailbox.resume()
@@ -356,10 +359,7 @@ class Publisher:
         on_ack: Callable[[int], None] | None = None,
     ) -> bool:
         """Post a message; tell whether the broker is to acknowledge it. A refusal is logged once a topic."""
-        if not wire.fits(topic, payload):
-            self._complain(
-                topic, f"its {len(payload)} characters are more than the broker takes ({wire.largest} bytes)"
-            )
+        if not self._fits(wire, topic, payload):
             return False
 
         def acknowledged(code: int) -> None:
@@ -369,6 +369,17 @@ class Publisher:
                 on_ack(code)
 
         wire.post(topic, payload, qos=qos, retain=retain, on_ack=acknowledged if qos else None)
+        return True
+
+    def _fits(self, wire: Wire, topic: str, payload: str) -> bool:
+        if not is_topic(topic):
+            self._complain(repr(topic), "no MQTT topic can be called so")
+            return False
+        if not wire.fits(topic, payload):
+            self._complain(
+                topic, f"its {len(payload)} characters are more than the broker takes ({wire.largest} bytes)"
+            )
+            return False
         return True
 
     def _complain(self, topic: str, reason: str) -> None:

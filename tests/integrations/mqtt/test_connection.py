@@ -12,7 +12,7 @@ import pytest
 
 from sigma9_core.clock import monotonic
 from sigma9_integrations.mqtt import connection
-from sigma9_integrations.mqtt.connection import WINDOW, Arrival, Endpoint, Link, Wire, open_wire
+from sigma9_integrations.mqtt.connection import WINDOW, Arrival, Endpoint, Link, Wire, is_topic, open_wire
 from sigma9_integrations.mqtt.testing import Client, Mosquitto, Proxy
 
 
@@ -48,6 +48,38 @@ async def test_messages_leave_in_order_and_are_acknowledged(broker: Mosquitto, p
         await client.until(lambda heard: len(heard) == 1000)
         assert client.payloads("sigma9/x") == [str(number) for number in range(1000)]
         await wire.close()
+
+
+@pytest.mark.mosquitto
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+async def test_messages_of_any_size_leave_as_one_write(broker: Mosquitto, protocol: Any) -> None:
+    """Many messages at QoS 0 go out together, between others: each arrives whole, in order, on its own topic."""
+    sizes = [0, 1, 100, 127, 128, 16_383, 16_384, 200_000]  # where the length takes one byte more
+    async with Client.of(broker, "viewer") as client:
+        await client.subscribe("sigma9/#")
+        wire = await open_wire(endpoint_of(broker), "test", (protocol,), ignore)
+        await wire.room()
+        wire.post("sigma9/x", "before", qos=1)
+        wire.post_all([(f"sigma9/é/{size}", "é" * size) for size in sizes])
+        wire.post("sigma9/x", "after", qos=1)
+        async with asyncio.timeout(5):
+            await wire.settled()
+        await client.until(lambda heard: len(heard) == len(sizes) + 2)
+        told = [(message.topic, message.payload) for message in client.heard]
+        assert told == [
+            ("sigma9/x", "before"),
+            *((f"sigma9/é/{size}", "é" * size) for size in sizes),
+            ("sigma9/x", "after"),
+        ]
+        assert not any(message.retain or message.qos for message in client.heard[1:-1])
+        await wire.close()
+
+
+@pytest.mark.parametrize("text", ["", "a/+", "#", "nul\0", "half \ud800", "x" * 65_536])
+def test_what_no_topic_can_be_is_known(text: str) -> None:
+    """A wildcard, a NUL, half a character or too many of them: the broker would end the connection for it."""
+    assert is_topic("sigma9/é") is True
+    assert is_topic(text) is False
 
 
 @pytest.mark.mosquitto

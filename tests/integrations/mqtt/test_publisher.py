@@ -175,6 +175,25 @@ async def test_events_have_their_topics_and_bytes(broker: Mosquitto) -> None:
         assert numbers(client.heard) == [1, 2, 3]
 
 
+async def test_a_symbol_that_no_topic_can_hold_costs_only_itself(
+    broker: Mosquitto, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A feed may name things as it likes: what can't be published is named once in the log, the rest goes out."""
+    settings = settings_for(broker)
+    async with serving(settings) as server, Client.of(broker, "viewer") as client:
+        await client.subscribe("sigma9/main/event/#")
+        for symbol in ("AAPL", "A#B", "A+B", "A#B", "MSFT"):
+            data = MarketData(symbol=symbol, kind="trade", ts=wall_now(), last=1.0)
+            server.emit("market_data", data, durable=False)
+        await client.until_heard("sigma9/main/event/market_data/MSFT")
+        topics = [message.topic.rpartition("/")[2] for message in client.heard]
+        assert topics == ["AAPL", "MSFT"]
+    assert [record.message.count("A#B") for record in caplog.records if "no MQTT topic" in record.message] == [
+        1,
+        0,
+    ]
+
+
 async def test_a_burst_arrives_whole_and_in_order(broker: Mosquitto) -> None:
     """Three thousand durable events at once arrive all, once, in order, and none is marked late."""
     settings = settings_for(broker)
