@@ -129,7 +129,7 @@ class Engine:
         self.state: State = "stopped"
         self.banner: list[str] = []
         self._stops = 0
-        """How often a person has stopped it: a drill does not start again what was stopped during it."""
+        """How often a person has stopped it: a start or a drill that began before does not undo that."""
         self.url: str | None = None
         """Where REST is reached on this machine, once the web service serves."""
         self.calendar = Calendar(settings.scheduler.calendar)
@@ -492,6 +492,7 @@ class Engine:
 
         Raise CommandError: `killed`, `broker_unavailable`, `conflict` where it is stopped while it starts.
         """
+        stops = self._stops
         async with self._turn:
             if self.path.killswitch.latched:
                 raise CommandError("killed", "the kill switch is on: reset it with a reason, then start")
@@ -503,6 +504,8 @@ class Engine:
                 )
             if person:
                 await self._save("commanded", {"state": "start"})
+            if self._stops != stops:
+                raise CommandError("conflict", "the engine was stopped while it started")
             if self.state == "running":
                 return
             self._set_state("starting", reason)
@@ -558,12 +561,14 @@ class Engine:
         before, stops = self.state, self._stops
         result = await self.money.call(self.path.killswitch.drill(source))
         await self.after_reset(None)
-        if self._stops != stops:
-            return result
-        if before in ("running", "paused"):
-            await self.start_trading(reason="the drill is over", person=True)
-        if before == "paused":
-            await self.pause_trading(reason="it was paused before the drill", person=True)
+        try:
+            if before in ("running", "paused") and self._stops == stops:
+                await self.start_trading(reason="the drill is over", person=True)
+            if before == "paused" and self._stops == stops:
+                await self.pause_trading(reason="it was paused before the drill", person=True)
+        except CommandError:
+            if self._stops == stops:
+                raise
         return result
 
     async def connect_broker(self) -> str:

@@ -120,6 +120,8 @@ class Kill:
     source: str
     at: datetime
     phase: Phase = "gated"
+    told: Phase | None = None
+    """The phase that others were told of last."""
     detail: str | None = None
     error: str | None = None
     latched: bool = False
@@ -227,6 +229,7 @@ class KillSwitch:
         if wants_flatten and not kill.flatten:
             kill.flatten, kill.phase = True, "gated"  # a halt that becomes a flatten goes on from here
         kill.joins += 1
+        kill.told = None
         kill.cancels_sent.clear()
         self._gate.close(key, halt=not kill.flatten)
         return kill
@@ -269,7 +272,8 @@ class KillSwitch:
         for _ in range(TURNS):  # the cancels leave before anybody is told of the kill: telling takes its time
             await asyncio.sleep(0)
         self._trail("joined" if joined else "fired", kill, source=source, reason=reason)
-        self._enter(kill, kill.phase)
+        if kill.told != kill.phase:
+            self._enter(kill, kill.phase)
         try:
             async with asyncio.timeout(ANSWER_WITHIN):
                 await kill.cancels_sent.wait()
@@ -589,7 +593,9 @@ class KillSwitch:
             kill.phase = "cancelling"
         await self._cancel(kill, cancels)
         kill.cancels_sent.set()
-        if first:
+        if first and self._pending(
+            kill
+        ):  # where there is nothing to do it is done before anybody could hear of it
             self._enter(kill, "cancelling")
         foreign = (
             await self._foreign_orders(kill) if self._settings.foreign != "leave" and kill.key is None else []
@@ -691,7 +697,9 @@ class KillSwitch:
 
     async def _flatten(self, kill: Kill) -> None:
         if kill.phase == "cancelling":
-            self._enter(kill, "flattening")
+            kill.phase = "flattening"
+            if self._positions(kill):
+                self._enter(kill, "flattening")
         market_open = self._calendar.at(self._clock.now()) is not None
         waiting: list[str] = []
         work: list[Coroutine[Any, Any, None]] = []
@@ -941,6 +949,8 @@ class KillSwitch:
         )
 
     def _tell(self) -> None:
+        for kill in self._kills.values():
+            kill.told = kill.phase
         self._say(self._changed)
 
     def _say(self, function: Callable[[], object]) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from pytest_mock import MockerFixture
 
 from sigma9_core import deadman as deadman_module
 from sigma9_core import dispatcher as dispatcher_module
@@ -552,17 +553,50 @@ async def test_a_drill_leaves_the_engine_as_it_was(room: EngineRoom, before: str
         assert after.engine.state == before
 
 
-async def test_a_stop_during_a_drill_is_kept(room: EngineRoom) -> None:
-    """Whoever stops the engine while a drill works finds it stopped afterwards, also after a restart."""
-    drill = asyncio.create_task(room.do("kill_drill"))
-    await room.until(lambda: room.engine.state == "killed")
-    await room.do("stop")
-    await drill
+@pytest.mark.parametrize("turns", [0, 1, 2, 3, 5, 8, 13, 21])
+async def test_a_stop_during_a_drill_is_kept(room: EngineRoom, turns: int, mocker: MockerFixture) -> None:
+    """Whoever stops the engine while a drill works, at whatever moment, finds it stopped, also after a restart."""
+    tell, stops = room.engine._set_state, list[asyncio.Task[Any]]()
+
+    async def stop() -> None:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await room.do("stop")
+
+    def hear(state: Any, reason: str) -> None:
+        tell(state, reason)
+        if state == "killed":
+            stops.append(asyncio.create_task(stop()))
+
+    mocker.patch.object(room.engine, "_set_state", hear)
+    await room.do("kill_drill")
+    await stops[0]
     assert (room.engine.state, room.body("kill_switch")["state"]) == ("stopped", "OFF")
     await room.__aexit__()
 
     async with room.again() as after:
         assert after.engine.state == "stopped"
+
+
+async def test_a_stop_while_it_starts_counts_for_more(room: EngineRoom, mocker: MockerFixture) -> None:
+    """A stop that comes while a start has only been noted is not undone by it."""
+    await room.do("stop")
+    save, noted, go_on = room.engine._save, asyncio.Event(), asyncio.Event()
+
+    async def slow(name: str, document: Any) -> None:
+        await save(name, document)
+        noted.set()
+        await go_on.wait()
+
+    mocker.patch.object(room.engine, "_save", slow)
+    start = asyncio.create_task(room.refused("start"))
+    await noted.wait()
+    stop = asyncio.create_task(room.do("stop"))
+    await room.until(lambda: (room.engine.documents.get("commanded") or {}).get("state") == "stop")
+    go_on.set()
+    await stop
+    assert await start == "conflict"
+    assert room.engine.state == "stopped"
 
 
 # --- plugins, rules, watchlist over a restart -------------------------------------------------------------------

@@ -611,6 +611,7 @@ async def test_a_reconnect_during_a_reset_closes_nothing(room: MoneyRoom) -> Non
     await reset
 
     assert not room.kill.latched
+    await room.until(lambda: len(room.exchange.submitted) > sent)
     await asyncio.sleep(0.05)
     closes = [room.exchange.orders[i].request for i in room.exchange.submitted[sent:]]
     assert [request.protective for request in closes] == [True]
