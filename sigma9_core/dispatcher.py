@@ -328,7 +328,10 @@ class Dispatcher:
             try:
                 await self._journal.commit([received])
             except JournalError as error:
-                raise CommandError("internal", f"nothing was done: {error}") from error
+                refusal = CommandError("internal", f"nothing was done: {error}")
+                if error.unknown:  # the row may be there: without an answer it would pass for a command cut off
+                    self._keep(received, self._failed(command, refusal, began), kept=False)
+                raise refusal from error
         call = Call(command, (received,) if joined else ())
         work = asyncio.get_running_loop().create_task(_run(handler, args, call), name=f"handler[{spec.name}]")
         if spec.journalled and fact:

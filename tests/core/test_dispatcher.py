@@ -34,9 +34,11 @@ from sigma9_core.errors import (
 )
 from sigma9_core.lanes import Lane
 from sigma9_core.models import Frozen
+from sigma9_core.money.audit import audit
 from sigma9_core.money.journal import Journal
 from sigma9_core.money.records import CommandRecord, Record
 from sigma9_core.plain import plain
+from sigma9_core.testing.journal_places import Commits, FilePlace
 
 ORDER = {"symbol": "ABCD", "side": "buy", "quantity": 10}
 
@@ -576,6 +578,27 @@ async def test_a_journal_that_fails_refuses_commands_but_never_a_kill_or_a_cance
 
     assert code_of(order) == "internal"
     assert bench.calls == []
+
+
+async def test_a_received_row_of_unknown_outcome_gets_an_answer(tmp_path: Path) -> None:
+    """The row turns out to be there: without an answer the same id would be told that it had been cut off."""
+    bench = make(tmp_path / "j.db", Wall())
+    commits = Commits(bench.journal, FilePlace(tmp_path / "j.db"))
+    commits.plan, commits.unreadable = ["fail after"], 2
+    refused = await bench.send("start", id="s1")
+    await bench.journal.commit([], fact=True)  # it is there once the disk works again
+    rows = await bench.rows("start", "s1")
+    again = await bench.send("start", id="s1")
+    await end(bench)
+    bench = make(tmp_path / "j.db", bench.wall)
+    faults = audit(bench.journal).faults
+    await end(bench)
+
+    assert refused.error is not None
+    assert refused.error["message"].startswith("nothing was done: ")
+    assert [row.stage for row in rows] == ["received", "answered"]
+    assert again.ok
+    assert faults == []
 
 
 class Stalled:

@@ -18,6 +18,7 @@ from typing import Final
 from sigma9_core.events import TradeEvent
 from sigma9_core.models import ZERO, ApprovedOrder, OrderStatus
 from sigma9_core.money.adoption import ADOPTED
+from sigma9_core.money.audit import audit
 from sigma9_core.money.killswitch import Kill
 from sigma9_core.money.orders import Order
 from sigma9_core.money.portfolio import Portfolio
@@ -124,6 +125,7 @@ class MoneyChecks:
         for symbol in SYMBOLS:
             mine, told = books.quantity(symbol), again.quantity(symbol)
             self.require(mine == told, f"{mine} {symbol} are held, and {told} by the journal")
+        self.require(not (faults := audit(room.journal).faults), f"the journal disagrees: {faults}")
 
     # --- at certain moments -------------------------------------------------------------------------------------
 
