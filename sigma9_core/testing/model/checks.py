@@ -8,6 +8,7 @@
 | an order leaves | its intent is durable; no kill, pause or doubt stands before it |
 | a kill says done | nothing of ours works in its scope, and nothing is held |
 | all is calm | books and exchange agree on everything; planned positions have exits of their size; kills end |
+| all is calm | an audit finds that the journal agrees with itself |
 """
 
 from __future__ import annotations
@@ -125,7 +126,6 @@ class MoneyChecks:
         for symbol in SYMBOLS:
             mine, told = books.quantity(symbol), again.quantity(symbol)
             self.require(mine == told, f"{mine} {symbol} are held, and {told} by the journal")
-        self.require(not (faults := audit(room.journal).faults), f"the journal disagrees: {faults}")
 
     # --- at certain moments -------------------------------------------------------------------------------------
 
@@ -231,6 +231,8 @@ class MoneyChecks:
         for kill in room.kills.values():
             self._has_ended(kill)
         self.replay()
+        faults = audit(room.journal).faults
+        self.require(not faults, f"the journal disagrees: {faults}")
         for symbol in SYMBOLS:
             self._agree_on(symbol)
             self._is_guarded(symbol)
