@@ -469,12 +469,20 @@ class Broker(Protocol):
     async def submit(self, orders: Sequence[ApprovedOrder]) -> None:
         """Send one order, or a group (parent first, then children and one-cancels-all legs) as one unit.
 
+        Await nothing before it is handed over to the transport: the gate's last look and the first step of this
+        coroutine are one, so that a kill comes before both or after both. An order that waits in here is one that
+        leaves after the kill. What would have to be waited for (a lock, a login) is refused instead, with
+        BrokerRefused.
+
         Return once it is handed over; what becomes of it comes as reports. Raise BrokerRefused only where the
         broker surely took none of it; anything else that is raised leaves the outcome unknown.
         """
 
     async def replace(self, order: ApprovedOrder) -> None:
-        """Change a working order to the request of the same order id; the outcome comes as a report."""
+        """Change a working order to the request of the same order id; the outcome comes as a report.
+
+        Await nothing before it is handed over, as in `submit`.
+        """
 
     async def cancel(self, order_id: str) -> None:
         """Ask to cancel; the outcome comes as a report. An unknown id raises BrokerError."""

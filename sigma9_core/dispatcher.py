@@ -92,7 +92,28 @@ class Hold(Protocol):
     """What stands in for a command from the moment in which it is heard."""
 
     def lift(self) -> None:
-        """Take it off, from any thread; twice is once."""
+        """Take it off, from any thread and without waiting for a lock; twice is once."""
+
+
+class _Held:
+    """Keeps a hold for as long as anybody may carry out its command.
+
+    Only the command knows of it. Where that is dropped before its work has begun, as with a coroutine that nobody
+    awaits or a task that is cancelled before its first step, nothing else would ever take the hold off.
+    """
+
+    __slots__ = ("_hold",)
+
+    def __init__(self, hold: Hold) -> None:
+        self._hold = hold
+
+    def lift(self) -> None:
+        """Take it off."""
+        self._hold.lift()
+
+    def __del__(self) -> None:
+        """Take it off; nothing is logged, because garbage may be collected while the log holds a lock."""
+        self._hold.lift()
 
 
 class CommandJournal(Protocol):
@@ -178,10 +199,11 @@ class Dispatcher:
         """Carry out a command and answer it; never raises but where the caller itself is cancelled.
 
         A caller that goes away does not stop a command in the middle of its work. When this returns, before
-        anything is awaited, the gate is closed for a kill; all else happens when it is awaited.
+        anything is awaited, the gate is closed for a kill; all else happens when it is awaited. A kill that is
+        never awaited does nothing else, and the gate is as it was once its coroutine is gone.
         """
         hold = self._hold(command)
-        return self._dispatch(command if hold is None else replace(command, taken=hold.lift))
+        return self._dispatch(command if hold is None else replace(command, taken=_Held(hold).lift))
 
     def _hold(self, command: Command) -> Hold | None:
         if self._bar is None or command.name not in ("kill_switch", "control"):
@@ -328,7 +350,10 @@ class Dispatcher:
             try:
                 await self._journal.commit([received])
             except JournalError as error:
-                raise CommandError("internal", f"nothing was done: {error}") from error
+                refusal = CommandError("internal", f"nothing was done: {error}")
+                if error.unknown:  # the row may be there: without an answer it would pass for a command cut off
+                    self._keep(received, self._failed(command, refusal, began), kept=False)
+                raise refusal from error
         call = Call(command, (received,) if joined else ())
         work = asyncio.get_running_loop().create_task(_run(handler, args, call), name=f"handler[{spec.name}]")
         if spec.journalled and fact:

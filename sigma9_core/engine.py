@@ -1145,19 +1145,25 @@ class Engine:
             self._keeper = self._loop_task(self._keep_all(), "save-documents")
 
     async def _keep_all(self) -> None:
-        said = False
+        """Save what is to be kept; a document that can't be saved holds up no other, and is told once."""
+        told: set[str] = set()
         while self._to_keep:
-            name, document = next(iter(self._to_keep.items()))
-            try:
-                await self.documents.save(name, document)
-            except StateError as error:
-                if not said:
-                    log.error("%s; the document %s is saved as soon as it can be", error, name)
-                said = True
+            failed = False
+            for name, document in tuple(self._to_keep.items()):
+                if self._to_keep.get(name) is not document:
+                    continue  # a newer one came meanwhile, or somebody has saved one
+                try:
+                    await self.documents.save(name, document)
+                except StateError as error:
+                    failed = True
+                    if name not in told:
+                        log.error("%s; the document %s is saved as soon as it can be", error, name)
+                    told.add(name)
+                else:
+                    if self._to_keep.get(name) is document:
+                        del self._to_keep[name]
+            if failed:
                 await asyncio.sleep(SAVE_AGAIN)
-            else:
-                if self._to_keep.get(name) is document:  # else a newer one came meanwhile
-                    del self._to_keep[name]
 
     async def _end_keeping(self) -> None:
         """Give what is still to be saved a last moment, and say what was not."""
@@ -1168,8 +1174,13 @@ class Engine:
             log.error("not saved: the documents %s", ", ".join(self._to_keep))
 
     async def _save(self, name: str, document: Mapping[str, Any]) -> None:
-        self._to_keep.pop(name, None)  # this one is newer
-        await self.documents.save(name, dict(document))
+        older = self._to_keep.pop(name, None)  # this one is newer
+        try:
+            await self.documents.save(name, dict(document))
+        except StateError:
+            if older is not None and name not in self._to_keep:
+                self._keep(name, older)  # whoever asked for the newer one hears that it does not count
+            raise
 
     def _loop_task(self, work: Any, name: str) -> asyncio.Task[Any]:
         task: asyncio.Task[Any] = asyncio.get_running_loop().create_task(work, name=name)

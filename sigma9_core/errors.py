@@ -4,7 +4,7 @@ Sigma9Error
 ├── ConfigError        a configuration file is wrong: fix the lines that it lists
 ├── PluginError        a plugin can't be loaded or built: disable or repair it
 ├── DataError          market data can't be read: name another file or column
-├── JournalError       the journal can't be written: the intent was not made durable, nothing was sent
+├── JournalError       the journal can't be written: nothing was sent; `unknown` where it may be there all the same
 ├── StateError         a document can't be read or written
 ├── BrokerError        the broker's outcome is not known: read back before deciding anything
 │   └── BrokerRefused  the broker surely did not take the order: it is dead
@@ -91,7 +91,11 @@ class DataError(Sigma9Error):
 
 
 class JournalError(Sigma9Error):
-    """The journal could not make a record durable."""
+    """The journal could not make a record durable; `unknown`: nobody knows yet whether it has."""
+
+    def __init__(self, message: str, *, unknown: bool = False) -> None:
+        self.unknown = unknown
+        super().__init__(message)
 
 
 class StateError(Sigma9Error):

@@ -51,6 +51,8 @@ REFUSED_AS: Final[Mapping[str, ErrorCode]] = {"kill_switch": "killed", "engine":
 """The answer's code where the gate's own check refused an order; any other refusal is `risk_rejected`."""
 PROTECTIVE: Final = frozenset(("stop", "stop_limit", "trailing_stop"))
 """Kinds of order that guard a position where they reduce it, whoever has sent them."""
+BEGINNINGS: Final = (OrderStatus.SUBMITTED, OrderStatus.RISK_REJECTED)
+"""How an order stands when its intent has been written, and nothing else has happened to it."""
 KEPT_EXECUTIONS: Final = 100
 """Fills that the risk rules see."""
 KEPT_ORDERS: Final = 2000
@@ -94,6 +96,8 @@ class OrderDesk:
         """Orders that have been decided and are not sent yet, or are being sent at this moment."""
         self._waiting: set[str] = set()
         """Those of them whose intent is being written: nothing of them has left."""
+        self._unwritten: set[str] = set()
+        """Orders whose intent may never get into the journal: facts of them are there only if it does."""
         self.changing: set[str] = set()
         """Orders whose change is being judged, written or sent at this moment."""
         self.behind: Callable[[], bool] = lambda: False
@@ -140,8 +144,10 @@ class OrderDesk:
         A leg without a `parent_id` of its own gets the first order's. Where any is refused, none is sent, and
         the refused ones come back as `risk_rejected`. `records`, and those that `decided` gives once the orders
         have their ids, are committed together with the intents.
-        Raise JournalError where the intent could not be made durable: nothing was sent. What is `urgent` (a
-        kill's close) does not wait for a journal that fails: its intent is a fact, written when it can be.
+        Raise JournalError where the intent could not be made durable: nothing was sent, and the orders are
+        forgotten. Where it turns out to be there all the same (`unknown`), so is the end of an order that was
+        never sent. What is `urgent` (a kill's close) does not wait for a journal that fails: its intent is a
+        fact, written when it can be.
         """
         orders: list[Order] = []
         written_down = False
@@ -164,20 +170,27 @@ class OrderDesk:
             more = decided(orders) if sending and decided is not None else ()
             written = [*self._intents(orders, cause), *records, *more]
             written_down = True  # or it may be: who is stopped while it is being written can't tell
-            self._waiting.update(order.order_id for order in orders if sending)
+            ids = {order.order_id for order in orders}
+            if sending:
+                self._waiting |= ids
             try:
                 if urgent:
                     await self._write_down(written)
                 else:
+                    self._unwritten |= ids
                     await self.journal.commit(written)
+                    self._unwritten -= ids
             except JournalError as error:
-                written_down = False
                 log.error("nothing was sent for %s: %s", requests[0].symbol, error)
+                if error.unknown:
+                    self._end_unsent(orders, "never sent: the journal failed while its intent was being written")
+                written_down = False
                 raise
             if not urgent:
                 await self._turn()
             for order in orders:
-                self._tell(Step(order, order.status))
+                if order.status in BEGINNINGS:  # of one that has ended meanwhile, its end was told
+                    self._tell(Step(order, order.status))
             if sending:
                 await self._send(orders, approved)
         except BaseException as error:  # whatever it is: what was decided and has not left must not stand there
@@ -185,20 +198,27 @@ class OrderDesk:
                 self._undo(orders)
                 raise
             why = "whoever asked for it was stopped" if isinstance(error, asyncio.CancelledError) else str(error)
-            for order in orders:  # what has left is `unknown` already
-                if order.status is OrderStatus.SUBMITTED and order.order_id in self.in_flight:
-                    self.local(order, "cancelled", f"not sent: {why}")
+            self._end_unsent(orders, f"not sent: {why}")
             raise
         finally:
             self.in_flight.difference_update(order.order_id for order in orders)
             self._waiting.difference_update(order.order_id for order in orders)
         return orders
 
+    def _end_unsent(self, orders: Sequence[Order], reason: str) -> None:
+        """End what was written down, or may have been, and has not left; what has left is `unknown` already."""
+        for order in orders:
+            if order.status is OrderStatus.SUBMITTED and order.order_id in self.in_flight:
+                self.local(order, "cancelled", reason)
+
     def _undo(self, orders: Sequence[Order]) -> None:
-        """Forget orders that were decided and never written down: there is nothing to end."""
+        """Forget orders that were decided and never sent, and of which nothing is to be told any more."""
         gone = {order.order_id for order in orders}
-        for order_id in gone:
-            self.orders.pop(order_id, None)
+        for order in orders:
+            self.orders.pop(order.order_id, None)
+            if order.working:  # also for whoever still holds it
+                order.take("cancelled", reason="never sent")
+        self._unwritten -= gone
         counted = [sent.request for sent in self._recent if sent.order_id in gone]
         self._count(counted, -1)
         self._recent = deque(sent for sent in self._recent if sent.order_id not in gone)
@@ -462,7 +482,7 @@ class OrderDesk:
             order.view().model_copy(update={"status": event}), trade_id=fill.exec_id if fill and applied else None
         )
         records.append(EventRecord("trade_event", data, ts, cause=order.order_id))
-        self.note(records)
+        self.note(records, of=order.order_id)
         self._tell(Step(order, event, fill, applied))
 
     # --- what the gate sees ---------------------------------------------------------------------------------
@@ -523,9 +543,12 @@ class OrderDesk:
         """Tell whether an execution has been counted."""
         return exec_id in self._executions
 
-    def note(self, records: Sequence[Record]) -> None:
-        """Write facts to the journal without waiting; they are retried until they are there."""
-        future = self.journal.write(records, fact=True)
+    def note(self, records: Sequence[Record], *, of: str | None = None) -> None:
+        """Write facts to the journal without waiting; they are retried until they are there.
+
+        Facts `of` an order whose intent may never get there are left out if it does not: nothing else of it is.
+        """
+        future = self.journal.write(records, fact=True, of=of if of in self._unwritten else None)
         self._facts.add(future)
         future.add_done_callback(self._facts.discard)
 

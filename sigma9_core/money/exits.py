@@ -565,4 +565,4 @@ class ExitManager:
         return NoteRecord(NOTE, self._clock.now(), guard.memory())
 
     def _remember(self, guard: Guard) -> None:
-        self._desk.note([self._note(guard)])
+        self._desk.note([self._note(guard)], of=guard.entry_id)  # it names the entry, which must be there too

@@ -110,16 +110,16 @@ class Decision:
 class Barrier:
     """Something that a kill has put across the gate, from whatever thread, until its own work closes the gate."""
 
-    __slots__ = ("_lift", "halt", "scope")
+    __slots__ = ("halt", "scope", "up")
 
-    def __init__(self, scope: Scope, halt: bool, lift: Callable[[Barrier], None]) -> None:
+    def __init__(self, scope: Scope, halt: bool) -> None:
         self.scope = scope
         self.halt = halt
-        self._lift = lift
+        self.up = True
 
     def lift(self) -> None:
-        """Take it off; twice is once."""
-        self._lift(self)
+        """Take it off, from any thread and without a lock: it may be called while garbage is collected."""
+        self.up = False
 
     def __enter__(self) -> Self:
         return self
@@ -140,6 +140,7 @@ class RiskGate:
         self._closed: dict[Scope, bool] = {}
         """What is closed, and whether it is a halt: verified reducing orders still pass."""
         self._barriers: tuple[Barrier, ...] = ()
+        """Those that are up, and some that are not any more."""
         self._barring = threading.Lock()
         self._leaving = threading.Lock()
         """Held while an order passes from its last look at the gate to the broker."""
@@ -200,16 +201,12 @@ class RiskGate:
 
         When this returns, what it covers has left already or does not leave any more.
         """
-        made = Barrier(scope, halt, self._unbar)
+        made = Barrier(scope, halt)
         with self._barring:
-            self._barriers = (*self._barriers, made)
+            self._barriers = (*(each for each in self._barriers if each.up), made)
         if self._leaving.acquire(timeout=LEAVING):
             self._leaving.release()
         return made
-
-    def _unbar(self, barrier: Barrier) -> None:
-        with self._barring:
-            self._barriers = tuple(each for each in self._barriers if each is not barrier)
 
     async def let_out(
         self, requests: Sequence[OrderRequest], leave: Coroutine[Any, Any, T], *, shrinks: bool = False
@@ -427,7 +424,7 @@ class RiskGate:
     def _shut(self, scope: Scope, *, reducing: bool) -> bool:
         if scope in self._closed and not (reducing and self._closed[scope]):
             return True
-        return any(each.scope == scope and not (reducing and each.halt) for each in self._barriers)
+        return any(each.up and each.scope == scope and not (reducing and each.halt) for each in self._barriers)
 
     def _core(
         self, request: OrderRequest, view: RiskView, filled: Decimal, *, shrinks: bool = False

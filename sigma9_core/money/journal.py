@@ -3,10 +3,12 @@
     write(records) → waiting → one writer thread → one commit for all that waits → on_events → futures
 
 What one call hands over is durable together or not at all. An intent or an answer (`fact=False`) that can't be
-made durable fails at once, and then nothing of it is there. A fact (`fact=True`: a fill, an event about what has
-already happened) waits in memory, in order, and is tried again until it goes through. While the journal fails it
-keeps one note of its own among the facts, so it comes back by itself as soon as the disk does, whether or not
-anybody writes.
+made durable fails at once, and then nothing of it is there, unless the error says that its outcome is `unknown`:
+the commit may have gone through, and its events are told once that is read back. A fact (`fact=True`: a fill, an
+event about what has already happened) waits in memory, in order, and is tried again until it goes through; one
+`of` an order whose intent may have failed is left out where the journal does not have that. While the journal
+fails it keeps one note of its own among the facts, so it comes back by itself as soon as the disk does, whether
+or not anybody writes.
 """
 
 from __future__ import annotations
@@ -104,6 +106,8 @@ class _Batch:
     records: tuple[Record, ...]
     fact: bool
     future: Future[Events]
+    of: str | None = None
+    """The order without whose intent it is not to be there."""
 
 
 @dataclass(slots=True, eq=False)
@@ -116,6 +120,8 @@ class _Plan:
     rows: dict[Table, list[rows.Row]] = field(default_factory=dict)
     executions: set[tuple[str, str]] = field(default_factory=set)
     """Fills that are there already, this plan's included."""
+    intended: set[str] = field(default_factory=set)
+    """Orders of this plan's `of` whose intents are there already, and every order of its own intents."""
     doubles: list[Fill] = field(default_factory=list)
     """Fills that were handed over once more."""
 
@@ -294,15 +300,17 @@ class Journal(History):
 
     # --- writing, from any thread ---------------------------------------------------------------------------
 
-    def write(self, records: Sequence[Record], *, fact: bool = False) -> Future[Events]:
+    def write(self, records: Sequence[Record], *, fact: bool = False, of: str | None = None) -> Future[Events]:
         """Hand over records that belong together; the future gives their events once they are durable.
 
-        It fails with JournalError where they are not and won't be; it can't be cancelled. No records: the future
-        is done when all that was handed over before is durable. The records must not change any more.
+        It fails with JournalError where they are not and won't be, or where that is not known (`unknown`); it
+        can't be cancelled. No records: the future is done when all that was handed over before is durable. The
+        records must not change any more. Those `of` an order are left out, and give no events, where its intent
+        is not in the journal when their turn comes.
         """
         future: Future[Events] = Future()
         future.set_running_or_notify_cancel()
-        batch = _Batch(tuple(records), fact, future)
+        batch = _Batch(tuple(records), fact, future, of)
         with self._changed:
             refusal = self._refusal(batch)
             if refusal is None:
@@ -390,7 +398,7 @@ class Journal(History):
     def _store(self, group: Sequence[_Batch]) -> _Plan:
         connection, inserts = self._connect()
         transaction = connection.begin()
-        plan = self._plan(group, self._known(connection, group))
+        plan = self._plan(group, self._known(connection, group), self._intended(connection, group))
         for table, lines in plan.rows.items():
             inserts.run(connection, table, lines)
         self._doubt = plan
@@ -442,10 +450,14 @@ class Journal(History):
     def _intruder(self) -> JournalError:
         return JournalError(f"another server writes to it as the node {self.node}: stop one of the two")
 
-    def _plan(self, group: Iterable[_Batch], executions: set[tuple[str, str]]) -> _Plan:
+    def _plan(self, group: Iterable[_Batch], executions: set[tuple[str, str]], intended: set[str]) -> _Plan:
         """Number and encode a group; a batch that can't be encoded is refused by itself."""
-        plan = _Plan(self._head, rfc3339(wall_now()), executions=executions)
+        plan = _Plan(self._head, rfc3339(wall_now()), executions=executions, intended=intended)
         for batch in group:
+            if batch.of is not None and batch.of not in plan.intended:
+                log.info("left out, because the intent of order %s was never written: %s", batch.of, batch.records)
+                plan.batches.append((batch, ()))
+                continue
             try:
                 self._add(plan, batch)
             except Exception as error:  # noqa: BLE001 - a record may hold whatever a plugin put into it
@@ -500,6 +512,7 @@ class Journal(History):
         for table, row in lines:
             plan.rows.setdefault(table, []).append(row)
         plan.executions |= fresh
+        plan.intended.update(record.order_id for record in batch.records if isinstance(record, IntentRecord))
         plan.doubles += doubles
         plan.batches.append((batch, tuple(events)))
         plan.head = Head(seq, n, event_hash, row_hash)
@@ -513,6 +526,17 @@ class Journal(History):
                 FILLS.c.node == self.node, FILLS.c.exec_id.in_(told[start : start + GROUP_RECORDS])
             )
             known.update((row.exec_id, row.order_id) for row in connection.execute(query))
+        return known
+
+    def _intended(self, connection: Connection, group: Iterable[_Batch]) -> set[str]:
+        """Find which of the orders that a group's batches are `of` have an intent in the journal."""
+        asked = sorted({batch.of for batch in group if batch.of is not None})
+        known: set[str] = set()
+        for start in range(0, len(asked), GROUP_RECORDS):
+            query = select(ORDERS.c.order_id).where(
+                ORDERS.c.node == self.node, ORDERS.c.order_id.in_(asked[start : start + GROUP_RECORDS])
+            )
+            known.update(connection.execute(query).scalars())
         return known
 
     def _publish(self, plan: _Plan) -> None:
@@ -544,12 +568,15 @@ class Journal(History):
 
     def _fall_back(self, group: Sequence[_Batch], error: Exception) -> None:
         """Put the facts of a group back to where they stood, fail all else that waits, and try again later."""
+        doubtful = {batch for batch, _ in self._doubt.batches} if self._doubt is not None else set()
         with self._changed:
             fault = f"the journal {self.where} can't be written ({cause_of(error)})"
-            outcome = "nothing was made durable" if self._doubt is None else "what became of this is not known yet"
-            reason = f"{fault}; {outcome}; it goes on by itself once it can"
+            again = "it goes on by itself once it can"
+            unknown = f"{fault}; whether this was made durable is not known yet; {again}"
+            nothing = f"{fault}; nothing was made durable; {again}"
+            reason = unknown if doubtful else nothing
             began = self._failure is None
-            self._failure = f"{fault}; nothing was made durable; it goes on by itself once it can"
+            self._failure = nothing
             self._retry_at = monotonic() + self._pause
             self._pause = min(self._pause * 2, LONGEST_WAIT)
             waiting = [batch for batch in (*group, *self._waiting) if not batch.future.done()]
@@ -562,7 +589,8 @@ class Journal(History):
         if began:
             log.critical("%s", reason)
             self._tell(self._on_health, False, reason)
-        _fail(lost, reason)
+        _fail([batch for batch in lost if batch in doubtful], unknown, unknown=True)
+        _fail([batch for batch in lost if batch not in doubtful], nothing)
 
     def _refuse(self, batch: _Batch, error: Exception) -> None:
         """Fail what no journal can take; that an execution was lost so is told until the next start."""
@@ -667,12 +695,14 @@ def _row(record: IntentRecord | FillRecord | CommandRecord | NoteRecord) -> tupl
             return NOTES, rows.note_row(record)
 
 
-def _fail(batches: Iterable[_Batch], reason: str, error: Exception | None = None) -> None:
+def _fail(
+    batches: Iterable[_Batch], reason: str, error: Exception | None = None, *, unknown: bool = False
+) -> None:
     """Fail the futures; a fact that is lost is told in the log too, because nobody may be waiting for it."""
     for batch in batches:
         if batch.fact:
             log.critical("lost for the journal: %s: %s", batch.records, reason)
-        failure = JournalError(reason)
+        failure = JournalError(reason, unknown=unknown)
         failure.__cause__ = error
         batch.future.set_exception(failure)
 

@@ -535,7 +535,13 @@ class MoneyPath:
         if position.quantity == ZERO or not position.foreign:
             raise CommandError("not_found", f"there is no foreign position in {args.symbol}", {"field": "symbol"})
         fill = adoption(position, self._clock.now())
-        await self._journal.commit([FillRecord(fill, args.strategy, "api", recovered=True)])
+        record = FillRecord(fill, args.strategy, "api", recovered=True)
+        try:
+            await self._journal.commit([record])
+        except JournalError as error:
+            if not error.unknown:
+                raise
+            self.desk.note([record])  # it may be there, and is to be: the journal takes it once
         self.portfolio.adopt(fill, args.strategy)
         self._remember_days()
         self._touch()

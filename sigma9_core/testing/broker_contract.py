@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
+from types import coroutine
 from typing import Any, ClassVar, Final, Literal
 
 import pytest
@@ -142,6 +143,21 @@ class BrokerRoom(ABC):
         before, self.heard = self.heard, Recorder()
         await self.broker.connect(self.heard)
         return before
+
+
+@coroutine
+def first_step_of(work: Coroutine[Any, Any, None]) -> Any:
+    """Run a coroutine up to where it first waits, and stop it there, as a cancellation does.
+
+    What it does before that is all that the gate's last look covers (`RiskGate.let_out`).
+    """
+    try:
+        work.send(None)
+        waits = work.throw(asyncio.CancelledError())
+        while True:  # it tidies up
+            waits = work.send((yield waits))
+    except (StopIteration, asyncio.CancelledError):
+        pass
 
 
 class BrokerContract(ABC):
@@ -593,3 +609,34 @@ class BrokerContract(ABC):
         assert list(first) == list(second)
         assert await room.working(order) is None
         assert await room.position() == 100
+
+    # --- the gate's last look -----------------------------------------------------------------------------------
+
+    async def test_TC32_submit_awaits_nothing_first(self, room: BrokerRoom) -> None:
+        """A group is handed over before anything is awaited, so that no kill can come between."""
+        parent = approve(request(room.symbol, "buy", 100, limit_price=9.5, order_type="limit"))
+        child = approve(
+            request(
+                room.symbol,
+                "sell",
+                100,
+                stop_price=9.0,
+                order_type="stop",
+                intent="reduce",
+                parent_id=parent.order_id,
+            )
+        )
+        await first_step_of(room.broker.submit([parent, child]))
+        await room.accepted(parent)
+        await room.accepted(child)
+
+    async def test_TC33_replace_awaits_nothing_first(self, room: BrokerRoom) -> None:
+        """A change, too, is handed over before anything is awaited."""
+        order = await room.send("buy", 100, limit_price=9.0, order_type="limit")
+        changed = order.request.model_copy(update={"limit_price": Decimal("9.5")})
+        await first_step_of(room.broker.replace(approve(changed, order.order_id)))
+        await room.ended(order, "replaced")
+        found = await room.working(order)
+
+        assert found is not None
+        assert found.limit_price == Decimal("9.5")

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from sigma9_core.errors import JournalError
 from sigma9_core.money.tables import METADATA
 
 if TYPE_CHECKING:
+    from sigma9_core.money.integrity import Head
+    from sigma9_core.money.journal import Journal
     from sigma9_core.testing.postgres_server import PostgresServer
 
 
@@ -115,3 +119,46 @@ class ServerPlace(Place):
         from psycopg import errors  # noqa: PLC0415 - an extra that may be absent
 
         return errors.DataCorrupted(message) if damaged else errors.IoError(message)
+
+
+Outcome = Literal["work", "fail before", "fail after", "damage"]
+
+
+class Commits:
+    """Stands between a journal and its database: commits fail as they are told to, before or after the deed."""
+
+    def __init__(self, journal: Journal, place: Place) -> None:
+        self.plan: list[Outcome] = []
+        """What the next commits do; those after them work."""
+        self.unreadable = 0
+        """How often it can't be read back what became of a commit."""
+        self.pause: threading.Event | None = None
+        """What a commit that is planned waits for."""
+        self._place = place
+        engine = journal._engine  # noqa: SLF001 - a hook from outside
+        if engine is None:
+            raise ValueError("open the journal first")
+        dialect: Any = engine.dialect  # of this engine alone
+        self._commit = dialect.do_commit
+        dialect.do_commit = self
+        self._read = journal._read_head  # noqa: SLF001
+        journal._read_head = self._read_head  # type: ignore[method-assign]  # noqa: SLF001
+
+    def __call__(self, connection: Any) -> None:
+        """Commit, or not."""
+        what = self.plan.pop(0) if self.plan else "work"
+        if what in ("work", "fail after"):
+            self._commit(connection)
+        if what == "work":
+            return
+        if self.pause is not None:
+            self.pause.wait()
+        if what == "damage":
+            raise self._place.error("database disk image is malformed", damaged=True)
+        raise self._place.error("disk I/O error")
+
+    def _read_head(self) -> Head:
+        if self.unreadable:
+            self.unreadable -= 1
+            raise JournalError("it can't be read")
+        return self._read()

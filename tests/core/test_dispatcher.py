@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import sys
@@ -21,6 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sigma9_core import dispatcher as dispatcher_module
+from sigma9_core.clock import SteppedClock
 from sigma9_core.commands import BUILT_IN, Command, CommandSpec, KillArgs, NoArgs, OrderArgs, Response
 from sigma9_core.dispatcher import ALWAYS, JOINED, Call, Dispatcher, Handler, Recover
 from sigma9_core.errors import (
@@ -33,10 +35,13 @@ from sigma9_core.errors import (
     StateError,
 )
 from sigma9_core.lanes import Lane
-from sigma9_core.models import Frozen
+from sigma9_core.models import Frozen, OrderRequest
+from sigma9_core.money.audit import audit
+from sigma9_core.money.gate import RiskGate
 from sigma9_core.money.journal import Journal
 from sigma9_core.money.records import CommandRecord, Record
 from sigma9_core.plain import plain
+from sigma9_core.testing.journal_places import Commits, FilePlace
 
 ORDER = {"symbol": "ABCD", "side": "buy", "quantity": 10}
 
@@ -578,6 +583,27 @@ async def test_a_journal_that_fails_refuses_commands_but_never_a_kill_or_a_cance
     assert bench.calls == []
 
 
+async def test_a_received_row_of_unknown_outcome_gets_an_answer(tmp_path: Path) -> None:
+    """The row turns out to be there: without an answer the same id would be told that it had been cut off."""
+    bench = make(tmp_path / "j.db", Wall())
+    commits = Commits(bench.journal, FilePlace(tmp_path / "j.db"))
+    commits.plan, commits.unreadable = ["fail after"], 2
+    refused = await bench.send("start", id="s1")
+    await bench.journal.commit([], fact=True)  # it is there once the disk works again
+    rows = await bench.rows("start", "s1")
+    again = await bench.send("start", id="s1")
+    await end(bench)
+    bench = make(tmp_path / "j.db", bench.wall)
+    faults = audit(bench.journal).faults
+    await end(bench)
+
+    assert refused.error is not None
+    assert refused.error["message"].startswith("nothing was done: ")
+    assert [row.stage for row in rows] == ["received", "answered"]
+    assert again.ok
+    assert faults == []
+
+
 class Stalled:
     """A journal whose disk hangs: nothing that is handed over ever becomes durable."""
 
@@ -692,6 +718,39 @@ async def test_the_gate_is_closed_for_a_kill_when_it_is_heard(
     assert bool(lifted) == bool(barred)
 
 
+@pytest.mark.parametrize("how", ["closed", "cancelled"])
+async def test_a_kill_that_nobody_carries_out_leaves_no_barrier(how: str) -> None:
+    """Its coroutine is dropped, or its task is cancelled before the first step: the gate is as it was."""
+    gate = RiskGate([], SteppedClock("replay", Wall().now))
+    handled: list[Any] = []
+
+    async def handle(args: Any, _call: Call) -> None:
+        handled.append(args)
+
+    dispatcher = Dispatcher(
+        BUILT_IN,
+        {"kill_switch": handle},
+        journal=Stalled(),
+        bar=lambda args: gate.bar(None, halt=not args.flatten),
+    )
+    order = OrderRequest(symbol="ABCD", side="buy", quantity=Decimal(1))
+    work = dispatcher.dispatch(Command("kill_switch", {}, "mqtt"))
+    assert gate.closed_for(order) is not None
+    if how == "closed":
+        work.close()
+    else:
+        task = asyncio.ensure_future(work)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        del task
+    del work
+    await asyncio.sleep(0)  # the loop has let go of the task, too
+    gc.collect()
+
+    assert gate.closed_for(order) is None
+    assert handled == []
+
+
 async def test_a_kill_whose_work_is_stuck_is_answered_and_stays_barred(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever kills hears that the gate is closed, though nothing else answers; the barrier goes with the work."""
     monkeypatch.setattr(dispatcher_module, "KILL_ANSWERED", 0.05)
@@ -717,6 +776,7 @@ async def test_a_kill_whose_work_is_stuck_is_answered_and_stays_barred(monkeypat
     assert response.result is not None
     assert response.result["latched"] is False
     assert "the gate is closed and nothing leaves" in response.result["note"]
+    gc.collect()
     assert not lifted
 
     stuck.set()

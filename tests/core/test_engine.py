@@ -27,6 +27,7 @@ from sigma9_core.events import StatusUpdate, TradeEvent, WatchlistUpdate
 from sigma9_core.models import OrderRequest, Slice, Trade
 from sigma9_core.money import path as path_module
 from sigma9_core.money.records import CommandRecord
+from sigma9_core.state import MOST_BYTES
 from sigma9_core.status import AT_MOST_EVERY
 from sigma9_core.testing.engine_room import START, EngineRoom, threads, write_calendar
 
@@ -486,7 +487,7 @@ async def test_what_a_kill_means_for_the_next_start_is_saved_once_it_can_be(
     await room.do("kill_switch", reason="test")
     await room.until(lambda: "the document commanded is saved as soon as it can be" in caplog.text)
     await asyncio.sleep(0.1)
-    assert caplog.text.count("as soon as it can be") == 1
+    assert caplog.text.count("the document commanded is saved as soon as it can be") == 1
     full = False
     await room.until(lambda: room.engine.documents.get("commanded") == {"state": "stop"})
 
@@ -498,6 +499,39 @@ async def test_what_a_kill_means_for_the_next_start_is_saved_once_it_can_be(
     await room.do("start")
     await asyncio.sleep(0.1)
     assert room.engine.documents.get("commanded") == {"state": "start"}
+
+
+async def test_a_document_that_cannot_be_saved_holds_up_no_other(
+    room: EngineRoom, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What a kill means for the next start is saved, and told of, whatever waits before it."""
+    monkeypatch.setattr(engine_module, "SAVE_AGAIN", 0.02)
+    room.engine._keep("watchlist", {"text": "x" * (MOST_BYTES + 1)})
+    await room.until(lambda: "the document watchlist is saved as soon as it can be" in caplog.text)
+    room.engine._keep("commanded", {"state": "stop"})
+    await room.until(lambda: room.engine.documents.get("commanded") == {"state": "stop"})
+
+    assert caplog.text.count("the document watchlist is saved as soon as it can be") == 1
+
+
+async def test_a_start_that_cannot_be_saved_leaves_the_word_before_it(
+    room: EngineRoom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start that is refused because its word can't be saved does not make a kill's word be forgotten."""
+    monkeypatch.setattr(engine_module, "SAVE_AGAIN", 0.02)
+    save, full = room.engine.documents.save, True
+
+    async def sometimes(name: str, body: Any) -> None:
+        if full:
+            raise StateError("no space left")
+        await save(name, body)
+
+    monkeypatch.setattr(room.engine.documents, "save", sometimes)
+    room.engine._keep("commanded", {"state": "stop"})
+    assert await room.refused("start") == "internal"
+    full = False
+
+    await room.until(lambda: room.engine.documents.get("commanded") == {"state": "stop"})
 
 
 async def test_what_was_paused_starts_paused(room: EngineRoom) -> None:

@@ -8,6 +8,7 @@
 | an order leaves | its intent is durable; no kill, pause or doubt stands before it |
 | a kill says done | nothing of ours works in its scope, and nothing is held |
 | all is calm | books and exchange agree on everything; planned positions have exits of their size; kills end |
+| all is calm | an audit finds that the journal agrees with itself |
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Final
 from sigma9_core.events import TradeEvent
 from sigma9_core.models import ZERO, ApprovedOrder, OrderStatus
 from sigma9_core.money.adoption import ADOPTED
+from sigma9_core.money.audit import audit
 from sigma9_core.money.killswitch import Kill
 from sigma9_core.money.orders import Order
 from sigma9_core.money.portfolio import Portfolio
@@ -229,6 +231,8 @@ class MoneyChecks:
         for kill in room.kills.values():
             self._has_ended(kill)
         self.replay()
+        faults = audit(room.journal).faults
+        self.require(not faults, f"the journal disagrees: {faults}")
         for symbol in SYMBOLS:
             self._agree_on(symbol)
             self._is_guarded(symbol)

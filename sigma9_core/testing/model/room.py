@@ -66,9 +66,9 @@ class RoughJournal(Journal):
             self._commit(group)
         super().close()
 
-    def write(self, records: Sequence[Record], *, fact: bool = False) -> Future[Events]:
+    def write(self, records: Sequence[Record], *, fact: bool = False, of: str | None = None) -> Future[Events]:
         """Hand over records, and write them before anything else happens, unless the disk fails or is slow."""
-        future = super().write(records, fact=fact)
+        future = super().write(records, fact=fact, of=of)
         if self.slow == "before":
             asyncio.get_running_loop().call_later(SLOW, self._pump)
         else:

@@ -83,9 +83,9 @@ def check_left(folder: Path, promises: Promises, torn: frozenset[str]) -> tuple[
     promises.unborn = False
     state = read_latch(folder)
     found = latched(state)
-    doubt = state.error is not None and (None, False) in found
+    doubt = state.error is not None and state.latched
     if "latch" in torn and doubt:
-        pass  # a torn kill counts as one: everything is halted
+        pass  # a torn kill counts as one: everything is halted, or killed as it was before
     elif state.error is not None:
         faults.append(f"the latch can't be read: {state.error}")
     elif found not in promises.latch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -16,15 +17,18 @@ from typing import Any
 import pytest
 from pytest_mock import MockerFixture
 
-from sigma9_core.commands import KillArgs
+from sigma9_core.commands import Command, KillArgs
 from sigma9_core.errors import CommandError, JournalError
 from sigma9_core.models import ApprovedOrder, Fill, OrderRequest, OrderStatus
 from sigma9_core.money import desk as desk_module
 from sigma9_core.money.audit import audit
 from sigma9_core.money.desk import Step
 from sigma9_core.money.exposure import reserved
+from sigma9_core.money.journal import Journal
 from sigma9_core.money.orders import Order
+from sigma9_core.testing.journal_places import Commits, FilePlace, Outcome, Place, ServerPlace
 from sigma9_core.testing.money_room import OPEN, AllowAll, MoneyRoom
+from sigma9_core.testing.postgres_server import PostgresServer
 from sigma9_plugins.risk.commitments import committed
 from sigma9_plugins.risk.day_trades import DayTrades, DayTradesConfig
 from sigma9_plugins.risk.max_open import MaxOpen, MaxOpenConfig
@@ -687,3 +691,157 @@ async def test_a_change_of_a_strategys_entry_has_no_signal(tmp_path: Path) -> No
         assert first.request.limit_price == Decimal("9.1")
         late = await room.buy(signal={"ts": OPEN.isoformat()}, **terms)
         assert (late.status, late.rule) == (OrderStatus.RISK_REJECTED, "signal_age")
+
+
+# --- an intent that does not get there, or nobody knows -------------------------------------------------------
+
+
+_schemas = itertools.count()
+
+
+@pytest.fixture(name="place", params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
+def _place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    if request.param == "sqlite":
+        return FilePlace(tmp_path / "journal.db")
+    server: PostgresServer = request.getfixturevalue("postgres_server")
+    schema = f"desk_{next(_schemas)}"
+    server.make_schema(schema)
+    return ServerPlace(server, schema)
+
+
+def room_at(place: Place, folder: Path, before: MoneyRoom | None = None) -> MoneyRoom:
+    """Make a room whose journal is there; `before` is the room of the last start."""
+    return MoneyRoom(
+        folder,
+        exchange=None if before is None else before.exchange,
+        clock=None if before is None else before.clock,
+        journal=lambda _url, node, on_events: Journal(place.url, node, on_events, marks=folder),
+    )
+
+
+async def disagreements(room: MoneyRoom) -> list[str]:
+    """Audit a room's journal once it has written everything."""
+    await room.until(lambda: room.journal.writes)
+    await room.desk.settle()
+    return (await asyncio.to_thread(audit, room.journal, marks=room.folder)).faults
+
+
+@pytest.mark.parametrize("outcome", ["fail before", "fail after"])
+@pytest.mark.parametrize("unreadable", [0, 3])
+async def test_an_order_that_is_cancelled_while_its_intent_fails_leaves_one_trace(
+    tmp_path: Path, place: Place, outcome: Outcome, unreadable: int
+) -> None:
+    """Cancelled before it was sent: its end is in the journal where its intent is, and else nothing of it is."""
+    async with room_at(place, tmp_path / "room") as room:
+        commits = Commits(room.journal, place)
+        commits.plan, commits.unreadable, commits.pause = [outcome], unreadable, threading.Event()
+        steps: list[tuple[str, OrderStatus]] = []
+        room.desk.followers.append(lambda step: steps.append((step.order.order_id, step.event)))
+        sending = asyncio.create_task(room.enter())
+        await room.until(lambda: len(room.desk.open_orders()) == 2 and not commits.plan)
+        entry, stop = room.desk.open_orders()
+        await room.desk.cancel(entry.order_id)
+        await asyncio.sleep(0)
+        commits.pause.set()
+        (error,) = await asyncio.gather(sending, return_exceptions=True)
+
+        there = outcome == "fail after"
+        known = unreadable == 0
+        assert isinstance(error, JournalError) == (not (there and known))
+        assert error.unknown == (not known) if isinstance(error, JournalError) else known
+        assert await disagreements(room) == []
+        assert steps.count((entry.order_id, OrderStatus.CANCELLED)) == 1
+        assert (entry.working, stop.working) == (False, False)
+        assert (room.exchange.submitted, room.exchange.cancels, room.exits.guards) == ([], [], {})
+        assert room.desk.open_orders() == []
+        for order in (entry, stop):
+            assert await room.told(order) == (["submitted", "cancelled"] if there else [])
+    async with room_at(place, tmp_path / "room", room) as again:
+        assert (again.desk.open_orders(), again.exits.guards) == ([], {})
+        assert await disagreements(again) == []
+
+
+@pytest.mark.parametrize("outcome", ["fail before", "fail after"])
+async def test_an_intent_of_unknown_outcome_is_an_order_that_was_never_sent(
+    tmp_path: Path, place: Place, outcome: Outcome
+) -> None:
+    """Where it turns out to be there it ends as never sent, and else there is nothing; it may be sent anew."""
+    async with room_at(place, tmp_path / "room") as room:
+        commits = Commits(room.journal, place)
+        commits.plan, commits.unreadable = [outcome], 3
+        with pytest.raises(JournalError, match="whether this was made durable is not known yet") as caught:
+            await room.enter()
+        assert caught.value.unknown
+        assert (room.desk.open_orders(), room.exits.guards) == ([], {})
+        assert (room.desk.view().entries_today, room.exchange.submitted) == (0, [])
+        assert await disagreements(room) == []
+        intents = [intent.order_id for intent in room.journal.intents()]
+        ends = [room.journal.order(order_id) for order_id in intents]
+
+        assert len(ends) == (2 if outcome == "fail after" else 0)
+        for end in ends:
+            assert end is not None
+            assert end.event is OrderStatus.CANCELLED
+            assert end.reason == "never sent: the journal failed while its intent was being written"
+        entry = await room.enter()
+        await room.fill(entry, "10")
+        assert await room.told(entry) == ["submitted", "accepted", "filled"]
+        assert await disagreements(room) == []
+
+
+async def test_a_crash_before_it_is_known_leaves_an_order_that_ends_at_the_next_start(
+    tmp_path: Path, place: Place
+) -> None:
+    """The intent was there after all, and its end is not: the broker knows nothing of it, and so it ends."""
+    room = room_at(place, tmp_path / "room")
+    await room.__aenter__()
+    commits = Commits(room.journal, place)
+    commits.plan, commits.unreadable = ["fail after"], 10**9
+    with pytest.raises(JournalError):
+        await room.enter()
+    await room.crash()
+    async with room_at(place, tmp_path / "room", room) as again:
+        intents = [intent.order_id for intent in again.journal.intents()]
+        assert len(intents) == 2
+        await again.until(lambda: not again.desk.open_orders())
+        assert again.exits.guards == {}
+        assert await disagreements(again) == []
+        assert {again.journal.status(order_id) for order_id in intents} == {OrderStatus.REJECTED}
+    assert room.exchange.submitted == []
+
+
+async def test_who_is_stopped_while_an_intent_fails_leaves_nothing(tmp_path: Path) -> None:
+    """Whoever asked is gone before the intent fails: no end is told of an order that is not in the journal."""
+    place = FilePlace(tmp_path / "journal.db")
+    async with room_at(place, tmp_path / "room") as room:
+        commits = Commits(room.journal, place)
+        commits.plan, commits.pause = ["fail before"], threading.Event()
+        sending = asyncio.create_task(room.enter())
+        await room.until(lambda: room.desk.open_orders() and not commits.plan)
+        sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
+        assert room.desk.open_orders() == []
+        commits.pause.set()
+
+        assert await disagreements(room) == []
+        assert room.journal.last_order_events() == {}
+        assert place.query("SELECT * FROM orders") == []
+
+
+async def test_a_kill_over_a_failing_disk_leaves_a_journal_that_agrees(tmp_path: Path) -> None:
+    """A kill cancels what waits for the disk; when that fails, nothing of the order is in the journal."""
+    place = FilePlace(tmp_path / "journal.db")
+    async with room_at(place, tmp_path / "room") as room:
+        commits = Commits(room.journal, place)
+        commits.plan, commits.pause = ["fail before"], threading.Event()
+        sending = asyncio.create_task(room.enter())
+        await room.until(lambda: room.desk.open_orders() and not commits.plan)
+        (entry, _) = room.desk.open_orders()
+        await room.path.kill(KillArgs(reason="test"), Command("kill_switch", {}, "api"))
+        assert entry.status is OrderStatus.CANCELLED
+        commits.pause.set()
+        (error,) = await asyncio.gather(sending, return_exceptions=True)
+
+        assert isinstance(error, JournalError)
+        assert await disagreements(room) == []
+        assert place.query("SELECT * FROM orders") == []

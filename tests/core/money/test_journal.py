@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -36,7 +37,7 @@ from sigma9_core.money.history import PAGE, History
 from sigma9_core.money.journal import Journal, journal_url
 from sigma9_core.money.orders import Order
 from sigma9_core.money.records import CommandRecord, EventRecord, FillRecord, IntentRecord, NoteRecord, Record
-from sigma9_core.testing.journal_places import FilePlace, Place, ServerPlace
+from sigma9_core.testing.journal_places import Commits, FilePlace, Outcome, Place, ServerPlace
 from sigma9_core.testing.postgres_server import PostgresServer
 
 TS = datetime(2026, 11, 20, 14, 45, 0, 123456, tzinfo=UTC)
@@ -191,6 +192,12 @@ def refused(future: Future[tuple[Event, ...]]) -> str:
     error = future.exception(DEADLINE)
     assert isinstance(error, JournalError)
     return str(error)
+
+
+def is_unknown(future: Future[tuple[Event, ...]]) -> bool:
+    error = future.exception(DEADLINE)
+    assert isinstance(error, JournalError)
+    return error.unknown
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -591,11 +598,9 @@ def test_facts_behind_a_failed_group_stay_behind_it(
     assert [done(fact)[0].seq for fact in facts] == [2, 3, 4, 5]
 
 
-def test_disk_that_fails_while_the_poison_is_looked_for(
-    journal: Journal, heard: Heard, place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_disk_that_fails_while_the_poison_is_looked_for(journal: Journal, heard: Heard, place: Place) -> None:
     """Where the disk fails too while calls are tried one by one, the facts that are left keep their order."""
-    commits = Commits(journal, place, monkeypatch)
+    commits = Commits(journal, place)
     with heard.hold(journal):
         commits.plan = ["work", "fail before"]
         first = journal.write([trade("A")])
@@ -653,31 +658,9 @@ def test_full_disk(tmp_path: Path, heard: Heard) -> None:
         subprocess.run(["umount", str(folder)], check=True)
 
 
-class Commits:
-    """Stands between the journal and its database: commits fail as they are told to, before or after the deed."""
-
-    def __init__(self, journal: Journal, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._place = place
-        assert journal._engine is not None
-        self._commit = journal._engine.dialect.do_commit
-        self.plan: list[str] = []
-        monkeypatch.setattr(journal._engine.dialect, "do_commit", self)
-
-    def __call__(self, connection: Any) -> None:
-        what = self.plan.pop(0) if self.plan else "work"
-        if what in ("work", "fail after"):
-            self._commit(connection)
-        if what == "damage":
-            raise self._place.error("database disk image is malformed", damaged=True)
-        if what != "work":
-            raise self._place.error("disk I/O error")
-
-
-def test_commit_that_failed_is_tried_again(
-    journal: Journal, heard: Heard, place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_commit_that_failed_is_tried_again(journal: Journal, heard: Heard, place: Place) -> None:
     """A commit that fails three times is done at the fourth try, once."""
-    Commits(journal, place, monkeypatch).plan = ["damage", "fail before", "damage"]
+    Commits(journal, place).plan = ["damage", "fail before", "damage"]
 
     assert done(journal.write([trade(), fill()], fact=True))[0].seq == 1
 
@@ -686,10 +669,10 @@ def test_commit_that_failed_is_tried_again(
 
 
 def test_commit_that_went_through_in_spite_of_its_error_counts(
-    journal: Journal, heard: Heard, place: Place, monkeypatch: pytest.MonkeyPatch
+    journal: Journal, heard: Heard, place: Place
 ) -> None:
     """Where the database reports a failure after the deed, it is read back and nothing is written twice."""
-    Commits(journal, place, monkeypatch).plan = ["fail after"]
+    Commits(journal, place).plan = ["fail after"]
 
     assert done(journal.write([intent(), trade()]))[0].seq == 1
     assert done(journal.write([trade("O2")]))[0].seq == 2
@@ -701,21 +684,11 @@ def test_commit_that_went_through_in_spite_of_its_error_counts(
 
 @pytest.mark.parametrize("unreadable", [1, 2, 3, 4])
 def test_commit_of_unknown_outcome_is_settled_later(
-    journal: Journal, heard: Heard, place: Place, monkeypatch: pytest.MonkeyPatch, unreadable: int
+    journal: Journal, heard: Heard, place: Place, unreadable: int
 ) -> None:
     """Where even the reading back fails for a while, a later try finds what is there and loses nothing."""
-    commits = Commits(journal, place, monkeypatch)
-    read = journal._read_head
-    left = unreadable
-
-    def read_head() -> Any:
-        nonlocal left
-        if left:
-            left -= 1
-            raise JournalError("it can't be read")
-        return read()
-
-    monkeypatch.setattr(journal, "_read_head", read_head)
+    commits = Commits(journal, place)
+    commits.unreadable = unreadable
     with heard.hold(journal):
         commits.plan = ["fail after"]
         asked = journal.write([trade("A")])
@@ -723,7 +696,8 @@ def test_commit_of_unknown_outcome_is_settled_later(
     until(asked.done)
     later = journal.write([trade("C")], fact=True)
 
-    assert "what became of this is not known yet" in refused(asked)
+    assert "whether this was made durable is not known yet" in refused(asked)
+    assert is_unknown(asked)
     assert [event.seq for event in done(fact)] == [3]
     assert [event.seq for event in done(later)] == [4]
     until(lambda: journal.healthy)
@@ -731,6 +705,50 @@ def test_commit_of_unknown_outcome_is_settled_later(
     assert done(journal.write([trade("D")]))[0].seq == 5
     assert [event.seq for event in heard.events] == [1, 2, 3, 4, 5]
     assert gapless(place) == 5
+
+
+def test_what_waits_behind_a_commit_of_unknown_outcome_is_known_not_to_be_there(
+    journal: Journal, place: Place
+) -> None:
+    """Only what was in the commit is in doubt; what has not been tried yet is told so, and is not there."""
+    commits = Commits(journal, place)
+    commits.plan, commits.unreadable, commits.pause = ["fail after"], 1, threading.Event()
+    asked = journal.write([intent("A"), trade("A")])
+    until(lambda: not commits.plan)
+    behind = journal.write([intent("B"), trade("B")])
+    commits.pause.set()
+
+    assert "whether this was made durable is not known yet" in refused(asked)
+    assert "nothing was made durable" in refused(behind)
+    assert (is_unknown(asked), is_unknown(behind)) == (True, False)
+    until(lambda: journal.writes)
+    assert place.query("SELECT order_id FROM orders") == [("A",)]
+
+
+@pytest.mark.parametrize(("outcome", "kept"), [("fail after", ["A", "A"]), ("fail before", [])])
+def test_facts_of_an_order_are_there_only_with_its_intent(
+    journal: Journal, heard: Heard, place: Place, outcome: Outcome, kept: list[str]
+) -> None:
+    """What is told of an order whose intent came to an unknown end is written once that is there, or never."""
+    commits = Commits(journal, place)
+    commits.plan, commits.unreadable = [outcome], 3
+    asked = journal.write([intent("A"), trade("A")])
+    assert "is not known yet" in refused(asked)
+    fact = journal.write([trade("A"), note()], fact=True, of="A")
+    other = journal.write([trade("B")], fact=True)
+
+    assert len(done(fact)) == len(kept) // 2
+    assert len(done(other)) == 1
+    assert [event.data.order_id for event in heard.events if isinstance(event.data, TradeEvent)] == [*kept, "B"]
+    assert len(journal.notes("trip", 9)) == len(kept) // 2
+    with heard.hold(journal):  # the intent in the same commit counts, and one that is refused does not
+        journal.write([intent("C"), trade("C")])
+        together = journal.write([trade("C")], fact=True, of="C")
+        bad = journal.write([intent("D"), replace(trade("D"), ts=TS.replace(tzinfo=None))])
+        alone = journal.write([trade("D")], fact=True, of="D")
+    assert (len(done(together)), done(alone)) == (1, ())
+    assert "has no zone" in refused(bad)
+    assert gapless(place) == len(heard.events)
 
 
 def test_second_server_of_a_node_is_refused(

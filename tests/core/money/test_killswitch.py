@@ -1098,7 +1098,7 @@ async def test_a_stop_that_a_lost_kill_put_back_is_no_close(tmp_path: Path) -> N
     room = await MoneyRoom(tmp_path).__aenter__()  # it ends by a crash
     await room.fill(await room.enter(), "10")
     room.exchange.faults.add("reject_markets")
-    room.journal.write = lambda _records, *, fact=False: Future()  # type: ignore[assignment,method-assign] # a disk that is full
+    room.journal.write = lambda _records, **_more: Future()  # type: ignore[method-assign] # a disk that is full
     await kill(room)
     await room.until(lambda: room.working(intent="kill", protective=True), 10)
     stop = room.working(intent="kill", protective=True)[0]

@@ -32,6 +32,7 @@ from sigma9_core.models import ExitPlan, OrderRequest, OrderStatus, RuleUsage, S
 from sigma9_core.money import path as path_module
 from sigma9_core.money.orders import Order
 from sigma9_core.money.records import CommandRecord
+from sigma9_core.testing.journal_places import Commits, FilePlace, Outcome
 from sigma9_core.testing.money_room import OPEN, SESSIONS, AllowAll, MoneyRoom
 
 
@@ -680,6 +681,23 @@ async def test_two_adoptions_at_once_are_one(tmp_path: Path) -> None:
         assert sorted(isinstance(result, CommandError) for result in results) == [False, True]
         assert room.path.portfolio.quantity("IBM") == 50
         assert len(list(room.journal.fills())) == 1
+
+
+@pytest.mark.parametrize("outcome", ["fail before", "fail after"])
+async def test_an_adoption_of_unknown_outcome_is_made_sure_of(tmp_path: Path, outcome: Outcome) -> None:
+    """It may be in the journal, and would count at the next start: so it counts now, and once."""
+    room = MoneyRoom(tmp_path)
+    room.exchange.holdings["IBM"] = Decimal(50)
+    async with room:
+        commits = Commits(room.journal, FilePlace(tmp_path / "journal.db"))
+        commits.plan, commits.unreadable = [outcome], 3
+        result = await room.path.adopt(AdoptArgs(symbol="IBM", strategy="test"))
+        assert result["position"]["foreign"] is False
+        await room.until(lambda: room.journal.writes)
+    async with room.again() as again:
+        assert again.path.portfolio.quantity("IBM") == 50
+        assert not again.path.portfolio.position("IBM").foreign
+        assert len(list(again.journal.fills())) == 1
 
 
 # --- limits -----------------------------------------------------------------------------------------------------
