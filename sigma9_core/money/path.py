@@ -130,6 +130,8 @@ class MoneyPath:
         self.exits = ExitManager(self.desk, clock)
         self.reconciler = Reconciler(self.desk, clock)
         self.reconciler.on_settled = self._settled
+        self.reconciler.on_held = self.exits.recheck
+        self.exits.broker_has = self.reconciler.there
         self.killswitch = KillSwitch(
             gate=self.gate,
             latch=latch,
@@ -200,6 +202,7 @@ class MoneyPath:
         if known.opening is not None:
             self._opened_with = known.opening
         restore(known, self.portfolio, self.desk, self.gate, self.exits)
+        self.reconciler.remember(known.unexplained, known.since)
         self.killswitch.remember(known.kills)
         self._splits = {split_of(note.body) for note in known.books if isinstance(note, NoteRecord)}
         loop = asyncio.get_running_loop()
@@ -725,6 +728,7 @@ class MoneyPath:
         if self._ending:
             self.desk.spawn(self.end_entries(), "end-entries")
         self.exits.review()
+        self.exits.recheck(self.reconciler.unexplained)
         await self.desk.settle()
         self.killswitch.go_on()
         self._touch()

@@ -15,7 +15,7 @@ from sigma9_core.calendar import trading_day
 from sigma9_core.clock import rfc3339
 from sigma9_core.contracts import Submission
 from sigma9_core.errors import JournalError
-from sigma9_core.models import ZERO, OrderStatus, Split
+from sigma9_core.models import ZERO, Fill, OrderStatus, Split
 from sigma9_core.money.adoption import ADOPTED
 from sigma9_core.money.days import Days
 from sigma9_core.money.desk import REMEMBERED, OrderDesk
@@ -59,6 +59,10 @@ class Known:
     """The newest note of each guard, by symbol."""
     unguarded: Mapping[str, str]
     """Symbols whose newest guard can't be read, each with what is wrong with it."""
+    unexplained: Mapping[str, str]
+    """What the newest reconciliation left unexplained, by symbol."""
+    since: Sequence[Fill]
+    """Our orders' fills since then, in the order in which they were committed."""
     kills: Sequence[NoteRecord]
     """The newest notes of the kills' trail, newest first."""
 
@@ -100,10 +104,18 @@ def read(journal: Journal, now: datetime) -> Known:
             recent.setdefault(intent.order_id, Submission(intent.ts, intent.request, intent.order_id))
     with localcontext(EXACT):
         transfers = sum((journal.told(note, _amount, "amount") for note in journal.every("transfer")), ZERO)
+    books = tuple(journal.books())
+    reconciled = next(iter(journal.notes("reconciliation", 1)), None)
+    since = [
+        record.fill
+        for record in books
+        if isinstance(record, FillRecord) and record.fill.order_id != ADOPTED
+        if reconciled is None or record.fill.ts >= reconciled.ts
+    ]
     return Known(
         opening=None if opening is None else journal.told(opening, _amount, "cash"),
         transfers=transfers,
-        books=tuple(journal.books()),
+        books=books,
         busted=frozenset(journal.told(note, str, "exec_id") for note in journal.every("bust")),
         orders=orders,
         entries={day: len(sent)},
@@ -111,6 +123,8 @@ def read(journal: Journal, now: datetime) -> Known:
         days={} if days is None else journal.told(days, _memory),
         guards=guards,
         unguarded=unguarded,
+        unexplained={} if reconciled is None else journal.told(reconciled, _unexplained),
+        since=since,
         kills=[note for note in journal.notes("kill", TRAIL) if _is_trail(note)],
     )
 
@@ -146,6 +160,10 @@ def _amount(text: object) -> Decimal:
     if not number.is_finite():
         raise ValueError(f"{text} is no amount")
     return number
+
+
+def _unexplained(body: Mapping[str, Any]) -> Mapping[str, str]:
+    return {str(symbol): str(why) for symbol, why in body["unexplained"].items()}
 
 
 def _memory(body: Mapping[str, Any]) -> Mapping[str, Any]:

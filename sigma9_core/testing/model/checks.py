@@ -7,7 +7,7 @@
 | an event is published | no number is missing; ids rise; what the gate refused is not at the exchange |
 | an order leaves | its intent is durable; no kill, pause or doubt stands before it |
 | a kill says done | nothing of ours works in its scope, and nothing is held |
-| all is calm | books and exchange agree on everything; planned positions have exits of their size; kills end |
+| all is calm | books and exchange agree; exits are as large as their position, and fit the account; kills end |
 """
 
 from __future__ import annotations
@@ -141,8 +141,10 @@ class MoneyChecks:
         same = mine.request.model_copy(update={"quantity": ask.quantity}) == ask.model_copy(
             update={"signal": mine.request.signal, "source": mine.request.source}
         )
+        have, there = desk.portfolio.quantity(ask.symbol), self._world.room.path.reconciler.there(ask.symbol)
+        guarded = abs(have) if there is None else min(abs(have), max(there if have > 0 else -there, ZERO))
         left = ask.quantity - mine.filled
-        return same and ask.quantity < mine.request.quantity and left >= abs(desk.portfolio.quantity(ask.symbol))
+        return same and ask.quantity < mine.request.quantity and left >= guarded
 
     def _arrives(self, order: ApprovedOrder, how: str) -> None:
         """Look at an order, or a change, in the moment in which it leaves for the exchange."""
@@ -158,7 +160,7 @@ class MoneyChecks:
             for kill in kills
             if (kill.flatten or ask.intent == "entry") and not self._only_shrinks(order)
         ]
-        if ask.symbol in room.path.reconciler.unexplained:
+        if ask.symbol in room.path.reconciler.unexplained and not self._only_shrinks(order):
             wrong.append(f"{told} while its symbol is held: nobody knows what there is")
         if room.paused and ask.intent == "entry":
             wrong.append(f"{told} while the engine is paused")
@@ -232,6 +234,7 @@ class MoneyChecks:
         for symbol in SYMBOLS:
             self._agree_on(symbol)
             self._is_guarded(symbol)
+            self._exits_fit_the_account(symbol)
         ours = {order.order_id: order for order in room.desk.open_orders()}
         theirs = {order.order_id: order for order in world.working()}
         for order_id in {*ours, *theirs}:
@@ -260,6 +263,14 @@ class MoneyChecks:
         sentence, cause = room.path.reconciler.unexplained.get(symbol), self._cause(symbol)
         self.require(mine == theirs or cause, f"{mine} {symbol} in the books, {theirs} at the exchange")
         self.require(sentence is None or cause, f"{symbol} is held: {sentence}")
+
+    def _exits_fit_the_account(self, symbol: str) -> None:
+        """See that exits can sell no more than the account has where a person has sold what is ours."""
+        net = self._world.exchange.holdings.get(symbol, ZERO)
+        for side in ("buy", "sell"):
+            _, asked = self._exits(symbol, side)
+            room = max(net if side == "sell" else -net, ZERO)
+            self.require(asked <= room, f"exits may {side} {asked} {symbol}, and the account has {net}")
 
     def _agree_on_order(self, mine: Order | None, theirs: Resting | None) -> None:
         if mine is None or theirs is None:

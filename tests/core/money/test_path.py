@@ -1319,10 +1319,31 @@ async def test_a_settled_position_that_is_gone_has_no_exits(room: MoneyRoom) -> 
     room.exchange.holdings["AAPL"] = Decimal(0)
     for _ in range(2):
         await room.path.reconciler.look_around(room.path.link)
+    await room.desk.settle()
+    assert not room.desk.open_orders()
     await room.path.settle_position(*settling())
 
     await room.until(lambda: not room.exits.guards and not room.desk.open_orders())
     assert room.path.portfolio.positions() == ()
+
+
+async def test_what_a_stop_made_beyond_a_person_s_sale_is_settled(room: MoneyRoom) -> None:
+    """The short becomes ours at the broker's price where no other is known, and can be closed."""
+    await room.fill(await room.enter("AAPL", 100), "10")
+    room.exchange.holdings["AAPL"] = Decimal(0)
+    await room.fill(room.working(protective=True)[0], "9.8")
+    for _ in range(2):
+        await room.path.reconciler.look_around(room.path.link)
+
+    async def positions() -> list[BrokerPosition]:
+        return [BrokerPosition("AAPL", Decimal(-100), Decimal("9.8"))]
+
+    room.exchange.positions = positions  # type: ignore[method-assign]
+    answer = await room.path.settle_position(*settling())
+    assert (answer["before"], answer["position"]["quantity"], answer["position"]["average_cost"]) == (0, -100, 9.8)
+    assert not answer["position"]["foreign"]
+    left = await room.path.close(CloseArgs(symbol="AAPL"), Command("close_position", {}, "api"), [])
+    assert [(order["side"], order["quantity"]) for order in left["orders"]] == [("buy", 100)]
 
 
 async def test_only_what_is_held_can_be_settled(room: MoneyRoom) -> None:

@@ -16,7 +16,7 @@ from pytest_mock import MockerFixture
 from sigma9_core.contracts import BrokerPosition
 from sigma9_core.errors import BrokerError, BrokerRefused
 from sigma9_core.events import TradeEvent
-from sigma9_core.models import Fill, OrderRequest, OrderStatus
+from sigma9_core.models import ApprovedOrder, Fill, OrderRequest, OrderStatus
 from sigma9_core.money import reconcile
 from sigma9_core.money.ids import OrderIds
 from sigma9_core.testing.money_room import MoneyRoom
@@ -360,6 +360,126 @@ async def test_a_position_that_somebody_takes_away_closes_its_symbol(room: Money
     room.exchange.holdings["AAPL"] = Decimal(100)
     assert await around(room)
     assert (await room.buy(quantity=1)).status is OrderStatus.ACCEPTED
+
+
+@pytest.mark.parametrize("left", [40, 0, -20])
+async def test_exits_trade_no_more_than_the_broker_has(room: MoneyRoom, left: int) -> None:
+    """A stop that outlives what a person has sold would open a short: it shrinks, or goes, until all agree."""
+    await room.fill(await room.enter("AAPL", 100), "10")
+    room.exchange.holdings["AAPL"] = Decimal(left)
+    for _ in range(2):
+        await around(room)
+    await room.desk.settle()
+    stops = [order.remaining for order in room.working(protective=True)]
+    assert stops == [Decimal(left)] * (left > 0)
+    await room.tick("AAPL", 10, seconds=6)
+    assert [order.remaining for order in room.working(protective=True)] == stops
+
+    room.exchange.holdings["AAPL"] = Decimal(100)
+    await look(room)
+    await room.desk.settle()
+    assert room.path.reconciler.unexplained == {}
+    assert [order.remaining for order in room.working(protective=True)] == [Decimal(100)]
+
+
+async def test_a_person_s_exits_trade_no_more_than_the_broker_has(room: MoneyRoom) -> None:
+    """Exits without a guard, and those that protect nothing, are taken back as well; a refused change ends one."""
+    await room.fill(await room.buy(), "10")
+    stop, other = [
+        await room.buy(
+            side="sell",
+            quantity=50,
+            intent="reduce",
+            protective=True,
+            order_type="stop",
+            stop_price=Decimal(price),
+        )
+        for price in (9, 8)
+    ]
+    room.exchange.holdings["AAPL"] = Decimal(40)
+    for _ in range(2):
+        await around(room)
+    await room.desk.settle()
+    assert (stop.remaining, other.status) == (Decimal(40), OrderStatus.CANCELLED)
+
+    async def refuse(order: ApprovedOrder) -> None:
+        raise BrokerRefused("not so small")
+
+    room.exchange.replace = refuse  # type: ignore[method-assign]
+    room.exchange.holdings["AAPL"] = Decimal(30)
+    await look(room)
+    await room.desk.settle()
+    assert stop.status is OrderStatus.CANCELLED
+
+
+async def test_the_rest_of_an_entry_goes_before_its_stop_is_too_large(room: MoneyRoom) -> None:
+    """A stop covers what its entry has yet to open, and can sell it at once: the entry fills no more then."""
+    entry = await room.enter("AAPL", 100, order_type="limit", limit_price=Decimal(10))
+    await room.fill(entry, "10", 40)
+    room.exchange.holdings["AAPL"] = Decimal(10)
+    for _ in range(2):
+        await around(room)
+    await room.desk.settle()
+
+    assert entry.status is OrderStatus.CANCELLED
+    assert [order.remaining for order in room.working(protective=True)] == [Decimal(10)]
+
+
+@pytest.mark.parametrize("when", ["held", "at once", "down", "crash"])
+async def test_what_a_fill_of_ours_has_made_is_never_foreign(room: MoneyRoom, when: str) -> None:
+    """A stop that sells what a person has sold before leaves a short that is no stranger's."""
+    await room.fill(await room.enter("AAPL", 100), "10")
+    (stop,) = room.working(protective=True)
+    room.exchange.holdings["AAPL"] = Decimal(0)
+    room.exchange.faults.add("no_cancel")
+    if when == "held":
+        for _ in range(2):
+            await around(room)
+    if when == "down":
+        room.exchange.listener = None
+    await room.fill(stop, "9.8")
+    if when not in ("down", "crash"):
+        for _ in range(2):
+            await around(room)
+        assert not room.path.portfolio.position("AAPL").foreign
+        assert "make 0 of AAPL, the broker has -100" in room.path.reconciler.unexplained["AAPL"]
+    after = await room.crash()
+    for _ in range(2):
+        async with after:
+            assert not after.path.portfolio.position("AAPL").foreign
+            assert "make 0 of AAPL, the broker has -100" in after.path.reconciler.unexplained["AAPL"]
+            assert (await after.buy()).rule == "reconciliation"
+        after = after.again()
+
+
+async def test_what_a_person_has_bought_beside_ours_stays_theirs(room: MoneyRoom) -> None:
+    """When ours is sold, what is left is foreign: no fill of ours has made it."""
+    await room.fill(await room.enter("AAPL", 100), "10")
+    room.exchange.holdings["AAPL"] = Decimal(150)
+    for _ in range(2):
+        await around(room)
+    assert "AAPL" in room.path.reconciler.unexplained
+    (stop,) = room.working(protective=True)
+    await room.fill(stop, "9.8")
+    for _ in range(2):
+        await around(room)
+    position = room.path.portfolio.position("AAPL")
+    assert (position.foreign, position.quantity) == (True, Decimal(50))
+    assert room.path.reconciler.unexplained == {}
+    async with await room.crash() as after:
+        assert after.path.portfolio.position("AAPL").foreign
+
+
+async def test_a_short_after_an_agreement_is_a_person_s(room: MoneyRoom) -> None:
+    """Once books and broker have agreed on flat, what comes is somebody else's, though we had sold there."""
+    await room.fill(await room.enter("AAPL", 100), "10")
+    await room.fill(room.working(protective=True)[0], "9.8")
+    await around(room)
+    room.exchange.holdings["AAPL"] = Decimal(-10)
+    for _ in range(2):
+        await around(room)
+
+    assert room.path.portfolio.position("AAPL").foreign
 
 
 async def test_a_fill_whose_report_is_late_is_no_difference(room: MoneyRoom) -> None:
