@@ -35,6 +35,11 @@ class Applied:
         return self.after != ZERO and (self.before == ZERO or self.flipped)
 
     @property
+    def grown(self) -> bool:
+        """Tell whether there is more of the position than before, or a new one."""
+        return (self.after - self.before) * self.after > ZERO
+
+    @property
     def flipped(self) -> bool:
         """Tell whether the position went through zero."""
         return self.before * self.after < ZERO

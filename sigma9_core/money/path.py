@@ -49,6 +49,7 @@ from sigma9_core.money.desk import PROTECTIVE, OrderDesk, Step, refusal
 from sigma9_core.money.exits import ExitManager, opposite
 from sigma9_core.money.gate import GuardedRule, RiskGate
 from sigma9_core.money.history import SPLIT
+from sigma9_core.money.ids import is_kill_id
 from sigma9_core.money.journal import Journal
 from sigma9_core.money.killswitch import Key, KillSwitch
 from sigma9_core.money.latch import Latch
@@ -171,7 +172,7 @@ class MoneyPath:
         """Slices that were too far ahead of the clock to be believed."""
         self._warned_ahead: float | None = None
         self._unwanted: set[str] = set()
-        """Symbols in which an exit has opened a position."""
+        """Symbols in which exits have opened a position that no entry has added to."""
         self._cash_at = monotonic()
         self._cash_seen: tuple[Decimal, Decimal, float] | None = None
         """Our cash and the broker's, which differ, and since when they have done so."""
@@ -202,6 +203,7 @@ class MoneyPath:
         if known.opening is not None:
             self._opened_with = known.opening
         restore(known, self.portfolio, self.desk, self.gate, self.exits)
+        await self._find_unwanted([position.symbol for position in self.portfolio.positions()])
         self.reconciler.remember(known.unexplained, known.since)
         self.killswitch.remember(known.kills)
         self._splits = {split_of(note.body) for note in known.books if isinstance(note, NoteRecord)}
@@ -593,6 +595,8 @@ class MoneyPath:
 
     def _settled(self) -> None:
         """Follow a position that has moved without an order."""
+        if self._unwanted:  # a person may have said that it is wanted
+            self.desk.spawn(self._find_unwanted([*self._unwanted]), "find-unwanted")
         self.exits.review()
         self._remember_days()
         self._touch()
@@ -825,6 +829,26 @@ class MoneyPath:
                 # A broker plugin may raise anything; what is unknown stays so until the next look.
                 log.exception("reading back what is unknown failed")
 
+    async def _find_unwanted(self, symbols: Sequence[str]) -> None:
+        """Work out from the fills that stand in which of these symbols exits have opened what is held."""
+        wanted: dict[str, bool] = {}
+        while asked := {f.order_id for symbol in symbols for f in self.portfolio.opened_by(symbol)} - {*wanted}:
+            wanted |= await asyncio.to_thread(lambda: {order_id: self._wants(order_id) for order_id in asked})
+        for symbol in symbols:
+            fills = self.portfolio.opened_by(symbol)
+            if not fills or any(wanted[fill.order_id] for fill in fills):
+                self._unwanted.discard(symbol)
+            else:
+                self._unwanted.add(symbol)
+                log.error("%s: exits have opened %s that nobody wanted", symbol, self.portfolio.quantity(symbol))
+
+    def _wants(self, order_id: str) -> bool:
+        """Tell whether who made an order wanted what it opens: an entry, or a person's word (blocks: disk)."""
+        intent = self._journal.intent(order_id)
+        if intent is None:
+            return not is_kill_id(order_id, self._journal.journal_id)
+        return intent.request.intent == "entry"
+
     async def _take_back(self, symbol: str) -> None:
         """Close what an exit has opened by filling beyond its position, such as a stop beside a close."""
         position = self.portfolio.position(symbol)
@@ -867,8 +891,10 @@ class MoneyPath:
                 step.order.order_id,
                 applied.after,
             )
-        elif applied is not None and (applied.after == ZERO or not exits):
+        elif applied is not None and (applied.after == ZERO or (applied.grown and not exits)):
             self._unwanted.discard(symbol)
+        elif step.event is OrderStatus.BUSTED:  # without its entry, an exit has opened what is held
+            self.desk.spawn(self._find_unwanted([symbol]), f"find-unwanted[{symbol}]")
         kept = applied is not None and self._clock.kind != "replay"
         if applied is not None and kept and (applied.opened or applied.after == ZERO or step.order.recovered):
             self._remember_days()  # the marks of what is held now, or what was learnt of an earlier day

@@ -175,6 +175,20 @@ class Portfolio:
         """Tell whether a split is among what made the position."""
         return any(isinstance(entry, _Split) for entry in self._history.get(symbol, ()))
 
+    def opened_by(self, symbol: str) -> list[Fill]:
+        """Give the fills that have opened a position of ours, or added to it, oldest first."""
+        holding, fills = Holding(symbol), list[Fill]()
+        for entry in self._history.get(symbol, ()):
+            if isinstance(entry, _Split):
+                holding.split(entry.new, entry.old)
+                continue
+            applied = holding.take(entry.fill, entry.strategy)
+            if applied.opened or applied.after == ZERO:
+                fills.clear()
+            if applied.grown:
+                fills.append(entry.fill)
+        return fills
+
     def mark(self, data: Slice) -> None:
         """Take the newest prices: a trade's, else the middle of a sane quote, else a bar's close."""
         changed = self._marks.take(data)

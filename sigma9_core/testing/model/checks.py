@@ -87,14 +87,18 @@ class MoneyChecks:
                 room, asked = self._exits(symbol, side)
                 self.require(asked <= room, f"exits may {side} {asked} {symbol}, and there are {room} to close")
 
-    def _exits(self, symbol: str, side: str) -> tuple[Decimal, Decimal]:
-        """Give how much of ours there is to close at the exchange, and how much exits may trade, groups once."""
+    def _exits(self, symbol: str, side: str, *, protective: bool = False) -> tuple[Decimal, Decimal]:
+        """Give how much of ours there is to close at the exchange, and how much exits may trade, groups once.
+
+        Of the exits, perhaps only those that protect are counted.
+        """
         exchange = self._world.exchange
         own = exchange.own.get(symbol, ZERO)
         groups: dict[str, Decimal] = {}
         for order in self._world.working():
             ask = order.request
-            if ask.symbol == symbol and ask.side == side and ask.intent != "entry":
+            wanted = ask.intent != "entry" and (ask.protective or not protective)
+            if ask.symbol == symbol and ask.side == side and wanted:
                 group = ask.oca_group or order.order_id
                 groups[group] = max(groups.get(group, ZERO), exchange.fillable(order))
         return max(own if side == "sell" else -own, ZERO), sum(groups.values(), ZERO)
@@ -293,7 +297,8 @@ class MoneyChecks:
         if position.foreign and self._cause(symbol):
             return  # it is ours by a bust that nobody was told of
         working = [order.request for order in world.working() if order.request.symbol == symbol]
-        protected = any(request.protective for request in working)
+        side = "sell" if own > 0 else "buy"
+        protected = self._exits(symbol, side, protective=True)[1] >= abs(own)
         self.require(position.protected == protected, f"{symbol} is protected: {position.protected}, {working}")
         opened = world.exchange.openers.get(symbol, ())
         planned = any(ask.exit_plan is not None and (ask.side == "buy") == (own > 0) for ask in opened)
@@ -302,7 +307,7 @@ class MoneyChecks:
         entries = [request for request in working if request.intent == "entry"]
         if entries and (symbol in world.exchange.excused or any(request.exit_plan for request in entries)):
             return  # the stop of an entry that works covers what this entry has opened, and no more
-        _, asked = self._exits(symbol, "sell" if own > 0 else "buy")
+        _, asked = self._exits(symbol, side)
         self.require(asked >= abs(own), f"{own} {symbol} are held, and exits guard {asked} of it")
 
 
