@@ -38,6 +38,24 @@ TRAIL: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
+class Bust:
+    """An execution that the exchange took back."""
+
+    exec_id: str
+    """As the books have it: it may be the one that stands for those which the broker could not give."""
+    quantity: Decimal | None
+    """None: all that still stood of it."""
+    told: str
+    """As the exchange has it."""
+
+    @classmethod
+    def of(cls, body: Mapping[str, Any]) -> Bust:
+        """Read it from the body of its note."""
+        exec_id, quantity = str(body["exec_id"]), body.get("quantity")
+        return cls(exec_id, None if quantity is None else _amount(quantity), body.get("told", exec_id))
+
+
+@dataclass(frozen=True, slots=True)
 class Known:
     """What the journal knows."""
 
@@ -46,8 +64,8 @@ class Known:
     transfers: Decimal
     books: Sequence[FillRecord | NoteRecord]
     """Fills and splits, in the order in which they were committed."""
-    busted: frozenset[str]
-    """Executions that the exchange took back."""
+    busts: Sequence[Bust]
+    """What the exchange took back, in the order in which it was told."""
     orders: Sequence[Order]
     """Orders that had not ended, and the entries that guards refer to."""
     entries: Mapping[str, int]
@@ -116,7 +134,7 @@ def read(journal: Journal, now: datetime) -> Known:
         opening=None if opening is None else journal.told(opening, _amount, "cash"),
         transfers=transfers,
         books=books,
-        busted=frozenset(journal.told(note, str, "exec_id") for note in journal.every("bust")),
+        busts=[journal.told(note, Bust.of) for note in journal.every("bust")],
         orders=orders,
         entries={day: len(sent)},
         recent=tuple(recent.values()),
@@ -189,13 +207,15 @@ def restore(known: Known, portfolio: Portfolio, desk: OrderDesk, gate: RiskGate,
             portfolio.adopt(record.fill, record.strategy)
         else:
             portfolio.apply(record.fill, record.strategy)
-    for exec_id in known.busted:
-        portfolio.bust(exec_id)
+    for bust in known.busts:
+        portfolio.bust(bust.exec_id, bust.quantity)
     if known.transfers:
         portfolio.transfer(known.transfers)
     fills = [record.fill for record in known.books if isinstance(record, FillRecord)]
-    traded = (fill for fill in fills if fill.order_id != ADOPTED and fill.exec_id not in known.busted)
-    desk.adopt(known.orders, (fill.exec_id for fill in fills), known.entries, known.recent, traded)
+    traded = (fill for fill in fills if fill.order_id != ADOPTED and portfolio.standing(fill.exec_id))
+    busted = (bust.told for bust in known.busts)
+    executions = (fill.exec_id for fill in fills)
+    desk.adopt(known.orders, executions, known.entries, known.recent, traded, busted=busted)
     if known.days:
         portfolio.restore_days(known.days.get("portfolio", {}))
         gate.remember(known.days.get("rules", {}))

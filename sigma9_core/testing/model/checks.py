@@ -22,7 +22,7 @@ from sigma9_core.money.killswitch import Kill
 from sigma9_core.money.orders import Order
 from sigma9_core.money.portfolio import Portfolio
 from sigma9_core.money.records import NoteRecord
-from sigma9_core.money.restore import split_of
+from sigma9_core.money.restore import Bust, split_of
 from sigma9_core.testing.model.room import RoughRoom
 from sigma9_core.testing.model.world import SYMBOLS, MoneyWorld
 from sigma9_core.testing.small_exchange import Resting
@@ -118,8 +118,8 @@ class MoneyChecks:
             else:
                 adopted = record.fill.order_id == ADOPTED
                 (again.adopt if adopted else again.apply)(record.fill, record.strategy)
-        for bust in room.journal.notes("bust", MANY):
-            again.bust(str(bust.body["exec_id"]))
+        for back in map(Bust.of, (note.body for note in room.journal.every("bust"))):
+            again.bust(back.exec_id, back.quantity)
         for transfer in room.journal.notes("transfer", MANY):
             again.transfer(Decimal(transfer.body["amount"]))
         for name in ("cash", "put_in", "realized", "cost", "fees"):

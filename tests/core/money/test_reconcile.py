@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,10 @@ from sigma9_core.errors import BrokerError, BrokerRefused
 from sigma9_core.events import TradeEvent
 from sigma9_core.models import ApprovedOrder, Fill, OrderRequest, OrderStatus
 from sigma9_core.money import reconcile
+from sigma9_core.money.audit import audit
+from sigma9_core.money.history import History
 from sigma9_core.money.ids import OrderIds
+from sigma9_core.money.orders import Order
 from sigma9_core.testing.money_room import MoneyRoom
 from sigma9_core.testing.small_exchange import Resting
 
@@ -222,6 +225,86 @@ async def test_a_fill_without_executions_is_counted_once(tmp_path: Path) -> None
         assert after.path.portfolio.quantity("AAPL") == 100
         await after.desk.settle()
         assert [f.fill.exec_id for f in after.journal.fills()] == ["readback-1"]
+
+
+@asynccontextmanager
+async def stood_for(tmp_path: Path) -> AsyncIterator[tuple[MoneyRoom, Order, list[Fill]]]:
+    """Give a room that has counted an order of 100, of which the broker has no executions, and what they were."""
+    room = MoneyRoom(tmp_path)
+    await room.__aenter__()
+    order = await room.buy(order_type="limit", limit_price=Decimal(10))
+    after = await room.crash()
+    real = [room.exchange.fill(order.order_id, Decimal("9.9"), Decimal(share)) for share in (40, 60)]
+    room.exchange.fills.clear()
+    async with after:
+        await after.desk.settle()
+        assert after.path.portfolio.quantity("AAPL") == 100
+        yield after, after.desk.orders[order.order_id], real
+
+
+def agrees(room: MoneyRoom) -> bool:
+    """Audit the journal, and compare its books with those in memory."""
+    history = History(f"sqlite:///{room.folder / 'journal.db'}", "main")
+    history.open()
+    try:
+        found = audit(history)
+    finally:
+        history.close()
+    assert found.faults == []
+    books = room.path.portfolio
+    held = {row["symbol"]: row["quantity"] for row in found.positions}
+    mine = {position.symbol: position.quantity for position in books.positions()}
+    return (held, found.cash, found.realized) == (mine, books.cash, books.realized)
+
+
+@pytest.mark.parametrize("told", [False, True])
+async def test_a_bust_of_what_a_stand_in_has_counted_is_taken_back(tmp_path: Path, told: bool) -> None:
+    """Each of the executions that it stands for goes by itself, once, for good: books, cash and audit agree."""
+    async with stood_for(tmp_path) as (room, order, real):
+        for fill, left in zip(real, (60, 0), strict=True):
+            if told:
+                room.exchange.report("filled", order.order_id, fill=fill)
+            room.exchange.holdings["AAPL"] = Decimal(left)
+            room.exchange.cash += fill.quantity * fill.price
+            for _ in range(2):
+                room.exchange.report("busted", order.order_id, fill=fill)
+                assert room.path.portfolio.quantity("AAPL") == left
+            await room.path._settle_cash(at_once=True)
+            await room.desk.settle()
+            assert agrees(room)
+            shown = [trade["trade_id"] for trade in room.journal.trades()["trades"]]
+            assert shown == ["readback-1"] * (left > 0)
+            room = await room.crash()  # noqa: PLW2901 - the next start
+            await room.__aenter__()
+            assert room.path.portfolio.quantity("AAPL") == left
+            assert room.path.portfolio.cash == room.exchange.cash
+            assert room.path.reconciler.unexplained == {}
+            room.exchange.report("busted", order.order_id, fill=fill)
+            await room.desk.settle()
+            assert room.path.portfolio.quantity("AAPL") == left
+        await room.__aexit__()
+
+
+async def test_a_bust_of_what_was_never_told_is_no_fill(room: MoneyRoom) -> None:
+    """The read-back finds an order that has filled: nothing is counted for what was taken back by then."""
+    order = await room.buy(order_type="limit", limit_price=Decimal(10))
+    listener, room.exchange.listener = room.exchange.listener, None
+    fill = room.exchange.fill(order.order_id, Decimal("9.9"))
+    room.exchange.listener = listener
+    room.exchange.fills.clear()
+    room.exchange.holdings["AAPL"] = Decimal(0)
+    room.exchange.cash += 990
+    for _ in range(2):
+        room.exchange.report("busted", order.order_id, fill=fill)
+    room.exchange.report("filled", order.order_id, fill=fill)
+    await look(room)
+    await room.path.reconciler.run(room.path.link)
+
+    assert await room.told(order) == ["submitted", "accepted", "filled", "busted"]
+    assert room.path.portfolio.positions() == ()
+    assert room.path.portfolio.cash == room.exchange.cash
+    assert room.path.reconciler.unexplained == {}
+    assert agrees(room)
 
 
 async def test_a_fill_that_is_a_moment_behind_its_position_is_waited_for(room: MoneyRoom) -> None:
