@@ -98,6 +98,8 @@ class OrderDesk:
         """Orders whose change is being judged, written or sent at this moment."""
         self.behind: Callable[[], bool] = lambda: False
         """Tells that the broker is there again, and what it has done while it was away is not read back yet."""
+        self.before_report: Callable[[], None] = lambda: None
+        """Called before each report is taken: what it tells may be the first of a day."""
         self.followers: list[Follower] = []
         self.surroundings = Surroundings(self._broker)
         self._clock = clock
@@ -348,14 +350,16 @@ class OrderDesk:
     def on_report(self, report: BrokerReport, *, recovered: bool = False) -> None:
         """Take what the broker says of an order: change it, journal the fact, tell the followers.
 
-        Nothing is raised: a broker has no use for our failures. What can't be taken is logged and counted.
+        Nothing is raised: a broker has no use for our failures. What can't be taken is logged and counted; what
+        comes before it costs no report.
         """
-        try:
-            self._take(report, recovered=recovered)
-        except Exception:
-            # Whatever is wrong with a report or with a follower, the broker's own work has to go on.
-            self.failed_reports += 1
-            log.exception("a report (%s) on order '%s' could not be taken", report.kind, report.order_id)
+        for part in (self.before_report, lambda: self._take(report, recovered=recovered)):
+            try:
+                part()
+            except Exception:
+                # Whatever is wrong with a report or with a follower, the broker's own work has to go on.
+                self.failed_reports += 1
+                log.exception("a report (%s) on order '%s' could not be taken", report.kind, report.order_id)
 
     async def recall(self, order_id: str) -> Order | None:
         """Give an order, from the journal where it is not in memory any more; None where it is not ours."""

@@ -395,7 +395,9 @@ class RiskGate:
             seen = self._outside.seen(guard)
             answer = None if seen is None else seen.memory
         if isinstance(answer, Mapping):
-            return dict(answer)
+            answer = answer_of(dict, answer)  # a mapping of the rule's own may raise as well
+        if isinstance(answer, dict):
+            return answer
         if answer is not None:
             guard.failed(answer if isinstance(answer, Failure) else Failure("memory() gave no mapping"))
         return {}

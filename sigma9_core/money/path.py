@@ -31,7 +31,7 @@ from sigma9_core.commands import (
     decimal,
 )
 from sigma9_core.config import Settings
-from sigma9_core.contracts import Broker, BrokerReport, FeedHealth, Margin, MarketDriven, RiskRule, Signal, Trip
+from sigma9_core.contracts import Broker, FeedHealth, Margin, MarketDriven, RiskRule, Signal, Trip
 from sigma9_core.errors import CommandError, JournalError
 from sigma9_core.models import (
     ZERO,
@@ -147,13 +147,14 @@ class MoneyPath:
         self.link = BrokerLink(
             settings.broker,
             broker,
-            on_report=self._reported,
+            on_report=self.desk.on_report,
             on_connected=self._reconcile,
             on_change=lambda: on_change("broker"),
         )
         self.tally = Tally(self.desk)
         self.desk.attach(self.link)
         self.killswitch.attach(self.link)
+        self.desk.before_report = self._roll
         self.desk.followers.append(self._follow)
         self._settings = settings
         self._clock = clock
@@ -875,10 +876,6 @@ class MoneyPath:
             else:
                 log.error("%s: what an exit has opened can't be closed yet: %s", symbol, error)
 
-    def _reported(self, report: BrokerReport) -> None:
-        self._roll()
-        self.desk.on_report(report)
-
     def _follow(self, step: Step) -> None:
         self._touch()
         applied = step.applied
@@ -903,9 +900,9 @@ class MoneyPath:
             log.info("%s closed: %+.2f (%+.2f %%)", closed.symbol, closed.result, closed.percent)
 
     def _remember_days(self) -> None:
-        self._noted, self._noted_at = self.portfolio.days_memory(), monotonic()
-        body = {"portfolio": self._noted, "rules": self.gate.memory()}
-        self.desk.note([NoteRecord("days", self._clock.now(), body)])
+        days = self.portfolio.days_memory()
+        self.desk.note([NoteRecord("days", self._clock.now(), {"portfolio": days, "rules": self.gate.memory()})])
+        self._noted, self._noted_at = days, monotonic()
 
     # --- showing ----------------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -32,6 +32,7 @@ from sigma9_core.models import ExitPlan, OrderRequest, OrderStatus, RuleUsage, S
 from sigma9_core.money import path as path_module
 from sigma9_core.money.orders import Order
 from sigma9_core.money.records import CommandRecord
+from sigma9_core.testing.model.room import RoughJournal
 from sigma9_core.testing.money_room import OPEN, SESSIONS, AllowAll, MoneyRoom
 
 
@@ -1197,6 +1198,57 @@ async def test_a_fill_before_the_first_price_of_the_day_is_of_the_day(tmp_path: 
         room.clock.advance(SESSIONS[1].open + timedelta(seconds=1))
         await room.fill(stop, "5")
         assert day_of(room) == ("2026-03-03", -500)
+
+
+class Forgetful(Mapping[str, Any]):
+    """A memory that can't be read."""
+
+    def __getitem__(self, key: str) -> Any:
+        raise KeyError(key)
+
+    def __iter__(self) -> Iterator[str]:
+        raise RuntimeError("nobody knows")
+
+    def __len__(self) -> int:
+        return 1
+
+
+async def test_a_day_that_can_t_be_noted_costs_no_fill(tmp_path: Path, mocker: MockerFixture) -> None:
+    """A rule or a disk that fails when a fill begins the day is logged; the fill counts, the broker goes on."""
+    rule = AllowAll()
+    async with MoneyRoom(tmp_path, rule=rule) as room:
+        stop = await stopped(room)
+        mocker.patch.object(rule, "memory", Forgetful)
+        room.clock.advance(SESSIONS[1].open + timedelta(seconds=1))
+        await room.fill(stop, "5")
+        assert day_of(room) == ("2026-03-03", -500)
+        assert "nobody knows" in str(room.path.gate.rules[0].error)
+        mocker.stopall()
+
+        order = await room.buy("MSFT", 10)
+        mocker.patch.object(room.desk, "before_report", side_effect=JournalError("the disk is full"))
+        await room.fill(order, "10")
+        assert room.path.portfolio.quantity("MSFT") == 10
+        assert room.desk.failed_reports == 1
+
+
+async def test_a_disk_that_fails_when_a_fill_begins_the_day_loses_nothing(tmp_path: Path) -> None:
+    """The day's note and the fill are facts: they wait for the disk, and are written once it works."""
+    async with MoneyRoom(tmp_path, journal=RoughJournal) as room:
+        stop = await stopped(room)
+        journal = room.journal
+        assert isinstance(journal, RoughJournal)
+        journal.fault = "before"
+        room.clock.advance(SESSIONS[1].open + timedelta(seconds=1))
+        room.exchange.fill(stop.order_id, Decimal(5))
+        assert day_of(room) == ("2026-03-03", -500)
+        assert not journal.healthy
+        journal.heal()
+        await room.desk.settle()
+        after = await room.crash()
+    async with after:
+        assert day_of(after) == ("2026-03-03", -500)
+        assert after.path.portfolio.quantity("AAPL") == 0
 
 
 async def test_a_start_in_the_evening_counts_for_the_session_that_is_over(tmp_path: Path) -> None:
