@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final, Literal
@@ -75,6 +75,8 @@ SHOW_EVERY: Final = 0.1
 ONE: Final = Decimal(1)
 READ_BACK_EVERY: Final = 5.0
 """Seconds between two read-backs of what is in doubt, and looks at what others do with the account."""
+TAKEN_BACK_EVERY: Final = 60.0
+"""The longest time in seconds until the close of what an exit has opened is tried again."""
 READ_WITHIN: Final = 5.0
 """Seconds that a broker has to show a position that is to be closed."""
 CANCELLED_WITHIN: Final = 2.0
@@ -84,6 +86,18 @@ CASH_EVERY: Final = 60.0
 CENT: Final = Decimal("0.01")
 SOURCES: Final[Mapping[CommandSource, OrderSource]] = {"mqtt": "mqtt", "cli": "cli", "schedule": "schedule"}
 """The order source of a command's source; all others are `api`."""
+
+
+@dataclass(slots=True)
+class TakingBack:
+    """How the close of what an exit has opened has gone so far."""
+
+    order_id: str | None = None
+    """The newest close that was sent."""
+    wait: float = 0.0
+    not_before: float = 0.0
+    told: set[str] = field(default_factory=set)
+    """Why it could not be sent or was refused, each reason told once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +186,7 @@ class MoneyPath:
         self.slices_ahead = 0
         """Slices that were too far ahead of the clock to be believed."""
         self._warned_ahead: float | None = None
-        self._unwanted: set[str] = set()
+        self._unwanted: dict[str, TakingBack] = {}
         """Symbols in which exits have opened a position that no entry has added to."""
         self._cash_at = monotonic()
         self._cash_seen: tuple[Decimal, Decimal, float] | None = None
@@ -838,9 +852,9 @@ class MoneyPath:
         for symbol in symbols:
             fills = self.portfolio.opened_by(symbol)
             if not fills or any(wanted[fill.order_id] for fill in fills):
-                self._unwanted.discard(symbol)
-            else:
-                self._unwanted.add(symbol)
+                self._unwanted.pop(symbol, None)
+            elif symbol not in self._unwanted:
+                self._unwanted[symbol] = TakingBack()
                 log.error("%s: exits have opened %s that nobody wanted", symbol, self.portfolio.quantity(symbol))
 
     def _wants(self, order_id: str) -> bool:
@@ -852,11 +866,17 @@ class MoneyPath:
 
     async def _take_back(self, symbol: str) -> None:
         """Close what an exit has opened by filling beyond its position, such as a stop beside a close."""
-        position = self.portfolio.position(symbol)
+        position, state = self.portfolio.position(symbol), self._unwanted.get(symbol)
         if self.killswitch.owns_exits(symbol, position.strategy) or not self._up_to_date:
+            return
+        if state is None or monotonic() < state.not_before:
             return
         working = [order.request for order in self.desk.open_orders() if order.request.symbol == symbol]
         if any(ask.intent != "entry" and ask.order_type == "market" for ask in working):
+            return
+        if (last := self.desk.orders.get(state.order_id or "")) is not None:
+            state.order_id = None  # it has ended without a fill, which would have begun anew
+            self._put_off(symbol, f"its close is {last.status}: {last.reason}")
             return
         try:
             quantity = await self._closable(symbol)
@@ -869,19 +889,35 @@ class MoneyPath:
                 intent="reduce",
                 reason="an exit has filled beyond its position",
             )
-            await self.desk.submit([request])
+            order = (await self.desk.submit([request]))[0]
         except (CommandError, JournalError) as error:
             if self.portfolio.quantity(symbol) == ZERO:
-                self._unwanted.discard(symbol)  # the books had heard of things in another order
+                self._unwanted.pop(symbol, None)  # the books had heard of things in another order
             else:
-                log.error("%s: what an exit has opened can't be closed yet: %s", symbol, error)
+                self._put_off(symbol, str(error))
+            return
+        if order.working:
+            state.order_id = order.order_id
+        elif not order.filled:
+            self._put_off(symbol, str(order.reason))
+
+    def _put_off(self, symbol: str, why: str) -> None:
+        """Try a close that came to nothing again after a while, each time a longer one, and say why once."""
+        state = self._unwanted.get(symbol)
+        if state is None:
+            return
+        state.wait = min(2 * state.wait or READ_BACK_EVERY, TAKEN_BACK_EVERY)
+        state.not_before = monotonic() + state.wait
+        if why not in state.told:
+            state.told.add(why)
+            log.warning("%s: what an exit has opened can't be closed yet, and is tried again: %s", symbol, why)
 
     def _follow(self, step: Step) -> None:
         self._touch()
         applied = step.applied
         symbol, exits = step.order.request.symbol, step.order.request.intent != "entry"
         if applied is not None and applied.opened and exits:
-            self._unwanted.add(symbol)
+            self._unwanted[symbol] = TakingBack()
             log.error(
                 "%s: the exit %s has filled beyond the position: %s are held that nobody wanted; closing them",
                 symbol,
@@ -889,7 +925,9 @@ class MoneyPath:
                 applied.after,
             )
         elif applied is not None and (applied.after == ZERO or (applied.grown and not exits)):
-            self._unwanted.discard(symbol)
+            self._unwanted.pop(symbol, None)
+        elif applied is not None and symbol in self._unwanted:
+            self._unwanted[symbol] = TakingBack()  # it moves: the rest is tried at once
         elif step.event is OrderStatus.BUSTED:  # without its entry, an exit has opened what is held
             self.desk.spawn(self._find_unwanted([symbol]), f"find-unwanted[{symbol}]")
         kept = applied is not None and self._clock.kind != "replay"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -1575,6 +1576,54 @@ async def test_what_an_exit_opened_before_a_crash_is_closed(
         assert not last.desk.open_orders()
 
 
+@pytest.mark.parametrize("how", ["gate", "refuse", "reject_markets", "disk"])
+async def test_a_close_of_what_an_exit_opened_that_is_refused_is_told_once(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    mocker: MockerFixture,
+    caplog: pytest.LogCaptureFixture,
+    how: str,
+) -> None:
+    """Each reason is a warning once, the tries come at growing waits, up to a minute; in the end it goes out."""
+    now = 0.0
+    monkeypatch.setattr(path_module, "monotonic", lambda: now)
+    async with MoneyRoom(tmp_path) as room:
+        await overshoot(room)
+        if how == "gate":
+            room.path.gate.hold({"AAPL": "nobody knows what there is"})
+        elif how == "disk":
+            mocker.patch.object(room.journal, "commit", side_effect=JournalError("the disk is full"))
+        else:
+            room.exchange.faults.add("refuse" if how == "refuse" else "reject_markets")
+        asked = mocker.spy(room.desk, "submit")
+        tried: list[float] = []
+        while now < 300:
+            before = asked.call_count
+            await room.path._take_back("AAPL")
+            await room.desk.settle()
+            tried += [now] * (asked.call_count - before)
+            now += 5
+        waits = [later - earlier for earlier, later in itertools.pairwise(tried)]
+        assert waits[-2:] == [60, 60] or waits[-2:] == [65, 65]
+        assert waits == sorted(waits)
+        told = [each for each in caplog.records if "can't be closed yet" in each.getMessage()]
+        assert [each.levelname for each in told] == ["WARNING"]
+
+        room.path.gate.hold({})
+        room.exchange.faults.clear()
+        mocker.stopall()
+        now += 65
+        await room.path._take_back("AAPL")
+        now += 65
+        await room.path._take_back("AAPL")
+        back = await taken_back(room)
+        await room.fill(back, "9.8", 60)
+        room.exchange.end(back.order_id, "cancelled", "the exchange says so")
+        await room.path._take_back("AAPL")
+        rest = await taken_back(room)
+        assert (rest.request.quantity, room.path.portfolio.quantity("AAPL")) == (Decimal(40), Decimal(-40))
+
+
 async def test_what_flips_through_zero_is_as_unwanted_as_what_opens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1588,17 +1637,17 @@ async def test_what_flips_through_zero_is_as_unwanted_as_what_opens(
         await room.fill(leave, "10", 100)
         assert room.path.portfolio.quantity("AAPL") == -40
         await room.fill(other, "9")
-        assert room.path._unwanted == {"AAPL"}
+        assert room.path._unwanted.keys() == {"AAPL"}
         after = await room.crash()
     async with after:
         assert after.path.portfolio.quantity("AAPL") == -10
-        assert after.path._unwanted == {"AAPL"}
+        assert after.path._unwanted.keys() == {"AAPL"}
         await after.fill(entry, "10", 40)
         assert after.path.portfolio.quantity("AAPL") == 30
-        assert after.path._unwanted == set()
+        assert after.path._unwanted == {}
         again = await after.crash()
     async with again:
-        assert again.path._unwanted == set()
+        assert again.path._unwanted == {}
 
 
 async def test_a_position_that_an_entry_or_a_person_wanted_stays(tmp_path: Path) -> None:
@@ -1613,7 +1662,7 @@ async def test_a_position_that_an_entry_or_a_person_wanted_stays(tmp_path: Path)
         after = await room.crash()
     async with after:
         assert len(after.path.portfolio.positions()) == 4
-        assert after.path._unwanted == set()
+        assert after.path._unwanted == {}
 
 
 async def test_what_an_exit_has_opened_by_a_bust_of_its_entry_is_closed(
