@@ -14,7 +14,7 @@ from sigma9_core.money import rows
 from sigma9_core.money.adoption import ADOPTED
 from sigma9_core.money.days import Days
 from sigma9_core.money.history import SPLIT
-from sigma9_core.money.holding import EXACT, Holding
+from sigma9_core.money.holding import EXACT, Holding, parted
 
 Row = Mapping[str, Any]
 Tell = Callable[[str], None]
@@ -117,8 +117,13 @@ class Books:
             )
             return
         kept = self._kept[symbol]
-        place = next(i for i, (each, _) in enumerate(kept) if isinstance(each, Fill) and each.exec_id == exec_id)
-        fill, _ = kept.pop(place)
+        place, whole, strategy = next(
+            (place, each, None if isinstance(other, Decimal) else other)
+            for place, (each, other) in enumerate(kept)
+            if isinstance(each, Fill) and each.exec_id == exec_id
+        )
+        taken, left = parted(whole, _amount(body["quantity"]) if "quantity" in body else None)
+        kept[place : place + 1] = [] if left is None else [(left, strategy)]
         before = self.holdings[symbol].total
         holding = self.holdings[symbol] = Holding(symbol)
         for each, other in kept:
@@ -128,9 +133,8 @@ class Books:
                 holding.split(each, other)
         with localcontext(EXACT):
             self.realized += holding.total - before
-            if isinstance(fill, Fill):
-                self.fees -= fill.commission
-                self.traded -= ZERO if fill.order_id == ADOPTED else paid(fill)
+            self.fees -= taken.commission
+            self.traded -= ZERO if taken.order_id == ADOPTED else paid(taken)
 
     def _symbol_of(self, exec_id: str) -> str | None:
         for symbol, kept in self._kept.items():

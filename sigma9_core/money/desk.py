@@ -102,6 +102,8 @@ class OrderDesk:
         """Orders whose change is being judged, written or sent at this moment."""
         self.behind: Callable[[], bool] = lambda: False
         """Tells that the broker is there again, and what it has done while it was away is not read back yet."""
+        self.before_report: Callable[[], None] = lambda: None
+        """Called before each report is taken: what it tells may be the first of a day."""
         self.followers: list[Follower] = []
         self.surroundings = Surroundings(self._broker)
         self._clock = clock
@@ -117,6 +119,8 @@ class OrderDesk:
         self._traded = TurnoverBook()
         self._entries: dict[str, int] = {}
         self._executions: set[str] = set()
+        self._busted: set[str] = set()
+        """Executions that were taken back out of a stand-in."""
         self._tasks: set[asyncio.Task[Any]] = set()
         self._facts: set[Future[Any]] = set()
         self.orphan_reports = 0
@@ -366,14 +370,16 @@ class OrderDesk:
     def on_report(self, report: BrokerReport, *, recovered: bool = False) -> None:
         """Take what the broker says of an order: change it, journal the fact, tell the followers.
 
-        Nothing is raised: a broker has no use for our failures. What can't be taken is logged and counted.
+        Nothing is raised: a broker has no use for our failures. What can't be taken is logged and counted; what
+        comes before it costs no report.
         """
-        try:
-            self._take(report, recovered=recovered)
-        except Exception:
-            # Whatever is wrong with a report or with a follower, the broker's own work has to go on.
-            self.failed_reports += 1
-            log.exception("a report (%s) on order '%s' could not be taken", report.kind, report.order_id)
+        for part in (self.before_report, lambda: self._take(report, recovered=recovered)):
+            try:
+                part()
+            except Exception:
+                # Whatever is wrong with a report or with a follower, the broker's own work has to go on.
+                self.failed_reports += 1
+                log.exception("a report (%s) on order '%s' could not be taken", report.kind, report.order_id)
 
     async def recall(self, order_id: str) -> Order | None:
         """Give an order, from the journal where it is not in memory any more; None where it is not ours."""
@@ -426,10 +432,15 @@ class OrderDesk:
         if report.broker_order_id is not None and order.broker_order_id is None:
             order.broker_order_id = report.broker_order_id
             order.touch()
-        if report.kind == "filled" and report.fill is not None and stand_in(order) in self._executions:
-            log.warning("execution %s of order %s is counted already", report.fill.exec_id, order.order_id)
-            self._executions.add(report.fill.exec_id)
+        fill, stood_for = report.fill, stand_in(order) in self._executions
+        if report.kind == "filled" and fill is not None and stood_for:
+            log.warning("execution %s of order %s is counted already", fill.exec_id, order.order_id)
+            self._executions.add(fill.exec_id)
             return
+        untold = fill is not None and fill.exec_id not in self._executions and not stood_for
+        if report.kind == "busted" and fill is not None and untold:
+            # Counted first: a read-back would find an order that has filled, and count what is gone.
+            self._apply(order, "filled", fill, None, fill.ts, recovered=True)
         self._apply(order, report.kind, report.fill, report.reason, report.ts, recovered=recovered)
 
     async def _late(self, report: BrokerReport) -> None:
@@ -454,12 +465,12 @@ class OrderDesk:
         *,
         recovered: bool,
     ) -> None:
-        applied = None
+        applied, back = None, dict[str, str]()
         if fill is not None and (order.status, message) in TRANSITIONS:
             if message == "filled":
                 # First: it refuses what makes no sense.
                 applied = self.portfolio.apply(fill, order.request.strategy, recovered=recovered)
-            elif message == "busted" and not self.portfolio.bust(fill.exec_id):
+            elif message == "busted" and not (back := self._take_back(order, fill)):
                 return  # told twice: taken back once
         order.recovered = recovered
         order.touch()
@@ -472,7 +483,7 @@ class OrderDesk:
             return
         records: list[Record] = []
         if fill is not None and event is OrderStatus.BUSTED:
-            records.append(NoteRecord("bust", ts, {"exec_id": fill.exec_id, "order_id": order.order_id}))
+            records.append(NoteRecord("bust", ts, back))
         elif fill is not None:
             self._executions.add(fill.exec_id)
             self._filled.append(_execution(order, fill))
@@ -484,6 +495,20 @@ class OrderDesk:
         records.append(EventRecord("trade_event", data, ts, cause=order.order_id))
         self.note(records, of=order.order_id)
         self._tell(Step(order, event, fill, applied))
+
+    def _take_back(self, order: Order, fill: Fill) -> dict[str, str]:
+        """Take an execution out of the books, or out of what stands for it; give the note, empty for none."""
+        back = {"exec_id": fill.exec_id, "order_id": order.order_id}
+        if self.portfolio.counted(fill.exec_id):
+            return back if self.portfolio.bust(fill.exec_id) else {}
+        counted = stand_in(order)
+        standing = self.portfolio.standing(counted)
+        if fill.exec_id in self._busted or not standing:
+            return {}
+        self.portfolio.bust(counted, fill.quantity)
+        self._busted.add(fill.exec_id)
+        back |= {"exec_id": counted, "told": fill.exec_id}
+        return back if fill.quantity >= standing else {**back, "quantity": str(fill.quantity)}
 
     # --- what the gate sees ---------------------------------------------------------------------------------
 
@@ -525,8 +550,14 @@ class OrderDesk:
         entries: Mapping[str, int],
         recent: Iterable[Submission],
         traded: Iterable[Fill] = (),
+        *,
+        busted: Iterable[str] = (),
     ) -> None:
-        """Take back what the journal knows after a restart; `traded` are the fills of our orders that stand."""
+        """Take back what the journal knows after a restart.
+
+        `traded` are the fills of our orders that stand; `busted` are executions that were taken out of stand-ins.
+        """
+        self._busted.update(busted)
         since = self._clock.now() - KEPT
         self._traded.count(fill for fill in traded if fill.ts >= since)
         self._recent.extend(recent)

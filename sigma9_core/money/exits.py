@@ -8,7 +8,7 @@ same one-cancels-all group. Guards are written to the journal as notes and taken
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -18,7 +18,7 @@ from sigma9_core.clock import Clock, rfc3339
 from sigma9_core.errors import CommandError, JournalError
 from sigma9_core.models import ZERO, ExitPlan, OrderRequest, OrderStatus, Side, Slice, Split
 from sigma9_core.money.desk import OrderDesk, Step, rounded
-from sigma9_core.money.exposure import reserved
+from sigma9_core.money.exposure import is_exit, reserved
 from sigma9_core.money.gate import CORE
 from sigma9_core.money.orders import Order
 from sigma9_core.money.records import NoteRecord, Record
@@ -126,6 +126,10 @@ class ExitManager:
         """Tells whether a flattening kill owns the exits of a symbol and strategy."""
         self.waits: Callable[[], bool] = lambda: False
         """Tells that it is not known at present what has filled: an exit might sell what a stop has sold."""
+        self.broker_has: Callable[[str], Decimal | None] = lambda _symbol: None
+        """Gives what the broker has of a symbol whose position can't be explained, None for any other."""
+        self._shrinking: set[str] = set()
+        """Orders that are being made smaller at this moment."""
         self._over: dict[str, Guard] = {}
         """The last guard of each symbol that has ended."""
         self._desk = desk
@@ -277,6 +281,18 @@ class ExitManager:
         for position in self._desk.portfolio.positions():
             self._desk.portfolio.set_protected(position.symbol, self.protected(position.symbol))
 
+    def recheck(self, symbols: Iterable[str]) -> None:
+        """Look at the exits of symbols whose position can't be explained, or can be explained again."""
+        if self.waits():
+            return  # it follows the reconciliation
+        for symbol in symbols:
+            there, guard = self.broker_has(symbol), self.guards.get(symbol)
+            if there is not None:
+                self._keep_within(symbol, there)
+            elif guard is not None:
+                guard.retry_at = None
+                self._review(guard)
+
     def fit(self, symbol: str) -> None:
         """Try again what could not be brought in line, while a kill's close waits and no market data come."""
         guard = self.guards.get(symbol)
@@ -384,6 +400,8 @@ class ExitManager:
         symbol = step.order.request.symbol
         self._desk.portfolio.set_protected(symbol, self.protected(symbol))
         guard = self.guards.get(symbol) or self._revive(step)
+        if self.broker_has(symbol) is not None:
+            self.recheck([symbol])
         if guard is None:
             return
         order_id = step.order.order_id
@@ -434,8 +452,8 @@ class ExitManager:
         if not entering and not right_way:
             self._end(guard)
             return
-        if guard.busy or guard.retry_at is not None:
-            return
+        if guard.busy or guard.retry_at is not None or self.broker_has(guard.symbol) is not None:
+            return  # nobody knows what there is to guard: `recheck` keeps what works within it
         standing_down = self.stands_down(guard.symbol, guard.strategy)
         quantity = abs(held) if right_way else ZERO
         price = (
@@ -477,6 +495,51 @@ class ExitManager:
                     self._move(guard, leg, changes), f"exit[{guard.symbol} move {leg.request.reason}]"
                 )
                 return
+
+    def _keep_within(self, symbol: str, there: Decimal) -> None:
+        """Take back what exits, whosever, may trade beyond what the broker has: it would open a position.
+
+        What protects comes first and is made smaller; all else goes. The rest of an entry goes before its stop,
+        which covers what it has yet to open as well.
+        """
+        held = self._held(symbol)
+        whole = left = min(abs(held), max(there if held > ZERO else -there, ZERO))
+        groups: dict[str, list[Order]] = {}
+        for order in self._desk.open_orders():
+            if order.request.symbol == symbol and is_exit(order.request.intent):
+                groups.setdefault(order.request.oca_group or order.order_id, []).append(order)
+        for legs in sorted(groups.values(), key=lambda legs: not any(leg.request.protective for leg in legs)):
+            taken = ZERO
+            for leg in legs:
+                ask, parent = leg.request, self._order(leg.request.parent_id)
+                coming = ZERO if parent is None or parent.filled else parent.remaining
+                closes = held * (1 if ask.side == "sell" else -1) > ZERO
+                size = min(leg.remaining, coming + (left if closes else ZERO))
+                taken = max(taken, size - coming)
+                unsure = leg.status in (OrderStatus.UNKNOWN, OrderStatus.SUBMITTED) or leg.replacement
+                if size == leg.remaining or unsure or leg.cancel_asked or leg.order_id in self._shrinking:
+                    continue
+                if parent is not None and parent.working:
+                    self.drop(parent)
+                    continue
+                log.error("%s: %s may trade %s, the broker has %s", symbol, leg.order_id, leg.remaining, there)
+                if ask.protective and size > ZERO and left == whole:
+                    self._shrinking.add(leg.order_id)
+                    self._desk.spawn(self._shrink(leg, leg.filled + size), f"exit[{symbol} shrink {ask.reason}]")
+                else:
+                    self.drop(leg)
+            left -= min(left, taken)
+
+    async def _shrink(self, leg: Order, quantity: Decimal) -> None:
+        try:
+            if leg.working:
+                await self._desk.modify(leg.order_id, {"quantity": quantity})
+        except (JournalError, CommandError) as error:
+            log.warning("%s of %s could not be made smaller: %s", leg.request.reason, leg.request.symbol, error)
+            if isinstance(error, CommandError) and error.code not in ("busy", "broker_unavailable"):
+                self.drop(leg)  # it is refused: too small a stop is better than one that opens a position
+        finally:
+            self._shrinking.discard(leg.order_id)
 
     def _group(self, guard: Guard) -> list[Order]:
         """List every working exit of a guard's group: its own, and those that a person has put beside them."""

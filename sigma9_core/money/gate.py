@@ -145,6 +145,8 @@ class RiskGate:
         self._leaving = threading.Lock()
         """Held while an order passes from its last look at the gate to the broker."""
         self._held: Mapping[str, str] = {}
+        self._there: Mapping[str, Decimal] = {}
+        """What the broker has of the symbols that are held."""
         self._unguarded: Mapping[str, str] = {}
         self._paused: str | None = None
         self._outside = OutsideRules(budget_seconds)
@@ -228,12 +230,14 @@ class RiskGate:
         """Take this scope off; every other one stays closed."""
         self._closed.pop(scope, None)
 
-    def hold(self, symbols: Mapping[str, str]) -> None:
+    def hold(self, symbols: Mapping[str, str], there: Mapping[str, Decimal] | None = None) -> None:
         """Keep exactly these symbols closed for new orders, each with the sentence that says why.
 
-        Neither entries nor reducing orders pass, because nobody knows what there is to reduce; a kill's own do.
+        Neither entries nor reducing orders pass, because nobody knows what there is to reduce; a kill's own do,
+        and a stop may be made as small as what is `there` at the broker.
         """
         self._held = dict(symbols)
+        self._there = dict(there or {})
 
     def keep_closed(self, symbols: Mapping[str, str]) -> None:
         """Keep these symbols closed like those of `hold`, until the next start."""
@@ -246,14 +250,18 @@ class RiskGate:
     def shrinks(self, order_id: str, request: OrderRequest, view: RiskView) -> bool:
         """Tell whether a change only makes a working protective order as small as the position that it guards.
 
-        It passes under any kill: a stop that outlives its kill's wait must not turn the position round.
+        It passes under any kill, and where the symbol is held: a stop that outlives its kill's wait, or the shares
+        that somebody has sold at the broker, must not turn the position round.
         """
         mine = next((order for order in view.working if order.order_id == order_id), None)
         if mine is None or not request.protective or request.intent == "entry":
             return False
         same = all(getattr(mine, name) == getattr(request, name) for name in _TERMS)
         left = request.quantity - mine.filled_quantity
-        return same and request.quantity < mine.quantity and left >= abs(held(request.symbol, view))
+        have = held(request.symbol, view)
+        there = self._there.get(request.symbol, have)
+        guarded = min(abs(have), max(there if have > ZERO else -there, ZERO))
+        return same and request.quantity < mine.quantity and left >= guarded
 
     def closed_for(self, request: OrderRequest, *, shrinks: bool = False) -> str | None:
         """Say why an order can't pass now because of kill, reconciliation or engine; None where it can."""
@@ -384,7 +392,9 @@ class RiskGate:
             seen = self._outside.seen(guard)
             answer = None if seen is None else seen.memory
         if isinstance(answer, Mapping):
-            return dict(answer)
+            answer = answer_of(dict, answer)  # a mapping of the rule's own may raise as well
+        if isinstance(answer, dict):
+            return answer
         if answer is not None:
             guard.failed(answer if isinstance(answer, Failure) else Failure("memory() gave no mapping"))
         return {}
@@ -415,7 +425,8 @@ class RiskGate:
                 return _refuse(
                     "kill_switch", f"the kill switch is on for strategy {request.strategy}: reset it first"
                 )
-        if (why := self._held.get(request.symbol) or self._unguarded.get(request.symbol)) is not None:
+        why = (None if shrinks else self._held.get(request.symbol)) or self._unguarded.get(request.symbol)
+        if why is not None:
             return _refuse("reconciliation", why)
         if self._paused is not None and request.intent == "entry":
             return _refuse("engine", f"the engine takes no entries: {self._paused}")

@@ -217,7 +217,8 @@ class History:
             busts = connection.execute(
                 select(NOTES.c.body).where(NOTES.c.node == self.node, NOTES.c.kind == "bust")
             ).scalars()
-            if busted := [(bust["exec_id"], bust["order_id"]) for bust in map(json.loads, busts)]:
+            whole = (bust for bust in map(json.loads, busts) if "quantity" not in bust)
+            if busted := [(bust["exec_id"], bust["order_id"]) for bust in whole]:
                 wanted.append(tuple_(EVENTS.c.trade_id, EVENTS.c.order_id).not_in(busted))
             found = connection.execute(query.where(*wanted).limit(limit + 1)).all()
         trades = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Context, Decimal, localcontext
 from typing import Final
@@ -33,6 +33,11 @@ class Applied:
     def opened(self) -> bool:
         """Tell whether it began a position: from flat, or by a flip."""
         return self.after != ZERO and (self.before == ZERO or self.flipped)
+
+    @property
+    def grown(self) -> bool:
+        """Tell whether there is more of the position than before, or a new one."""
+        return (self.after - self.before) * self.after > ZERO
 
     @property
     def flipped(self) -> bool:
@@ -127,6 +132,14 @@ class Holding:
         self.realized += result - fee
         self.total += result - fee
         self._fees += fee
+
+
+def parted(fill: Fill, quantity: Decimal | None) -> tuple[Fill, Fill | None]:
+    """Part a fill in what is taken back of it, by default all, and what stands, which keeps the commission."""
+    if quantity is None or quantity >= fill.quantity:
+        return fill, None
+    taken = replace(fill, quantity=quantity, commission=ZERO)
+    return taken, replace(fill, quantity=EXACT.subtract(fill.quantity, quantity))
 
 
 def _share(product: Decimal, divisor: Decimal) -> Decimal:

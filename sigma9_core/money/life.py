@@ -53,6 +53,8 @@ class Life:
     _fills: dict[str, Row] = field(default_factory=dict)
     _told: dict[str, int] = field(default_factory=dict)
     """Executions that events have told, with the event's number."""
+    _taken: dict[str, Decimal] = field(default_factory=dict)
+    """How much of each fill was taken back."""
     _busts: Sequence[Row] = ()
     _busted: int = 0
 
@@ -205,15 +207,24 @@ class Life:
             return
         note = self._busts[self._busted]
         self._busted += 1
-        exec_id = json.loads(note["body"]).get("exec_id")
+        body = json.loads(note["body"])
+        exec_id = body.get("exec_id")
         fill = self._fills.get(exec_id)
         if fill is None:
             self.tell(
                 f"the note {note['n']} takes back the fill {exec_id} of order {self.order_id}, which is not there"
             )
             return
-        self.taken_back += Decimal(fill["quantity"])
-        self.fees_back += Decimal(fill["commission"])
+        before = self._taken.get(exec_id, ZERO)
+        part = Decimal(body["quantity"]) if "quantity" in body else Decimal(fill["quantity"]) - before
+        if not ZERO < part <= Decimal(fill["quantity"]) - before:
+            self.tell(
+                f"the note {note['n']} takes back {part} of the fill {exec_id} of order {self.order_id}, "
+                f"of which {Decimal(fill['quantity']) - before} stood"
+            )
+        self._taken[exec_id] = before + part
+        self.taken_back += part
+        self.fees_back += ZERO if "quantity" in body else Decimal(fill["commission"])
 
     def _sums(self, seq: int, data: Mapping[str, Any]) -> None:
         if not _either(data["filled_quantity"], self.filled, self.taken_back):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final, Literal
@@ -31,7 +31,7 @@ from sigma9_core.commands import (
     decimal,
 )
 from sigma9_core.config import Settings
-from sigma9_core.contracts import Broker, BrokerReport, FeedHealth, Margin, MarketDriven, RiskRule, Signal, Trip
+from sigma9_core.contracts import Broker, FeedHealth, Margin, MarketDriven, RiskRule, Signal, Trip
 from sigma9_core.errors import CommandError, JournalError
 from sigma9_core.models import (
     ZERO,
@@ -49,6 +49,7 @@ from sigma9_core.money.desk import PROTECTIVE, OrderDesk, Step, refusal
 from sigma9_core.money.exits import ExitManager, opposite
 from sigma9_core.money.gate import GuardedRule, RiskGate
 from sigma9_core.money.history import SPLIT
+from sigma9_core.money.ids import is_kill_id
 from sigma9_core.money.journal import Journal
 from sigma9_core.money.killswitch import Key, KillSwitch
 from sigma9_core.money.latch import Latch
@@ -74,6 +75,8 @@ SHOW_EVERY: Final = 0.1
 ONE: Final = Decimal(1)
 READ_BACK_EVERY: Final = 5.0
 """Seconds between two read-backs of what is in doubt, and looks at what others do with the account."""
+TAKEN_BACK_EVERY: Final = 60.0
+"""The longest time in seconds until the close of what an exit has opened is tried again."""
 READ_WITHIN: Final = 5.0
 """Seconds that a broker has to show a position that is to be closed."""
 CANCELLED_WITHIN: Final = 2.0
@@ -83,6 +86,18 @@ CASH_EVERY: Final = 60.0
 CENT: Final = Decimal("0.01")
 SOURCES: Final[Mapping[CommandSource, OrderSource]] = {"mqtt": "mqtt", "cli": "cli", "schedule": "schedule"}
 """The order source of a command's source; all others are `api`."""
+
+
+@dataclass(slots=True)
+class TakingBack:
+    """How the close of what an exit has opened has gone so far."""
+
+    order_id: str | None = None
+    """The newest close that was sent."""
+    wait: float = 0.0
+    not_before: float = 0.0
+    told: set[str] = field(default_factory=set)
+    """Why it could not be sent or was refused, each reason told once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +145,8 @@ class MoneyPath:
         self.exits = ExitManager(self.desk, clock)
         self.reconciler = Reconciler(self.desk, clock)
         self.reconciler.on_settled = self._settled
+        self.reconciler.on_held = self.exits.recheck
+        self.exits.broker_has = self.reconciler.there
         self.killswitch = KillSwitch(
             gate=self.gate,
             latch=latch,
@@ -144,13 +161,14 @@ class MoneyPath:
         self.link = BrokerLink(
             settings.broker,
             broker,
-            on_report=self._reported,
+            on_report=self.desk.on_report,
             on_connected=self._reconcile,
             on_change=lambda: on_change("broker"),
         )
         self.tally = Tally(self.desk)
         self.desk.attach(self.link)
         self.killswitch.attach(self.link)
+        self.desk.before_report = self._roll
         self.desk.followers.append(self._follow)
         self._settings = settings
         self._clock = clock
@@ -168,8 +186,8 @@ class MoneyPath:
         self.slices_ahead = 0
         """Slices that were too far ahead of the clock to be believed."""
         self._warned_ahead: float | None = None
-        self._unwanted: set[str] = set()
-        """Symbols in which an exit has opened a position."""
+        self._unwanted: dict[str, TakingBack] = {}
+        """Symbols in which exits have opened a position that no entry has added to."""
         self._cash_at = monotonic()
         self._cash_seen: tuple[Decimal, Decimal, float] | None = None
         """Our cash and the broker's, which differ, and since when they have done so."""
@@ -200,6 +218,8 @@ class MoneyPath:
         if known.opening is not None:
             self._opened_with = known.opening
         restore(known, self.portfolio, self.desk, self.gate, self.exits)
+        await self._find_unwanted([position.symbol for position in self.portfolio.positions()])
+        self.reconciler.remember(known.unexplained, known.since)
         self.killswitch.remember(known.kills)
         self._splits = {split_of(note.body) for note in known.books if isinstance(note, NoteRecord)}
         loop = asyncio.get_running_loop()
@@ -596,6 +616,8 @@ class MoneyPath:
 
     def _settled(self) -> None:
         """Follow a position that has moved without an order."""
+        if self._unwanted:  # a person may have said that it is wanted
+            self.desk.spawn(self._find_unwanted([*self._unwanted]), "find-unwanted")
         self.exits.review()
         self._remember_days()
         self._touch()
@@ -731,6 +753,7 @@ class MoneyPath:
         if self._ending:
             self.desk.spawn(self.end_entries(), "end-entries")
         self.exits.review()
+        self.exits.recheck(self.reconciler.unexplained)
         await self.desk.settle()
         self.killswitch.go_on()
         self._touch()
@@ -827,13 +850,39 @@ class MoneyPath:
                 # A broker plugin may raise anything; what is unknown stays so until the next look.
                 log.exception("reading back what is unknown failed")
 
+    async def _find_unwanted(self, symbols: Sequence[str]) -> None:
+        """Work out from the fills that stand in which of these symbols exits have opened what is held."""
+        wanted: dict[str, bool] = {}
+        while asked := {f.order_id for symbol in symbols for f in self.portfolio.opened_by(symbol)} - {*wanted}:
+            wanted |= await asyncio.to_thread(lambda: {order_id: self._wants(order_id) for order_id in asked})
+        for symbol in symbols:
+            fills = self.portfolio.opened_by(symbol)
+            if not fills or any(wanted[fill.order_id] for fill in fills):
+                self._unwanted.pop(symbol, None)
+            elif symbol not in self._unwanted:
+                self._unwanted[symbol] = TakingBack()
+                log.error("%s: exits have opened %s that nobody wanted", symbol, self.portfolio.quantity(symbol))
+
+    def _wants(self, order_id: str) -> bool:
+        """Tell whether who made an order wanted what it opens: an entry, or a person's word (blocks: disk)."""
+        intent = self._journal.intent(order_id)
+        if intent is None:
+            return not is_kill_id(order_id, self._journal.journal_id)
+        return intent.request.intent == "entry"
+
     async def _take_back(self, symbol: str) -> None:
         """Close what an exit has opened by filling beyond its position, such as a stop beside a close."""
-        position = self.portfolio.position(symbol)
+        position, state = self.portfolio.position(symbol), self._unwanted.get(symbol)
         if self.killswitch.owns_exits(symbol, position.strategy) or not self._up_to_date:
+            return
+        if state is None or monotonic() < state.not_before:
             return
         working = [order.request for order in self.desk.open_orders() if order.request.symbol == symbol]
         if any(ask.intent != "entry" and ask.order_type == "market" for ask in working):
+            return
+        if (last := self.desk.orders.get(state.order_id or "")) is not None:
+            state.order_id = None  # it has ended without a fill, which would have begun anew
+            self._put_off(symbol, f"its close is {last.status}: {last.reason}")
             return
         try:
             quantity = await self._closable(symbol)
@@ -846,31 +895,47 @@ class MoneyPath:
                 intent="reduce",
                 reason="an exit has filled beyond its position",
             )
-            await self.desk.submit([request])
+            order = (await self.desk.submit([request]))[0]
         except (CommandError, JournalError) as error:
             if self.portfolio.quantity(symbol) == ZERO:
-                self._unwanted.discard(symbol)  # the books had heard of things in another order
+                self._unwanted.pop(symbol, None)  # the books had heard of things in another order
             else:
-                log.error("%s: what an exit has opened can't be closed yet: %s", symbol, error)
+                self._put_off(symbol, str(error))
+            return
+        if order.working:
+            state.order_id = order.order_id
+        elif not order.filled:
+            self._put_off(symbol, str(order.reason))
 
-    def _reported(self, report: BrokerReport) -> None:
-        self._roll()
-        self.desk.on_report(report)
+    def _put_off(self, symbol: str, why: str) -> None:
+        """Try a close that came to nothing again after a while, each time a longer one, and say why once."""
+        state = self._unwanted.get(symbol)
+        if state is None:
+            return
+        state.wait = min(2 * state.wait or READ_BACK_EVERY, TAKEN_BACK_EVERY)
+        state.not_before = monotonic() + state.wait
+        if why not in state.told:
+            state.told.add(why)
+            log.warning("%s: what an exit has opened can't be closed yet, and is tried again: %s", symbol, why)
 
     def _follow(self, step: Step) -> None:
         self._touch()
         applied = step.applied
         symbol, exits = step.order.request.symbol, step.order.request.intent != "entry"
         if applied is not None and applied.opened and exits:
-            self._unwanted.add(symbol)
+            self._unwanted[symbol] = TakingBack()
             log.error(
                 "%s: the exit %s has filled beyond the position: %s are held that nobody wanted; closing them",
                 symbol,
                 step.order.order_id,
                 applied.after,
             )
-        elif applied is not None and (applied.after == ZERO or not exits):
-            self._unwanted.discard(symbol)
+        elif applied is not None and (applied.after == ZERO or (applied.grown and not exits)):
+            self._unwanted.pop(symbol, None)
+        elif applied is not None and symbol in self._unwanted:
+            self._unwanted[symbol] = TakingBack()  # it moves: the rest is tried at once
+        elif step.event is OrderStatus.BUSTED:  # without its entry, an exit has opened what is held
+            self.desk.spawn(self._find_unwanted([symbol]), f"find-unwanted[{symbol}]")
         kept = applied is not None and self._clock.kind != "replay"
         if applied is not None and kept and (applied.opened or applied.after == ZERO or step.order.recovered):
             self._remember_days()  # the marks of what is held now, or what was learnt of an earlier day
@@ -879,9 +944,9 @@ class MoneyPath:
             log.info("%s closed: %+.2f (%+.2f %%)", closed.symbol, closed.result, closed.percent)
 
     def _remember_days(self) -> None:
-        self._noted, self._noted_at = self.portfolio.days_memory(), monotonic()
-        body = {"portfolio": self._noted, "rules": self.gate.memory()}
-        self.desk.note([NoteRecord("days", self._clock.now(), body)])
+        days = self.portfolio.days_memory()
+        self.desk.note([NoteRecord("days", self._clock.now(), {"portfolio": days, "rules": self.gate.memory()})])
+        self._noted, self._noted_at = days, monotonic()
 
     # --- showing ----------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ foreign positions are shown and are part of equity, but their ups and downs trip
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal, InvalidOperation, localcontext
 from types import MappingProxyType
@@ -20,7 +20,7 @@ from sigma9_core.contracts import BrokerAccount, BrokerPosition, Mark, RiskView,
 from sigma9_core.errors import StateError
 from sigma9_core.models import ZERO, Account, ClosedTrade, Fill, Intent, OrderView, Position, Session, Slice
 from sigma9_core.money.days import Days
-from sigma9_core.money.holding import EXACT, Applied, Holding
+from sigma9_core.money.holding import EXACT, Applied, Holding, parted
 from sigma9_core.money.marks import MarkBook
 
 
@@ -114,18 +114,29 @@ class Portfolio:
         self._reach()
         return applied
 
-    def bust(self, exec_id: str) -> bool:
-        """Take back an execution that the exchange has cancelled; False where it was never counted.
+    def counted(self, exec_id: str) -> bool:
+        """Tell whether an execution was counted, be it that it was taken back since."""
+        return exec_id in self._executions
+
+    def standing(self, exec_id: str) -> Decimal:
+        """Give how much of an execution stands: none where it was never counted, or was taken back."""
+        booked = self._booked(exec_id)
+        return ZERO if booked is None else booked.fill.quantity
+
+    def bust(self, exec_id: str, quantity: Decimal | None = None) -> bool:
+        """Take back an execution that the exchange has cancelled, or so much of it; False where none of it stands.
 
         The symbol's books are made again from the fills that stand, so that costs and results are as if it had
         never been. Its id stays known: should the fill be told again, it is ignored.
         """
-        symbol = self._executions.get(exec_id, "")
-        history = self._history.get(symbol, [])
-        busted = next((e for e in history if isinstance(e, _Booked) and e.fill.exec_id == exec_id), None)
+        busted = self._booked(exec_id)
         if busted is None:
             return False
-        history.remove(busted)
+        symbol = busted.fill.symbol
+        history = self._history[symbol]
+        taken, left = parted(busted.fill, quantity)
+        place = history.index(busted)
+        history[place : place + 1] = [] if left is None else [replace(busted, fill=left)]
         before = self._holdings[symbol].total
         holding = self._holdings[symbol] = Holding(symbol)
         trades = [trade for trade in self._trades if trade.symbol != symbol]
@@ -137,8 +148,8 @@ class Portfolio:
         self._trades = sorted(trades, key=lambda trade: trade.closed_at)
         self._trades_shown = None
         with localcontext(EXACT):
-            self.cash -= _paid(busted.fill)
-            self.fees -= busted.fill.commission
+            self.cash -= _paid(taken)
+            self.fees -= taken.commission
             self._realized += holding.total - before
         self._changed(symbol)
         return True
@@ -174,6 +185,20 @@ class Portfolio:
     def was_split(self, symbol: str) -> bool:
         """Tell whether a split is among what made the position."""
         return any(isinstance(entry, _Split) for entry in self._history.get(symbol, ()))
+
+    def opened_by(self, symbol: str) -> list[Fill]:
+        """Give the fills that have opened a position of ours, or added to it, oldest first."""
+        holding, fills = Holding(symbol), list[Fill]()
+        for entry in self._history.get(symbol, ()):
+            if isinstance(entry, _Split):
+                holding.split(entry.new, entry.old)
+                continue
+            applied = holding.take(entry.fill, entry.strategy)
+            if applied.opened or applied.after == ZERO:
+                fills.clear()
+            if applied.grown:
+                fills.append(entry.fill)
+        return fills
 
     def mark(self, data: Slice) -> None:
         """Take the newest prices: a trade's, else the middle of a sane quote, else a bar's close."""
@@ -339,6 +364,10 @@ class Portfolio:
         )
 
     # --- inside -----------------------------------------------------------------------------------------------
+
+    def _booked(self, exec_id: str) -> _Booked | None:
+        history = self._history.get(self._executions.get(exec_id, ""), ())
+        return next((e for e in history if isinstance(e, _Booked) and e.fill.exec_id == exec_id), None)
 
     def _changed(self, symbol: str) -> None:
         holding = self._holdings.get(symbol)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from decimal import ROUND_DOWN, Decimal
@@ -18,9 +18,9 @@ from typing import Any, Final
 from sigma9_core.clock import Clock, monotonic
 from sigma9_core.contracts import BrokerOrder, BrokerPosition, BrokerReport
 from sigma9_core.errors import BrokerError
-from sigma9_core.models import ZERO, Fill, OrderRequest, OrderStatus, OrderView
+from sigma9_core.models import ZERO, Fill, OrderRequest, OrderStatus, OrderView, Side
 from sigma9_core.money.adoption import Settled, settlement
-from sigma9_core.money.desk import OrderDesk, stand_in
+from sigma9_core.money.desk import OrderDesk, Step, stand_in
 from sigma9_core.money.ids import made_at
 from sigma9_core.money.link import BrokerLink
 from sigma9_core.money.orders import Message, Order
@@ -84,6 +84,8 @@ class Reconciler:
     def __init__(self, desk: OrderDesk, clock: Clock) -> None:
         self.on_settled: Callable[[], None] = lambda: None
         """Told where a position has moved without an order: its exits may have to."""
+        self.on_held: Callable[[Collection[str]], None] = lambda _symbols: None
+        """Told of the symbols whose position can't be explained, at each look, and of those let go."""
         self.unexplained: Mapping[str, str] = {}
         """Symbols that are closed for new orders, with the reason."""
         self._desk = desk
@@ -94,11 +96,26 @@ class Reconciler:
         self._round = 0
         self._seen: Mapping[str, tuple[Decimal, Decimal]] = {}
         """Positions that differed at the last look around: ours and the broker's."""
+        self._theirs: Mapping[str, BrokerPosition] = {}
+        """The broker's positions as they were read last."""
+        self._traded: dict[str, Side] = {}
+        """The side of our newest fill, in symbols where nobody has looked since at whose the position is."""
+        desk.followers.append(self._follow)
 
     @property
     def idle(self) -> bool:
         """Tell whether no order is on its way or in doubt."""
         return not self._desk.in_flight and not self._desk.changing and not self._in_doubt()
+
+    def remember(self, unexplained: Mapping[str, str], traded: Iterable[Fill]) -> None:
+        """Take up what the last reconciliation before a restart left unexplained, and the fills of ours since."""
+        self._traded.update((fill.symbol, fill.side) for fill in traded)
+        self.unexplained = dict(unexplained)
+        self._desk.gate.hold(self.unexplained)
+
+    def there(self, symbol: str) -> Decimal | None:
+        """Give what the broker has of a symbol whose position can't be explained, None for any other."""
+        return self._quantity(symbol) if symbol in self.unexplained else None
 
     async def run(self, link: BrokerLink) -> Differences:
         """Read everything back, settle what can be settled, and journal what was found."""
@@ -112,7 +129,7 @@ class Reconciler:
         found.unknown_orders += sorted(order_id for order_id in self._strangers if made_at(order_id) is not None)
         if any(found.body().values()):
             log.warning("reconciled with the broker: %s", found.body())
-        self._desk.note([NoteRecord("reconciliation", self._clock.now(), found.body())])
+        self._note(found)
         return found
 
     async def count_fills(self, link: BrokerLink) -> None:
@@ -183,12 +200,12 @@ class Reconciler:
         foreign = [
             theirs[symbol]
             for symbol, pair in differing.items()
-            if pair[0] == ZERO and (symbol in known or seen.get(symbol) == pair)
+            if self._is_theirs(symbol, *pair) and (symbol in known or seen.get(symbol) == pair)
         ]
         unexplained = {
             symbol: _sentence(symbol, *pair)
             for symbol, pair in differing.items()
-            if pair[0] != ZERO
+            if not self._is_theirs(symbol, *pair)
             and (symbol in self.unexplained or seen.get(symbol) == pair)
             and not self._in_lieu(symbol, *pair)
         }
@@ -199,23 +216,44 @@ class Reconciler:
             desk.portfolio.set_foreign(foreign)
             found.foreign_positions += [each.symbol for each in foreign if each.symbol not in known]
             changed = True
+        found.unexplained.update(unexplained)
+        self._forget_traded(differing, foreign)
         if unexplained != self.unexplained:
-            found.unexplained.update(unexplained)
             self._hold(unexplained)
             changed = True
             for sentence in unexplained.values():
                 log.error("%s", sentence)
         if changed:
             log.warning("the account has changed beside us: %s", found.body())
-            desk.note([NoteRecord("reconciliation", self._clock.now(), found.body())])
+            self._note(found)
         return changed
 
     def _is_told(self, symbol: str, pair: tuple[Decimal, Decimal]) -> bool:
         """Tell whether a difference is known already, as a foreign position or as an unexplained one."""
-        if pair[0] != ZERO:
+        if not self._is_theirs(symbol, *pair):
             return self.unexplained.get(symbol) == _sentence(symbol, *pair)
         position = self._desk.portfolio.position(symbol)
         return position.foreign and position.quantity == pair[1]
+
+    def _is_theirs(self, symbol: str, ours: Decimal, actual: Decimal) -> bool:
+        """Tell whether what the broker has beyond our books is somebody else's: nothing that we traded made it.
+
+        Where a stop has sold what a person had sold before, the short is no foreign one; what a person had
+        bought beside a position of ours stays when ours is sold.
+        """
+        if ours != ZERO:
+            return False
+        side = self._traded.get(symbol)
+        return symbol not in self.unexplained if side is None else (actual > ZERO) == (side == "sell")
+
+    def _forget_traded(self, differing: Collection[str], foreign: Iterable[BrokerPosition]) -> None:
+        """Forget what we traded in symbols in which books and broker agree, or what differs is told as foreign."""
+        open_ = {*differing} - {position.symbol for position in foreign}
+        self._traded = {symbol: side for symbol, side in self._traded.items() if symbol in open_}
+
+    def _follow(self, step: Step) -> None:
+        if step.fill is not None:
+            self._traded[step.fill.symbol] = step.fill.side
 
     def _in_doubt(self) -> bool:
         desk = self._desk
@@ -448,15 +486,15 @@ class Reconciler:
             await self._recall(executions)
             self._count(executions, found)
         foreign: list[BrokerPosition] = []
-        for symbol, (ours, actual) in self._compared(theirs).items():
-            if ours == actual:
-                continue
-            if ours == ZERO:
+        differing = self._differing(theirs)
+        for symbol, (ours, actual) in differing.items():
+            if self._is_theirs(symbol, ours, actual):
                 foreign.append(theirs[symbol])
                 found.foreign_positions.append(symbol)
             elif not self._in_lieu(symbol, ours, actual):
                 found.unexplained[symbol] = _sentence(symbol, ours, actual)
         portfolio.set_foreign(foreign)
+        self._forget_traded(differing, foreign)
         self._hold(found.unexplained)
         for sentence in found.unexplained.values():
             log.error("%s", sentence)
@@ -478,10 +516,19 @@ class Reconciler:
                 still[symbol] = _sentence(symbol, ours, actual)
             else:
                 log.warning("the position of %s is explained now: %s", symbol, actual)
+        if still.keys() != self.unexplained.keys():
+            self._note(Differences(unexplained=still))  # a restart reads what the newest note leaves unexplained
         self._hold(still)
 
-    async def _held(self, link: BrokerLink) -> dict[str, BrokerPosition]:
-        return {position.symbol: position for position in await link.broker.positions()}
+    async def _held(self, link: BrokerLink) -> Mapping[str, BrokerPosition]:
+        self._theirs = {position.symbol: position for position in await link.broker.positions()}
+        return self._theirs
+
+    def _quantity(self, symbol: str) -> Decimal:
+        return self._theirs[symbol].quantity if symbol in self._theirs else ZERO
+
+    def _note(self, found: Differences) -> None:
+        self._desk.note([NoteRecord("reconciliation", self._clock.now(), found.body())])
 
     def _compared(self, theirs: Mapping[str, BrokerPosition]) -> dict[str, tuple[Decimal, Decimal]]:
         """Give our and the broker's quantity of every symbol that either has."""
@@ -514,12 +561,18 @@ class Reconciler:
         portfolio = self._desk.portfolio
         mark = portfolio.mark_of(symbol)
         price = portfolio.position(symbol).average_cost if mark is None else mark.price
+        if price == ZERO and symbol in self._theirs:
+            price = self._theirs[symbol].average_cost  # the books are flat, and no price is known
         return settlement(symbol, actual - portfolio.quantity(symbol), price, self._clock.now(), why)
 
     def settle(self, fill: Fill, strategy: str | None) -> None:
         """Count a fill that `settling` has made and the journal has taken, and let go of its symbol."""
         self._desk.portfolio.adopt(fill, strategy)
-        self._hold({symbol: why for symbol, why in self.unexplained.items() if symbol != fill.symbol})
+        left = {symbol: why for symbol, why in self.unexplained.items() if symbol != fill.symbol}
+        if left != self.unexplained:
+            self._note(Differences(unexplained=left))
+        self._traded.pop(fill.symbol, None)
+        self._hold(left)
         self.on_settled()
 
     async def unexplained_now(self, link: BrokerLink, symbol: str) -> tuple[Decimal, Decimal] | None:
@@ -534,8 +587,11 @@ class Reconciler:
         return {symbol: pair for symbol, pair in self._compared(theirs).items() if pair[0] != pair[1]}
 
     def _hold(self, unexplained: Mapping[str, str]) -> None:
+        concerned = {*self.unexplained, *unexplained}
         self.unexplained = dict(unexplained)
-        self._desk.gate.hold(self.unexplained)
+        self._desk.gate.hold(self.unexplained, {symbol: self._quantity(symbol) for symbol in self.unexplained})
+        if concerned:
+            self.on_held(concerned)
 
 
 def _sentence(symbol: str, ours: Decimal, actual: Decimal) -> str:

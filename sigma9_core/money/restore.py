@@ -15,7 +15,7 @@ from sigma9_core.calendar import trading_day
 from sigma9_core.clock import rfc3339
 from sigma9_core.contracts import Submission
 from sigma9_core.errors import JournalError
-from sigma9_core.models import ZERO, OrderStatus, Split
+from sigma9_core.models import ZERO, Fill, OrderStatus, Split
 from sigma9_core.money.adoption import ADOPTED
 from sigma9_core.money.days import Days
 from sigma9_core.money.desk import REMEMBERED, OrderDesk
@@ -38,6 +38,24 @@ TRAIL: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
+class Bust:
+    """An execution that the exchange took back."""
+
+    exec_id: str
+    """As the books have it: it may be the one that stands for those which the broker could not give."""
+    quantity: Decimal | None
+    """None: all that still stood of it."""
+    told: str
+    """As the exchange has it."""
+
+    @classmethod
+    def of(cls, body: Mapping[str, Any]) -> Bust:
+        """Read it from the body of its note."""
+        exec_id, quantity = str(body["exec_id"]), body.get("quantity")
+        return cls(exec_id, None if quantity is None else _amount(quantity), body.get("told", exec_id))
+
+
+@dataclass(frozen=True, slots=True)
 class Known:
     """What the journal knows."""
 
@@ -46,8 +64,8 @@ class Known:
     transfers: Decimal
     books: Sequence[FillRecord | NoteRecord]
     """Fills and splits, in the order in which they were committed."""
-    busted: frozenset[str]
-    """Executions that the exchange took back."""
+    busts: Sequence[Bust]
+    """What the exchange took back, in the order in which it was told."""
     orders: Sequence[Order]
     """Orders that had not ended, and the entries that guards refer to."""
     entries: Mapping[str, int]
@@ -59,6 +77,10 @@ class Known:
     """The newest note of each guard, by symbol."""
     unguarded: Mapping[str, str]
     """Symbols whose newest guard can't be read, each with what is wrong with it."""
+    unexplained: Mapping[str, str]
+    """What the newest reconciliation left unexplained, by symbol."""
+    since: Sequence[Fill]
+    """Our orders' fills since then, in the order in which they were committed."""
     kills: Sequence[NoteRecord]
     """The newest notes of the kills' trail, newest first."""
 
@@ -100,17 +122,27 @@ def read(journal: Journal, now: datetime) -> Known:
             recent.setdefault(intent.order_id, Submission(intent.ts, intent.request, intent.order_id))
     with localcontext(EXACT):
         transfers = sum((journal.told(note, _amount, "amount") for note in journal.every("transfer")), ZERO)
+    books = tuple(journal.books())
+    reconciled = next(iter(journal.notes("reconciliation", 1)), None)
+    since = [
+        record.fill
+        for record in books
+        if isinstance(record, FillRecord) and record.fill.order_id != ADOPTED
+        if reconciled is None or record.fill.ts >= reconciled.ts
+    ]
     return Known(
         opening=None if opening is None else journal.told(opening, _amount, "cash"),
         transfers=transfers,
-        books=tuple(journal.books()),
-        busted=frozenset(journal.told(note, str, "exec_id") for note in journal.every("bust")),
+        books=books,
+        busts=[journal.told(note, Bust.of) for note in journal.every("bust")],
         orders=orders,
         entries={day: len(sent)},
         recent=tuple(recent.values()),
         days={} if days is None else journal.told(days, _memory),
         guards=guards,
         unguarded=unguarded,
+        unexplained={} if reconciled is None else journal.told(reconciled, _unexplained),
+        since=since,
         kills=[note for note in journal.notes("kill", TRAIL) if _is_trail(note)],
     )
 
@@ -148,6 +180,10 @@ def _amount(text: object) -> Decimal:
     return number
 
 
+def _unexplained(body: Mapping[str, Any]) -> Mapping[str, str]:
+    return {str(symbol): str(why) for symbol, why in body["unexplained"].items()}
+
+
 def _memory(body: Mapping[str, Any]) -> Mapping[str, Any]:
     """Give a day note's body back where it can be taken up again."""
     portfolio = body.get("portfolio", {})
@@ -171,13 +207,15 @@ def restore(known: Known, portfolio: Portfolio, desk: OrderDesk, gate: RiskGate,
             portfolio.adopt(record.fill, record.strategy)
         else:
             portfolio.apply(record.fill, record.strategy)
-    for exec_id in known.busted:
-        portfolio.bust(exec_id)
+    for bust in known.busts:
+        portfolio.bust(bust.exec_id, bust.quantity)
     if known.transfers:
         portfolio.transfer(known.transfers)
     fills = [record.fill for record in known.books if isinstance(record, FillRecord)]
-    traded = (fill for fill in fills if fill.order_id != ADOPTED and fill.exec_id not in known.busted)
-    desk.adopt(known.orders, (fill.exec_id for fill in fills), known.entries, known.recent, traded)
+    traded = (fill for fill in fills if fill.order_id != ADOPTED and portfolio.standing(fill.exec_id))
+    busted = (bust.told for bust in known.busts)
+    executions = (fill.exec_id for fill in fills)
+    desk.adopt(known.orders, executions, known.entries, known.recent, traded, busted=busted)
     if known.days:
         portfolio.restore_days(known.days.get("portfolio", {}))
         gate.remember(known.days.get("rules", {}))

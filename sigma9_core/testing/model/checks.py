@@ -7,7 +7,7 @@
 | an event is published | no number is missing; ids rise; what the gate refused is not at the exchange |
 | an order leaves | its intent is durable; no kill, pause or doubt stands before it |
 | a kill says done | nothing of ours works in its scope, and nothing is held |
-| all is calm | books and exchange agree on everything; planned positions have exits of their size; kills end |
+| all is calm | books and exchange agree; exits are as large as their position, and fit the account; kills end |
 | all is calm | an audit finds that the journal agrees with itself |
 """
 
@@ -24,7 +24,7 @@ from sigma9_core.money.killswitch import Kill
 from sigma9_core.money.orders import Order
 from sigma9_core.money.portfolio import Portfolio
 from sigma9_core.money.records import NoteRecord
-from sigma9_core.money.restore import split_of
+from sigma9_core.money.restore import Bust, split_of
 from sigma9_core.testing.model.room import RoughRoom
 from sigma9_core.testing.model.world import SYMBOLS, MoneyWorld
 from sigma9_core.testing.small_exchange import Resting
@@ -89,14 +89,18 @@ class MoneyChecks:
                 room, asked = self._exits(symbol, side)
                 self.require(asked <= room, f"exits may {side} {asked} {symbol}, and there are {room} to close")
 
-    def _exits(self, symbol: str, side: str) -> tuple[Decimal, Decimal]:
-        """Give how much of ours there is to close at the exchange, and how much exits may trade, groups once."""
+    def _exits(self, symbol: str, side: str, *, protective: bool = False) -> tuple[Decimal, Decimal]:
+        """Give how much of ours there is to close at the exchange, and how much exits may trade, groups once.
+
+        Of the exits, perhaps only those that protect are counted.
+        """
         exchange = self._world.exchange
         own = exchange.own.get(symbol, ZERO)
         groups: dict[str, Decimal] = {}
         for order in self._world.working():
             ask = order.request
-            if ask.symbol == symbol and ask.side == side and ask.intent != "entry":
+            wanted = ask.intent != "entry" and (ask.protective or not protective)
+            if ask.symbol == symbol and ask.side == side and wanted:
                 group = ask.oca_group or order.order_id
                 groups[group] = max(groups.get(group, ZERO), exchange.fillable(order))
         return max(own if side == "sell" else -own, ZERO), sum(groups.values(), ZERO)
@@ -116,8 +120,8 @@ class MoneyChecks:
             else:
                 adopted = record.fill.order_id == ADOPTED
                 (again.adopt if adopted else again.apply)(record.fill, record.strategy)
-        for bust in room.journal.notes("bust", MANY):
-            again.bust(str(bust.body["exec_id"]))
+        for back in map(Bust.of, (note.body for note in room.journal.every("bust"))):
+            again.bust(back.exec_id, back.quantity)
         for transfer in room.journal.notes("transfer", MANY):
             again.transfer(Decimal(transfer.body["amount"]))
         for name in ("cash", "put_in", "realized", "cost", "fees"):
@@ -143,8 +147,10 @@ class MoneyChecks:
         same = mine.request.model_copy(update={"quantity": ask.quantity}) == ask.model_copy(
             update={"signal": mine.request.signal, "source": mine.request.source}
         )
+        have, there = desk.portfolio.quantity(ask.symbol), self._world.room.path.reconciler.there(ask.symbol)
+        guarded = abs(have) if there is None else min(abs(have), max(there if have > 0 else -there, ZERO))
         left = ask.quantity - mine.filled
-        return same and ask.quantity < mine.request.quantity and left >= abs(desk.portfolio.quantity(ask.symbol))
+        return same and ask.quantity < mine.request.quantity and left >= guarded
 
     def _arrives(self, order: ApprovedOrder, how: str) -> None:
         """Look at an order, or a change, in the moment in which it leaves for the exchange."""
@@ -160,7 +166,7 @@ class MoneyChecks:
             for kill in kills
             if (kill.flatten or ask.intent == "entry") and not self._only_shrinks(order)
         ]
-        if ask.symbol in room.path.reconciler.unexplained:
+        if ask.symbol in room.path.reconciler.unexplained and not self._only_shrinks(order):
             wrong.append(f"{told} while its symbol is held: nobody knows what there is")
         if room.paused and ask.intent == "entry":
             wrong.append(f"{told} while the engine is paused")
@@ -236,6 +242,7 @@ class MoneyChecks:
         for symbol in SYMBOLS:
             self._agree_on(symbol)
             self._is_guarded(symbol)
+            self._exits_fit_the_account(symbol)
         ours = {order.order_id: order for order in room.desk.open_orders()}
         theirs = {order.order_id: order for order in world.working()}
         for order_id in {*ours, *theirs}:
@@ -265,6 +272,14 @@ class MoneyChecks:
         self.require(mine == theirs or cause, f"{mine} {symbol} in the books, {theirs} at the exchange")
         self.require(sentence is None or cause, f"{symbol} is held: {sentence}")
 
+    def _exits_fit_the_account(self, symbol: str) -> None:
+        """See that exits can sell no more than the account has where a person has sold what is ours."""
+        net = self._world.exchange.holdings.get(symbol, ZERO)
+        for side in ("buy", "sell"):
+            _, asked = self._exits(symbol, side)
+            room = max(net if side == "sell" else -net, ZERO)
+            self.require(asked <= room, f"exits may {side} {asked} {symbol}, and the account has {net}")
+
     def _agree_on_order(self, mine: Order | None, theirs: Resting | None) -> None:
         if mine is None or theirs is None:
             self.require(False, f"it works in one place alone: {mine or theirs}")
@@ -286,7 +301,8 @@ class MoneyChecks:
         if position.foreign and self._cause(symbol):
             return  # it is ours by a bust that nobody was told of
         working = [order.request for order in world.working() if order.request.symbol == symbol]
-        protected = any(request.protective for request in working)
+        side = "sell" if own > 0 else "buy"
+        protected = self._exits(symbol, side, protective=True)[1] >= abs(own)
         self.require(position.protected == protected, f"{symbol} is protected: {position.protected}, {working}")
         opened = world.exchange.openers.get(symbol, ())
         planned = any(ask.exit_plan is not None and (ask.side == "buy") == (own > 0) for ask in opened)
@@ -295,7 +311,7 @@ class MoneyChecks:
         entries = [request for request in working if request.intent == "entry"]
         if entries and (symbol in world.exchange.excused or any(request.exit_plan for request in entries)):
             return  # the stop of an entry that works covers what this entry has opened, and no more
-        _, asked = self._exits(symbol, "sell" if own > 0 else "buy")
+        _, asked = self._exits(symbol, side)
         self.require(asked >= abs(own), f"{own} {symbol} are held, and exits guard {asked} of it")
 
 

@@ -101,10 +101,16 @@ class RoughExchange(SmallExchange):
     """The entries that have filled since a symbol was flat."""
     adoptions: dict[str, Fill] = field(default_factory=dict)
     split_ever: set[str] = field(default_factory=set)
+    unheard: list[BrokerReport] = field(default_factory=list)
+    """Reports on fills of which no read-back gives the executions; they may come late, or never."""
     wrong: list[str] = field(default_factory=list)
     """What must never happen, and did."""
     arrives: Callable[[ApprovedOrder, str], None] = lambda _order, _how: None
     """Told of each order and change when it reaches the exchange, before anything comes of it."""
+    hides: bool = False
+    """The next fill is one that nobody is told of."""
+    hidden: set[str] = field(default_factory=set)
+    """Executions that no read-back gives."""
     _fills: int = 0
 
     # --- the line -------------------------------------------------------------------------------------------
@@ -311,7 +317,8 @@ class RoughExchange(SmallExchange):
     async def executions(self, since: datetime) -> Sequence[Fill]:
         """Read back the executions."""
         await self._read()
-        return [fill for fill in (self.old.fills if self.old is not None else self.fills) if fill.ts >= since]
+        fills = self.old.fills if self.old is not None else self.fills
+        return [fill for fill in fills if fill.ts >= since and fill.exec_id not in self.hidden]
 
     async def positions(self) -> Sequence[BrokerPosition]:
         """Read back the positions."""
@@ -362,6 +369,19 @@ class RoughExchange(SmallExchange):
         if alone and order.state == "working" and not self.fillable(order):
             self.end(order_id, "cancelled", "its parent has filled no more")
         return fill
+
+    def fill_unheard(self, order_id: str, price: Decimal, quantity: Decimal, commission: Decimal) -> None:
+        """Fill the rest of an order, and give neither a report nor an execution: it is read back as filled."""
+        symbol = self.orders[order_id].request.symbol
+        self.excuse(symbol, "a fill without an execution")
+        self.hides = True
+        self.fill(order_id, price, quantity, commission)
+        self.hides = False
+
+    def tell_late(self, index: int) -> None:
+        """Report a fill of which nobody was told."""
+        self.mail.append(self.unheard.pop(index % len(self.unheard)))
+        self.deliver_all()
 
     def _book(  # noqa: PLR0917 - the fields of a fill, in their order
         self,
@@ -462,6 +482,7 @@ class RoughExchange(SmallExchange):
         """Take an execution back; its order does not work again for it."""
         self.excuse(fill.symbol, "an execution was taken back")
         self.fills.remove(fill)
+        self.unheard = [report for report in self.unheard if report.fill != fill]
         sign = 1 if fill.side == "buy" else -1
         self.cash += sign * fill.quantity * fill.price + fill.commission
         self.own[fill.symbol] -= sign * fill.quantity
@@ -515,11 +536,15 @@ class RoughExchange(SmallExchange):
         self, kind: ReportKind, order_id: str, *, fill: Fill | None = None, reason: str | None = None
     ) -> None:
         """Put a report in the mail; it is delivered at once unless the mail is kept. Without a line it is lost."""
+        report = BrokerReport(kind, order_id, self.clock.now(), self.orders[order_id].number, fill, reason)
+        if kind == "filled" and fill is not None and self.hides:
+            self.hides = False  # what it may set off is told
+            self.hidden.add(fill.exec_id)
+            self.unheard.append(report)
+            return
         if self.listener is None:
             return
-        self.mail.append(
-            BrokerReport(kind, order_id, self.clock.now(), self.orders[order_id].number, fill, reason)
-        )
+        self.mail.append(report)
         if not self.keeps_mail and self.health.link == "up":
             if self.mail_seconds:
                 asyncio.get_running_loop().call_later(self.mail_seconds, self._arrive, self.mail[-1])

@@ -331,6 +331,33 @@ class MoneyMachine(RuleBasedStateMachine):
         self.world.happen(self.world.exchange.fill, order.order_id, price, size, Decimal(fee))
 
     @precondition(lambda self: self.world.fillable())
+    @rule(pick=picks, cents=st.integers(-20, 20), fee=st.sampled_from(("0", "0.35")), after=st.integers(0, 40))
+    def fill_unheard(self, pick: int, cents: int, fee: str, after: int) -> None:
+        """An order fills whole, perhaps in two parts; the broker reads it back as filled, and has no execution."""
+        exchange, order = self.world.exchange, self._picked(self.world.fillable(), pick)
+        left = exchange.fillable(order)
+        if left < order.request.quantity - order.filled:
+            return  # it waits for its parent
+        price = max(self.world.prices[order.request.symbol] + Decimal(cents) / 100, Decimal("0.01"))
+        if after >= 20 and left > 1:
+            self.world.happen(exchange.fill, order.order_id, price, Decimal(1), Decimal(fee))
+        if order.state == "working":
+            rest = order.request.quantity - order.filled
+            self.world.happen(exchange.fill_unheard, order.order_id, price, rest, Decimal(fee))
+        self.world.settle(after)
+
+    @precondition(lambda self: self.world.exchange.unheard)
+    @rule(pick=picks, bust=st.booleans())
+    def tell_late(self, pick: int, bust: bool) -> None:
+        """A fill that nobody was told of is told, or taken back, or both."""
+        exchange = self.world.exchange
+        fill = exchange.unheard[pick % len(exchange.unheard)].fill
+        if pick % 2 and exchange.health.link == "up":
+            self.world.happen(exchange.tell_late, pick)
+        if bust and fill is not None and fill.symbol not in exchange.split_ever:
+            self.world.happen(exchange.bust, fill)
+
+    @precondition(lambda self: self.world.fillable())
     @rule()
     def fill_market_orders(self) -> None:
         """Whatever is to trade at the market does."""

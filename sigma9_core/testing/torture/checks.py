@@ -13,10 +13,13 @@ from typing import Any, Final
 
 from sigma9_core.errors import Sigma9Error
 from sigma9_core.events import TradeEvent
+from sigma9_core.models import Fill
 from sigma9_core.money import rows
 from sigma9_core.money.history import History
+from sigma9_core.money.holding import parted
 from sigma9_core.money.orders import ENDED
 from sigma9_core.money.records import IntentRecord
+from sigma9_core.money.restore import Bust
 from sigma9_core.state import Documents
 from sigma9_core.testing.torture.server import BUSTS, FOREIGN, GUARDED
 from sigma9_core.testing.torture.traffic import Promises, latched, read_latch
@@ -191,7 +194,7 @@ def _ours(dump: Dump) -> list[dict[str, Any]]:
 
 def _missed_busts(story: Story, dump: Dump) -> list[dict[str, Any]]:
     """Give the trades that were taken back while nobody heard of it."""
-    noted = {note.body["exec_id"] for note in story.notes["bust"]}
+    noted = {Bust.of(note.body).told for note in story.notes["bust"]}
     counted = {record.fill.exec_id for record in story.fills}
     counted |= {each["fill"]["exec_id"] for each in _ours(dump) if _stands_for(each) in counted}
     return [
@@ -273,14 +276,12 @@ def _same_orders(story: Story, dump: Dump) -> Iterator[str]:
 
 def _same_positions(story: Story, dump: Dump) -> Iterator[str]:
     """Positions agree, but for trades that were taken back while nobody heard of it: these are said to differ."""
-    busted = {note.body["exec_id"] for note in story.notes["bust"]}
     mine: defaultdict[str, Decimal] = defaultdict(lambda: ZERO)
-    for record in story.fills:
-        if record.fill.exec_id not in busted:
-            mine[record.fill.symbol] += record.fill.quantity * (1 if record.fill.side == "buy" else -1)
+    for fill in _standing(story):
+        mine[fill.symbol] += fill.quantity * (1 if fill.side == "buy" else -1)
     missed: defaultdict[str, Decimal] = defaultdict(lambda: ZERO)
-    for fill in _missed_busts(story, dump):
-        missed[fill["symbol"]] += Decimal(fill["quantity"]) * (1 if fill["side"] == "buy" else -1)
+    for each in _missed_busts(story, dump):
+        missed[each["symbol"]] += Decimal(each["quantity"]) * (1 if each["side"] == "buy" else -1)
     newest = story.notes["reconciliation"][0].body if story.notes["reconciliation"] else {}
     said = {*newest.get("unexplained", ()), *newest.get("foreign_positions", ())}
     theirs = {symbol: Decimal(quantity) for symbol, quantity in dump["positions"].items()}
@@ -294,17 +295,25 @@ def _same_positions(story: Story, dump: Dump) -> Iterator[str]:
 
 def _same_cash(story: Story, dump: Dump) -> Iterator[str]:
     """Cash agrees, and what was taken as a transfer is what no fill of ours explains."""
-    busted = {note.body["exec_id"] for note in story.notes["bust"]}
     opening = sum((Decimal(note.body["cash"]) for note in story.notes["opening"]), ZERO)
     transfers = sum((Decimal(note.body["amount"]) for note in story.notes["transfer"]), ZERO)
-    traded = sum((_paid(r.fill) for r in story.fills if r.fill.exec_id not in busted), ZERO)
+    traded = sum(map(_paid, _standing(story)), ZERO)
     if len(story.notes["opening"]) != 1:
         yield f"the books were opened {len(story.notes['opening'])} times"
     if abs(opening + traded + transfers - Decimal(dump["cash"])) >= Decimal("0.01"):
         yield f"the books have a cash of {opening + traded + transfers}, the exchange has {dump['cash']}"
 
 
-def _paid(fill: Any) -> Decimal:
+def _standing(story: Story) -> Iterator[Fill]:
+    """Give the fills of the journal without what was taken back of them."""
+    left: dict[str, Fill | None] = {record.fill.exec_id: record.fill for record in story.fills}
+    for back in (Bust.of(note.body) for note in reversed(story.notes["bust"])):
+        fill = left.get(back.exec_id)
+        left[back.exec_id] = None if fill is None else parted(fill, back.quantity)[1]
+    return (fill for fill in left.values() if fill is not None)
+
+
+def _paid(fill: Fill) -> Decimal:
     amount: Decimal = fill.quantity * fill.price
     return (amount if fill.side == "sell" else -amount) - Decimal(fill.commission)
 

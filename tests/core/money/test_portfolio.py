@@ -210,6 +210,24 @@ def test_a_busted_execution_never_was() -> None:
     assert books.portfolio.apply(again, None) is None
 
 
+def test_a_part_of_an_execution_never_was() -> None:
+    """What stands keeps price and commission; the rest is as if it had not been told, and goes once."""
+    books, clean = Books(), Books()
+    for each, size in ((books, 10), (clean, 6)):
+        each.fill("buy", size, 100, fee=1, exec_id="part")
+        each.fill("sell", 3, 130, fee=1)
+    assert books.portfolio.bust("part", Decimal(4))
+    assert books.portfolio.standing("part") == 6
+    for name in ("cash", "fees", "realized", "cost", "trades"):
+        assert getattr(books.portfolio, name) == getattr(clean.portfolio, name), name
+    assert books.portfolio.positions() == clean.portfolio.positions()
+
+    assert books.portfolio.bust("part", Decimal(20))
+    assert books.portfolio.standing("part") == 0
+    assert books.portfolio.quantity("AAPL") == -3
+    assert not books.portfolio.bust("part")
+
+
 # --- the identity -----------------------------------------------------------------------------------------------
 
 prices = st.decimals("0.000001", "999.999999", places=6)

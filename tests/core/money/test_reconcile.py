@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,12 @@ from pytest_mock import MockerFixture
 from sigma9_core.contracts import BrokerPosition
 from sigma9_core.errors import BrokerError, BrokerRefused
 from sigma9_core.events import TradeEvent
-from sigma9_core.models import Fill, OrderRequest, OrderStatus
+from sigma9_core.models import ApprovedOrder, Fill, OrderRequest, OrderStatus
 from sigma9_core.money import reconcile
+from sigma9_core.money.audit import audit
+from sigma9_core.money.history import History
 from sigma9_core.money.ids import OrderIds
+from sigma9_core.money.orders import Order
 from sigma9_core.testing.money_room import MoneyRoom
 from sigma9_core.testing.small_exchange import Resting
 
@@ -224,6 +227,86 @@ async def test_a_fill_without_executions_is_counted_once(tmp_path: Path) -> None
         assert [f.fill.exec_id for f in after.journal.fills()] == ["readback-1"]
 
 
+@asynccontextmanager
+async def stood_for(tmp_path: Path) -> AsyncIterator[tuple[MoneyRoom, Order, list[Fill]]]:
+    """Give a room that has counted an order of 100, of which the broker has no executions, and what they were."""
+    room = MoneyRoom(tmp_path)
+    await room.__aenter__()
+    order = await room.buy(order_type="limit", limit_price=Decimal(10))
+    after = await room.crash()
+    real = [room.exchange.fill(order.order_id, Decimal("9.9"), Decimal(share)) for share in (40, 60)]
+    room.exchange.fills.clear()
+    async with after:
+        await after.desk.settle()
+        assert after.path.portfolio.quantity("AAPL") == 100
+        yield after, after.desk.orders[order.order_id], real
+
+
+def agrees(room: MoneyRoom) -> bool:
+    """Audit the journal, and compare its books with those in memory."""
+    history = History(f"sqlite:///{room.folder / 'journal.db'}", "main")
+    history.open()
+    try:
+        found = audit(history)
+    finally:
+        history.close()
+    assert found.faults == []
+    books = room.path.portfolio
+    held = {row["symbol"]: row["quantity"] for row in found.positions}
+    mine = {position.symbol: position.quantity for position in books.positions()}
+    return (held, found.cash, found.realized) == (mine, books.cash, books.realized)
+
+
+@pytest.mark.parametrize("told", [False, True])
+async def test_a_bust_of_what_a_stand_in_has_counted_is_taken_back(tmp_path: Path, told: bool) -> None:
+    """Each of the executions that it stands for goes by itself, once, for good: books, cash and audit agree."""
+    async with stood_for(tmp_path) as (room, order, real):
+        for fill, left in zip(real, (60, 0), strict=True):
+            if told:
+                room.exchange.report("filled", order.order_id, fill=fill)
+            room.exchange.holdings["AAPL"] = Decimal(left)
+            room.exchange.cash += fill.quantity * fill.price
+            for _ in range(2):
+                room.exchange.report("busted", order.order_id, fill=fill)
+                assert room.path.portfolio.quantity("AAPL") == left
+            await room.path._settle_cash(at_once=True)
+            await room.desk.settle()
+            assert agrees(room)
+            shown = [trade["trade_id"] for trade in room.journal.trades()["trades"]]
+            assert shown == ["readback-1"] * (left > 0)
+            room = await room.crash()  # noqa: PLW2901 - the next start
+            await room.__aenter__()
+            assert room.path.portfolio.quantity("AAPL") == left
+            assert room.path.portfolio.cash == room.exchange.cash
+            assert room.path.reconciler.unexplained == {}
+            room.exchange.report("busted", order.order_id, fill=fill)
+            await room.desk.settle()
+            assert room.path.portfolio.quantity("AAPL") == left
+        await room.__aexit__()
+
+
+async def test_a_bust_of_what_was_never_told_is_no_fill(room: MoneyRoom) -> None:
+    """The read-back finds an order that has filled: nothing is counted for what was taken back by then."""
+    order = await room.buy(order_type="limit", limit_price=Decimal(10))
+    listener, room.exchange.listener = room.exchange.listener, None
+    fill = room.exchange.fill(order.order_id, Decimal("9.9"))
+    room.exchange.listener = listener
+    room.exchange.fills.clear()
+    room.exchange.holdings["AAPL"] = Decimal(0)
+    room.exchange.cash += 990
+    for _ in range(2):
+        room.exchange.report("busted", order.order_id, fill=fill)
+    room.exchange.report("filled", order.order_id, fill=fill)
+    await look(room)
+    await room.path.reconciler.run(room.path.link)
+
+    assert await room.told(order) == ["submitted", "accepted", "filled", "busted"]
+    assert room.path.portfolio.positions() == ()
+    assert room.path.portfolio.cash == room.exchange.cash
+    assert room.path.reconciler.unexplained == {}
+    assert agrees(room)
+
+
 async def test_a_fill_that_is_a_moment_behind_its_position_is_waited_for(room: MoneyRoom) -> None:
     """A position that moves before its fill is told is read once more, and the symbol stays open."""
     order = await room.buy()
@@ -360,6 +443,126 @@ async def test_a_position_that_somebody_takes_away_closes_its_symbol(room: Money
     room.exchange.holdings["AAPL"] = Decimal(100)
     assert await around(room)
     assert (await room.buy(quantity=1)).status is OrderStatus.ACCEPTED
+
+
+@pytest.mark.parametrize("left", [40, 0, -20])
+async def test_exits_trade_no_more_than_the_broker_has(room: MoneyRoom, left: int) -> None:
+    """A stop that outlives what a person has sold would open a short: it shrinks, or goes, until all agree."""
+    await room.fill(await room.enter("AAPL", 100), "10")
+    room.exchange.holdings["AAPL"] = Decimal(left)
+    for _ in range(2):
+        await around(room)
+    await room.desk.settle()
+    stops = [order.remaining for order in room.working(protective=True)]
+    assert stops == [Decimal(left)] * (left > 0)
+    await room.tick("AAPL", 10, seconds=6)
+    assert [order.remaining for order in room.working(protective=True)] == stops
+
+    room.exchange.holdings["AAPL"] = Decimal(100)
+    await look(room)
+    await room.desk.settle()
+    assert room.path.reconciler.unexplained == {}
+    assert [order.remaining for order in room.working(protective=True)] == [Decimal(100)]
+
+
+async def test_a_person_s_exits_trade_no_more_than_the_broker_has(room: MoneyRoom) -> None:
+    """Exits without a guard, and those that protect nothing, are taken back as well; a refused change ends one."""
+    await room.fill(await room.buy(), "10")
+    stop, other = [
+        await room.buy(
+            side="sell",
+            quantity=50,
+            intent="reduce",
+            protective=True,
+            order_type="stop",
+            stop_price=Decimal(price),
+        )
+        for price in (9, 8)
+    ]
+    room.exchange.holdings["AAPL"] = Decimal(40)
+    for _ in range(2):
+        await around(room)
+    await room.desk.settle()
+    assert (stop.remaining, other.status) == (Decimal(40), OrderStatus.CANCELLED)
+
+    async def refuse(order: ApprovedOrder) -> None:
+        raise BrokerRefused("not so small")
+
+    room.exchange.replace = refuse  # type: ignore[method-assign]
+    room.exchange.holdings["AAPL"] = Decimal(30)
+    await look(room)
+    await room.desk.settle()
+    assert stop.status is OrderStatus.CANCELLED
+
+
+async def test_the_rest_of_an_entry_goes_before_its_stop_is_too_large(room: MoneyRoom) -> None:
+    """A stop covers what its entry has yet to open, and can sell it at once: the entry fills no more then."""
+    entry = await room.enter("AAPL", 100, order_type="limit", limit_price=Decimal(10))
+    await room.fill(entry, "10", 40)
+    room.exchange.holdings["AAPL"] = Decimal(10)
+    for _ in range(2):
+        await around(room)
+    await room.desk.settle()
+
+    assert entry.status is OrderStatus.CANCELLED
+    assert [order.remaining for order in room.working(protective=True)] == [Decimal(10)]
+
+
+@pytest.mark.parametrize("when", ["held", "at once", "down", "crash"])
+async def test_what_a_fill_of_ours_has_made_is_never_foreign(room: MoneyRoom, when: str) -> None:
+    """A stop that sells what a person has sold before leaves a short that is no stranger's."""
+    await room.fill(await room.enter("AAPL", 100), "10")
+    (stop,) = room.working(protective=True)
+    room.exchange.holdings["AAPL"] = Decimal(0)
+    room.exchange.faults.add("no_cancel")
+    if when == "held":
+        for _ in range(2):
+            await around(room)
+    if when == "down":
+        room.exchange.listener = None
+    await room.fill(stop, "9.8")
+    if when not in ("down", "crash"):
+        for _ in range(2):
+            await around(room)
+        assert not room.path.portfolio.position("AAPL").foreign
+        assert "make 0 of AAPL, the broker has -100" in room.path.reconciler.unexplained["AAPL"]
+    after = await room.crash()
+    for _ in range(2):
+        async with after:
+            assert not after.path.portfolio.position("AAPL").foreign
+            assert "make 0 of AAPL, the broker has -100" in after.path.reconciler.unexplained["AAPL"]
+            assert (await after.buy()).rule == "reconciliation"
+        after = after.again()
+
+
+async def test_what_a_person_has_bought_beside_ours_stays_theirs(room: MoneyRoom) -> None:
+    """When ours is sold, what is left is foreign: no fill of ours has made it."""
+    await room.fill(await room.enter("AAPL", 100), "10")
+    room.exchange.holdings["AAPL"] = Decimal(150)
+    for _ in range(2):
+        await around(room)
+    assert "AAPL" in room.path.reconciler.unexplained
+    (stop,) = room.working(protective=True)
+    await room.fill(stop, "9.8")
+    for _ in range(2):
+        await around(room)
+    position = room.path.portfolio.position("AAPL")
+    assert (position.foreign, position.quantity) == (True, Decimal(50))
+    assert room.path.reconciler.unexplained == {}
+    async with await room.crash() as after:
+        assert after.path.portfolio.position("AAPL").foreign
+
+
+async def test_a_short_after_an_agreement_is_a_person_s(room: MoneyRoom) -> None:
+    """Once books and broker have agreed on flat, what comes is somebody else's, though we had sold there."""
+    await room.fill(await room.enter("AAPL", 100), "10")
+    await room.fill(room.working(protective=True)[0], "9.8")
+    await around(room)
+    room.exchange.holdings["AAPL"] = Decimal(-10)
+    for _ in range(2):
+        await around(room)
+
+    assert room.path.portfolio.position("AAPL").foreign
 
 
 async def test_a_fill_whose_report_is_late_is_no_difference(room: MoneyRoom) -> None:

@@ -101,7 +101,7 @@ async def test_transfers_and_busts_are_summed_up(room: MoneyRoom) -> None:
     found = await known(room)
 
     assert found.transfers == Decimal(300)
-    assert found.busted == frozenset()
+    assert found.busts == []
 
 
 async def test_day_marks_and_rules_memory_come_back(room: MoneyRoom) -> None:
@@ -221,5 +221,5 @@ async def test_a_journal_of_many_notes_restores_right(tmp_path: Path) -> None:
         assert set(again.exits.guards) == {"AAPL", "MSFT"}
         assert again.path.portfolio.cash == before + 20_000
         found = await known(again)
-        assert len(found.busted) == 20_000
+        assert len(found.busts) == 20_000
         assert found.transfers == 500 + 20_000
