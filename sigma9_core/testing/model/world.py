@@ -214,10 +214,13 @@ class MoneyWorld:
         return any(session.open <= self.clock.now() < session.close for session in SESSIONS)
 
     def split(self, symbol: str) -> None:
-        """Give two shares for one, where nothing is under way; the feed tells of it."""
+        """Give two shares for one, where nothing is under way; the feed tells of it.
+
+        Once a symbol: the same ratio on the same day, told with another time, is taken for the same split.
+        """
         exchange = self.exchange
         unheard = exchange.mail or exchange.listener is None or not self.room.path.link.ready
-        if unheard or self.tasks or self.room.journal.fault is not None:
+        if unheard or self.tasks or self.room.journal.fault is not None or symbol in exchange.split_ever:
             return
         self.happen(exchange.split, symbol, 2)
         self.settle(1.0)
