@@ -292,7 +292,7 @@ class MoneyChecks:
             self.require(told == actual, f"the {name} of {mine} is {actual} at the exchange")
 
     def _is_guarded(self, symbol: str) -> None:
-        """See that a position that was opened with an exit plan has exits of its whole size."""
+        """See that a position with an exit plan has exits of its whole size, and one that exits opened a close."""
         world, room = self._world, self._world.room
         own = world.exchange.own.get(symbol, ZERO)
         position = room.path.portfolio.position(symbol)
@@ -306,7 +306,11 @@ class MoneyChecks:
         self.require(position.protected == protected, f"{symbol} is protected: {position.protected}, {working}")
         opened = world.exchange.openers.get(symbol, ())
         planned = any(ask.exit_plan is not None and (ask.side == "buy") == (own > 0) for ask in opened)
-        if not planned or symbol in world.bare or room.kill.owns_exits(symbol, position.strategy):
+        adopted = any(fill.symbol == symbol for fill in world.exchange.adoptions.values())
+        unwanted = not opened and not adopted and not position.foreign
+        if room.kill.owns_exits(symbol, position.strategy) or not (planned or unwanted):
+            return
+        if symbol in world.bare and not unwanted:
             return
         entries = [request for request in working if request.intent == "entry"]
         if entries and (symbol in world.exchange.excused or any(request.exit_plan for request in entries)):

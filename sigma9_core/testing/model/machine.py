@@ -330,21 +330,26 @@ class MoneyMachine(RuleBasedStateMachine):
         size = max(left // share, Decimal(1)) if left >= 1 else left
         self.world.happen(self.world.exchange.fill, order.order_id, price, size, Decimal(fee))
 
-    @precondition(lambda self: self.world.fillable())
-    @rule(pick=picks, cents=st.integers(-20, 20), fee=st.sampled_from(("0", "0.35")), after=st.integers(0, 40))
-    def fill_unheard(self, pick: int, cents: int, fee: str, after: int) -> None:
-        """An order fills whole, perhaps in two parts; the broker reads it back as filled, and has no execution."""
-        exchange, order = self.world.exchange, self._picked(self.world.fillable(), pick)
-        left = exchange.fillable(order)
-        if left < order.request.quantity - order.filled:
-            return  # it waits for its parent
-        price = max(self.world.prices[order.request.symbol] + Decimal(cents) / 100, Decimal("0.01"))
-        if after >= 20 and left > 1:
-            self.world.happen(exchange.fill, order.order_id, price, Decimal(1), Decimal(fee))
+    @precondition(lambda self: len(self.world.held()) < len(SYMBOLS))
+    @rule(pick=picks, side=sides, plan=plans, parts=st.booleans(), bust=st.booleans())
+    def enter_unheard(self, pick: int, side: Side, plan: ExitPlan, parts: bool, bust: bool) -> None:
+        """An entry fills, and is read back as filled without an execution, which may be taken back later."""
+        free = [symbol for symbol in SYMBOLS if symbol not in self.world.held()]
+        symbol, exchange = free[pick % len(free)], self.world.exchange
+        self.enter(symbol, STRATEGIES[pick % len(STRATEGIES)], side, FULL, plan, False)
+        self.world.settle(1.0)
+        entries = [each for each in self.world.fillable() if each.request.symbol == symbol]
+        if not entries or entries[-1].request.intent != "entry":
+            return
+        order, price = entries[-1], self.world.prices[symbol] + Decimal(pick) / 100
+        if parts and order.request.quantity - order.filled > 1:
+            self.world.happen(exchange.fill, order.order_id, price, Decimal(1), Decimal("0.35"))
         if order.state == "working":
             rest = order.request.quantity - order.filled
-            self.world.happen(exchange.fill_unheard, order.order_id, price, rest, Decimal(fee))
-        self.world.settle(after)
+            self.world.happen(exchange.fill_unheard, order.order_id, price, rest, Decimal("0.35"))
+        self.world.settle(45 if bust else pick)
+        if bust and exchange.unheard:
+            self.tell_late(pick, True)
 
     @precondition(lambda self: self.world.exchange.unheard)
     @rule(pick=picks, bust=st.booleans())

@@ -222,11 +222,18 @@ class MoneyWorld:
         unheard = exchange.mail or exchange.listener is None or not self.room.path.link.ready
         if unheard or self.tasks or self.room.journal.fault is not None or symbol in exchange.split_ever:
             return
+        day = self._day_of(self.clock.now())
+        if any(told.symbol == symbol and self._day_of(told.ts) == day for told in self._splits):
+            return  # no share is split twice in a day: the second one would be the first, told again
         self.happen(exchange.split, symbol, 2)
         self.settle(1.0)
         self.prices[symbol] = max((self.prices[symbol] / 2).quantize(Decimal("0.01")), Decimal(1))
         self._splits.append(Split(symbol, self.clock.now(), Decimal(2)))
         self.print({symbol: self.prices[symbol]}, 1)
+
+    @staticmethod
+    def _day_of(moment: datetime) -> str | None:
+        return next((session.day for session in SESSIONS if session.close > moment), None)
 
     # --- the exchange ---------------------------------------------------------------------------------------
 

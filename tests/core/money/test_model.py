@@ -50,7 +50,7 @@ COMMON: dict[str, Any] = {
 SHORT = settings(max_examples=60, stateful_step_count=50, derandomize=True, phases=[Phase.generate], **COMMON)
 """What every run does, the same each time; it does not shrink, because that takes minutes."""
 LONG = settings(max_examples=int(os.environ.get("SIGMA9_MODEL_EXAMPLES", "200")), stateful_step_count=80, **COMMON)
-SEARCH = settings(max_examples=80, stateful_step_count=50, derandomize=True, phases=[Phase.generate], **COMMON)
+SEARCH = settings(max_examples=200, stateful_step_count=50, derandomize=True, phases=[Phase.generate], **COMMON)
 """The budget within which each fault that is put in has to be found."""
 
 
@@ -160,6 +160,16 @@ def bust_changes_nothing(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Portfolio, "bust", lambda *_args: False)
 
 
+def stand_in_outlives_a_bust(patch: pytest.MonkeyPatch) -> None:
+    """What was counted without an execution stays, though the execution was taken back."""
+    take_back = OrderDesk._take_back
+
+    def forgetful(self: OrderDesk, order: Order, fill: Fill) -> dict[str, str]:
+        return take_back(self, order, fill) if self.portfolio.counted(fill.exec_id) else {}
+
+    patch.setattr(OrderDesk, "_take_back", forgetful)
+
+
 def missed_fills_are_not_counted(patch: pytest.MonkeyPatch) -> None:
     """A read-back overlooks the executions that nobody has told of."""
     patch.setattr(Reconciler, "_count", lambda *_args: None)
@@ -185,6 +195,7 @@ def stop_keeps_its_size(patch: pytest.MonkeyPatch) -> None:
         latch_keeps_nothing,
         two_exits_may_close_the_same,
         bust_changes_nothing,
+        stand_in_outlives_a_bust,
         missed_fills_are_not_counted,
         stop_keeps_its_size,
     ],
