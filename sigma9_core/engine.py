@@ -58,7 +58,7 @@ from sigma9_core.money.door import KillDoor
 from sigma9_core.money.gate import GuardedRule
 from sigma9_core.money.integrity import ACKNOWLEDGED, NOTE
 from sigma9_core.money.journal import Journal, journal_url
-from sigma9_core.money.killswitch import Key
+from sigma9_core.money.kill import Key
 from sigma9_core.money.latch import Latch
 from sigma9_core.money.path import MoneyPath, SizingFacts
 from sigma9_core.money.records import CommandRecord, EventRecord, NoteRecord

@@ -51,7 +51,8 @@ from sigma9_core.money.gate import GuardedRule, RiskGate
 from sigma9_core.money.history import SPLIT
 from sigma9_core.money.ids import is_kill_id
 from sigma9_core.money.journal import Journal
-from sigma9_core.money.killswitch import Key, KillSwitch
+from sigma9_core.money.kill import Key
+from sigma9_core.money.killswitch import KillSwitch
 from sigma9_core.money.latch import Latch
 from sigma9_core.money.link import BrokerLink
 from sigma9_core.money.orders import Order

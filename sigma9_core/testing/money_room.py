@@ -18,7 +18,7 @@ from sigma9_core.events import Event, TradeEvent
 from sigma9_core.models import ExitPlan, OrderRequest, RuleUsage, Session, Slice, Trade, Verdict
 from sigma9_core.money.gate import GuardedRule
 from sigma9_core.money.journal import Journal
-from sigma9_core.money.killswitch import Key
+from sigma9_core.money.kill import Key
 from sigma9_core.money.latch import Latch
 from sigma9_core.money.orders import Order
 from sigma9_core.money.path import MoneyPath

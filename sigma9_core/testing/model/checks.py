@@ -20,7 +20,7 @@ from sigma9_core.events import TradeEvent
 from sigma9_core.models import ZERO, ApprovedOrder, OrderStatus
 from sigma9_core.money.adoption import ADOPTED
 from sigma9_core.money.audit import audit
-from sigma9_core.money.killswitch import Kill
+from sigma9_core.money.kill import Kill
 from sigma9_core.money.orders import Order
 from sigma9_core.money.portfolio import Portfolio
 from sigma9_core.money.records import NoteRecord

@@ -16,7 +16,7 @@ from sigma9_core.contracts import RiskRule
 from sigma9_core.errors import BrokerError
 from sigma9_core.models import Fill, Session
 from sigma9_core.money.journal import Events, Journal
-from sigma9_core.money.killswitch import Key, Kill
+from sigma9_core.money.kill import Key, Kill
 from sigma9_core.money.portfolio import Applied, Portfolio
 from sigma9_core.money.records import NoteRecord, Record
 from sigma9_core.money.restore import split_of

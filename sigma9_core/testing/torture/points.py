@@ -26,6 +26,7 @@ from sigma9_core.money.exits import ExitManager
 from sigma9_core.money.highwater import HighWater
 from sigma9_core.money.journal import Journal
 from sigma9_core.money.killswitch import KillSwitch
+from sigma9_core.money.killwork import KillWork
 from sigma9_core.money.latch import Latch
 from sigma9_core.money.path import MoneyPath
 from sigma9_core.money.reconcile import Reconciler
@@ -310,10 +311,10 @@ POINTS: Final[Mapping[str, Point]] = {
     "before the latch": Point("kill", before(Latch, "write"), 2, "kills"),
     "half of the latch": Point("kill", torn_latch, 2, "kills", frozenset(("latch",))),
     "behind the latch": Point("kill", after(Latch, "write"), 2, "kills"),
-    "before a kill's cancels": Point("kill", before(KillSwitch, "_cancel", something), 2, "kills"),
-    "behind a kill's cancels": Point("kill", after(KillSwitch, "_cancel", something), 2, "kills"),
-    "before a kill's close": Point("kill", before(KillSwitch, "_close"), 2, "kills"),
-    "behind a kill's close": Point("kill", after(KillSwitch, "_close"), 2, "kills"),
+    "before a kill's cancels": Point("kill", before(KillWork, "_cancel", something), 2, "kills"),
+    "behind a kill's cancels": Point("kill", after(KillWork, "_cancel", something), 2, "kills"),
+    "before a kill's close": Point("kill", before(KillWork, "_close"), 2, "kills"),
+    "behind a kill's close": Point("kill", after(KillWork, "_close"), 2, "kills"),
     "kill done": Point("kill", before(KillSwitch, "_trail", trails("done")), 1, "kills"),
     "before the reset": Point("kill", before(KillSwitch, "reset", unlatches), 1, "kills"),
     "behind the reset": Point("kill", after(KillSwitch, "reset", unlatches), 1, "kills"),

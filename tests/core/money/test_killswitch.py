@@ -20,6 +20,7 @@ from sigma9_core.contracts import BrokerPosition
 from sigma9_core.errors import BrokerRefused, CommandError, JournalError
 from sigma9_core.models import OrderRequest, OrderStatus
 from sigma9_core.money import killswitch as killswitch_module
+from sigma9_core.money import killwork, latching
 from sigma9_core.money.ids import is_kill_id, kill_id
 from sigma9_core.money.orders import Order
 from sigma9_core.testing.money_room import MoneyRoom
@@ -117,7 +118,7 @@ async def test_a_latch_is_written_as_soon_as_its_disk_takes_it(
     room: MoneyRoom, mocker: MockerFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A kill that could not be latched is, by itself, once there is space: a restart must know of it."""
-    monkeypatch.setattr(killswitch_module, "LATCH_AGAIN", 0.02)
+    monkeypatch.setattr(latching, "LATCH_AGAIN", 0.02)
     write = room.latch.write
     mocker.patch.object(room.latch, "write", side_effect=OSError(28, "No space left on device"))
     await kill(room, scope=Scope(symbol="AAPL"))
@@ -736,7 +737,7 @@ async def test_a_finished_kill_goes_on_where_something_came_meanwhile(tmp_path: 
 
 async def test_a_foreign_order_whose_cancel_was_lost_is_asked_again(tmp_path: Path, mocker: MockerFixture) -> None:
     """Where foreign orders are to be cancelled, a cancel that came to nothing is sent again, and the kill ends."""
-    mocker.patch.object(killswitch_module, "ASK_AGAIN", timedelta(seconds=0.1))
+    mocker.patch.object(killwork, "ASK_AGAIN", timedelta(seconds=0.1))
     room = MoneyRoom(tmp_path, settings=Settings(kill_switch=KillSwitchSettings(foreign="cancel")))
     by_hand = OrderRequest(symbol="IBM", side="buy", quantity=Decimal(5))
     room.exchange.orders["7"] = Resting("7", "7", by_hand)
@@ -754,7 +755,7 @@ async def test_a_read_back_that_never_returns_holds_the_kill_up_for_a_moment_alo
     room: MoneyRoom, mocker: MockerFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A broker that hangs on one read is asked again: the close goes out, and a reset gets its answer."""
-    monkeypatch.setattr(killswitch_module, "READ_WITHIN", 0.05)
+    monkeypatch.setattr(killwork, "READ_WITHIN", 0.05)
     await room.fill(await room.enter(), "10")
     positions, hung = room.exchange.positions, True
 

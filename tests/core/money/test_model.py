@@ -27,8 +27,10 @@ from sigma9_core.money.desk import OrderDesk
 from sigma9_core.money.exits import ExitManager, Guard
 from sigma9_core.money.gate import RiskGate
 from sigma9_core.money.journal import Events
-from sigma9_core.money.killswitch import Kill, KillSwitch
+from sigma9_core.money.kill import Kill
+from sigma9_core.money.killwork import KillWork
 from sigma9_core.money.latch import LatchState
+from sigma9_core.money.latching import Latching
 from sigma9_core.money.orders import Order
 from sigma9_core.money.portfolio import Applied, Portfolio
 from sigma9_core.money.reconcile import Reconciler
@@ -136,18 +138,18 @@ def order_leaves_before_its_intent(patch: pytest.MonkeyPatch) -> None:
 
 def kill_says_done_too_early(patch: pytest.MonkeyPatch) -> None:
     """One round of cancels and closes, and it is over."""
-    round_ = KillSwitch._round
+    round_ = KillWork.round
 
-    async def hasty(self: KillSwitch, kill: Kill) -> bool:
+    async def hasty(self: KillWork, kill: Kill) -> bool:
         await round_(self, kill)
         return True
 
-    patch.setattr(KillSwitch, "_round", hasty)
+    patch.setattr(KillWork, "round", hasty)
 
 
 def latch_keeps_nothing(patch: pytest.MonkeyPatch) -> None:
     """What is written to the latch is that nothing is latched."""
-    patch.setattr(KillSwitch, "_latch_state", lambda _self: LatchState())
+    patch.setattr(Latching, "_state", lambda _self: LatchState())
 
 
 def two_exits_may_close_the_same(patch: pytest.MonkeyPatch) -> None:
