@@ -68,10 +68,12 @@ class Guard:
     """The orders that have closed some of it: one that is taken back brings the guard back."""
     released: bool = False
     """A person has cancelled its exits: what works is kept in line, and nothing new is sent."""
+    before: Guard | None = field(default=None, repr=False)
+    """The guard of the symbol's last position, which has ended: an exit of it may be taken back all the same."""
     busy: bool = field(default=False, repr=False)
     """A change of this guard's legs is on its way."""
 
-    def memory(self) -> Mapping[str, Any]:
+    def memory(self) -> dict[str, Any]:
         """Give what a restart needs, as JSON."""
         return {
             "symbol": self.symbol,
@@ -90,6 +92,7 @@ class Guard:
             "ended": self.ended,
             "exits": self.exits,
             "released": self.released,
+            "before": None if self.before is None else self.before.memory(),
         }
 
     @classmethod
@@ -113,6 +116,7 @@ class Guard:
             ended=body["ended"],
             exits=[*body.get("exits", ())],
             released=body.get("released", False),
+            before=None if body.get("before") is None else cls.remembered(body["before"]),
         )
 
 
@@ -158,6 +162,7 @@ class ExitManager:
             raise CommandError("conflict", f"{request.symbol} is held or being entered already")
         group = f"exit-{request.symbol}-{rfc3339(self._clock.now())}"
         guard = Guard(request.symbol, request.side, request.strategy, "", group, plan, stop_price=stop_price)
+        guard.before = self._last(request.symbol)
         self.guards[request.symbol] = guard
         legs = [self._stop(guard, request.quantity, reference)]
         if take_profit is not None:
@@ -260,12 +265,14 @@ class ExitManager:
             legs = any(order.request.oca_group == guard.group for order in self._desk.open_orders())
             if not guard.ended and (entering or legs or self._held(guard.symbol) != ZERO):
                 self.guards[guard.symbol] = guard
+                if guard.before is not None:
+                    self._over[guard.symbol] = guard.before
                 if guard.opened_at is None and entry is not None and entry.filled:
                     guard.opened_at = (
                         entry.created_at
                     )  # the crash came before its note; the time stop runs from here
             else:
-                self._over[guard.symbol] = guard
+                self._over[guard.symbol] = guard if guard.exits or guard.before is None else guard.before
 
     def release(self, symbols: Collection[str]) -> None:
         """Send no more exits for these positions, which a person has cancelled; a new fill is guarded."""
@@ -432,11 +439,13 @@ class ExitManager:
             if request.exit_plan is None:
                 return None
             guard = Guard(request.symbol, request.side, request.strategy, order_id, group, request.exit_plan)
+            guard.before = self._last(request.symbol)
         else:
             over = self._over.get(request.symbol)
             if over is None or order_id not in over.exits or step.event is not OrderStatus.BUSTED:
                 return None
             guard = replace(over, group=group, ended=False, released=False, refused=0, retry_at=None, busy=False)
+            guard.before = None
         self.guards[request.symbol] = guard
         self._remember(guard)
         return guard
@@ -608,6 +617,11 @@ class ExitManager:
             log.warning("an order of %s could not be cancelled: %s", order.request.symbol, error)
 
     # --- small things ---------------------------------------------------------------------------------------
+
+    def _last(self, symbol: str) -> Guard | None:
+        """Give the guard of a symbol's last position, without the one before it."""
+        over = self._over.get(symbol)
+        return None if over is None else replace(over, before=None)
 
     def _owned(self, symbol: str) -> bool:
         """Tell whether shares of ours are there, or on their way, that a guard must not take for its own."""

@@ -305,6 +305,21 @@ async def test_an_exit_that_is_taken_back_after_a_restart_is_guarded_again(room:
         assert after.working(protective=True)[0].request.stop_price == Decimal("9.80")
 
 
+async def test_the_last_guard_is_remembered_beside_an_entry_that_works(room: MoneyRoom) -> None:
+    """A restart while the next entry works forgets the last guard no more than one after its end."""
+    entry = await room.enter()
+    await room.fill(entry, "10")
+    await room.fill(room.working(protective=True)[0], "9.80")
+    never = await room.enter(price="20")
+    async with await room.crash() as once, await once.crash() as after:
+        await after.desk.cancel(never.order_id)
+        await after.until(lambda: not after.exits.guards)
+        bust(after, -1)
+        await after.until(lambda: after.working(protective=True))
+
+        assert after.working(protective=True)[0].request.stop_price == Decimal("9.80")
+
+
 async def test_a_sale_of_somebody_else_that_is_taken_back_wakes_no_guard(room: MoneyRoom) -> None:
     """A position without an exit plan gets none from the guard that the symbol had before."""
     entry = await room.enter()
