@@ -120,7 +120,7 @@ class Engine:
         self.board = Board()
         self.bus = EventBus(settings.node)
         self.money = Lane("money")
-        self.doors = Lane("doors")
+        self.doors = Lane("doors", urgent=True)
         self.specs: Mapping[str, CommandSpec] = {
             **BUILT_IN,
             **{name: command.spec for name, command in host.commands().items()},

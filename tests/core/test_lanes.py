@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 import pytest
+from pytest_mock import MockerFixture
 
 from sigma9_core.lanes import Lane
 
@@ -32,6 +34,37 @@ def test_lane_runs_in_a_thread_of_its_name(lane: Lane) -> None:
     assert lane.submit(where()).result(DEADLINE) == "sigma9-money"
     threads = {thread.name: thread for thread in threading.enumerate()}
     assert threads["sigma9-money"].daemon
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="it has no such schedulers")
+def test_an_urgent_lane_is_woken_first_where_the_system_grants_it() -> None:
+    """Its thread has real-time priority, and hands it on to no thread that it starts; without the right it works."""
+
+    async def policies() -> tuple[int, int]:
+        return os.sched_getscheduler(0), await asyncio.to_thread(os.sched_getscheduler, 0)
+
+    lane = Lane("doors", urgent=True)
+    lane.start()
+    mine, child = lane.submit(policies()).result(DEADLINE)
+    lane.stop()
+    assert child == os.SCHED_OTHER
+    try:  # a thread of the test's own: what the system grants it, it grants the lane
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(os.sched_setscheduler, 0, os.SCHED_RR, os.sched_param(1)).result(DEADLINE)
+    except OSError:
+        assert mine == os.SCHED_OTHER
+    else:
+        assert mine == os.SCHED_RR | os.SCHED_RESET_ON_FORK
+
+
+def test_an_urgent_lane_works_without_the_right(mocker: MockerFixture) -> None:
+    """Where the system refuses, or has no such call, the lane runs as any other."""
+    for refusal in (PermissionError(1, "no"), AttributeError("sched_setscheduler")):
+        mocker.patch("os.sched_setscheduler", side_effect=refusal)
+        lane = Lane("doors", urgent=True)
+        lane.start()
+        assert lane.submit(where()).result(DEADLINE) == "sigma9-doors"
+        lane.stop()
 
 
 def test_lane_has_a_loop_between_start_and_stop_alone() -> None:
