@@ -20,7 +20,7 @@ class Lane:
     """An asyncio loop in a daemon thread of its own."""
 
     def __init__(self, name: str, *, urgent: bool = False) -> None:
-        """Store; where the system lets it, the thread of an `urgent` lane runs as soon as it has something to do."""
+        """Store; where the system grants it, the thread of an `urgent` lane runs as soon as it has work."""
         self.name = name
         self._urgent = urgent
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -94,7 +94,7 @@ class Lane:
 
 
 def _hurry() -> None:
-    """Give this thread real-time priority, where Linux grants it (`LimitRTPRIO=1`, CAP_SYS_NICE): it wakes at once.
+    """Give this thread real-time priority where Linux grants it (`LimitRTPRIO=1`, root): it wakes at once.
 
     Without it the thread wakes when the time slice of another one ends, some milliseconds later on a busy machine.
     """

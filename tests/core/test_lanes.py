@@ -38,7 +38,7 @@ def test_lane_runs_in_a_thread_of_its_name(lane: Lane) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="it has no such schedulers")
 def test_an_urgent_lane_is_woken_first_where_the_system_grants_it() -> None:
-    """Its thread has real-time priority, and hands it on to no thread that it starts; without the right it works."""
+    """Its thread has real-time priority where that is granted, and hands it on to no thread that it starts."""
 
     async def policies() -> tuple[int, int]:
         return os.sched_getscheduler(0), await asyncio.to_thread(os.sched_getscheduler, 0)
