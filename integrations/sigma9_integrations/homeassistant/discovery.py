@@ -93,6 +93,8 @@ class Discovery:
         self._saved: dict[str, str] = {}
         self._told = self._frame()
         self._said: set[str] = set()
+        self._once_held: set[str] = set()
+        """The positions' entities that were told of in this run, the closed ones as well."""
 
     @property
     def enabled(self) -> bool:
@@ -144,7 +146,11 @@ class Discovery:
     # --- what to publish --------------------------------------------------------------------------------------
 
     def announce(self) -> list[Letter]:
-        """Give everything, as a new connection and Home Assistant's birth need it."""
+        """Give everything, as a new connection and Home Assistant's birth need it.
+
+        Entities of closed positions go once more: their removal may have been lost with its connection, or undone
+        by a broker that came back with what it had saved before.
+        """
         if not self.enabled:
             return self._take_away(self._stored)
         return self._whole() if self._settings.format == "device" else self._single()
@@ -170,6 +176,8 @@ class Discovery:
             for key, platform in _components(self._stored.get(self._device, "")).items()
             if key not in components
         }
+        if not only_news:
+            gone |= {key: {"platform": "sensor"} for key in sorted(self._once_held - components.keys())}
         payload = self._message(components)
         if only_news and not gone and self._stored.get(self._device) == payload:
             return []
@@ -203,7 +211,11 @@ class Discovery:
                 components = {key: {"platform": platform} for key, platform in gone.items()}
                 letters.append(Letter(self._device, self._message(components)))
             letters += self._move([self._device], {self._device})
-        letters += self._take_away([topic for topic in self._stored if topic not in configs])
+        old = [topic for topic in self._stored if topic not in configs]
+        if not only_news:
+            closed = (self._topic_of("sensor", key) for key in sorted(self._once_held))
+            old += [topic for topic in closed if topic not in configs and topic not in old]
+        letters += self._take_away(old)
         letters += [
             self._keep(Letter(topic, config))
             for topic, config in configs.items()
@@ -247,6 +259,7 @@ class Discovery:
                     _LOG.warning("%s has no entity of its own: %s has the same id", spec.name, taken[spec.object])
                 continue
             taken[spec.object] = spec.name
+            self._once_held.add(spec.object)
             yield spec, name
 
     def _shared(self) -> dict[str, Any]:

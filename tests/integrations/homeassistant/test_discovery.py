@@ -58,7 +58,7 @@ class Room:
             if letter.retain:
                 self.retained[letter.topic] = letter.payload
                 if not letter.payload:
-                    del self.retained[letter.topic]
+                    self.retained.pop(letter.topic, None)
         return topics
 
     def put(self, name: str, body: Any) -> list[str]:
@@ -123,6 +123,28 @@ def test_positions_come_and_go(form: Form) -> None:
     assert "sigma9_main_position_BRK_B" not in room.home.configs
     assert room.home.log[-1] == "-sigma9_main_position_BRK_B"
     assert "BRK" not in json.dumps(room.retained)
+
+
+@both
+def test_a_closed_position_is_removed_again_at_each_announcement(form: Form) -> None:
+    """A removal that was lost, or undone by a broker with an old database, leaves no dead entity."""
+    room = Room(form)
+    room.send(room.discovery.announce())
+    room.put("position/BRK.B", {"symbol": "BRK.B", "quantity": 3})
+    before = dict(room.retained)
+    room.board.set("position/BRK.B", None)
+    room.discovery.before("position/BRK.B")  # lost on its way
+    for _ in range(2):
+        room.retained = dict(before)
+        for topic, payload in before.items():
+            room.home.hear(topic, payload)
+        assert "sigma9_main_position_BRK_B" in room.home.configs
+        room.send(room.discovery.announce())
+        assert room.objects() == CONTRACT
+        assert "BRK" not in json.dumps(room.retained)
+    room.put("position/BRK.B", {"symbol": "BRK.B", "quantity": 1})
+    room.send(room.discovery.announce())
+    assert "sigma9_main_position_BRK_B" in room.home.configs
 
 
 @pytest.mark.parametrize(("old", "new"), [("device", "entity"), ("entity", "device")])
