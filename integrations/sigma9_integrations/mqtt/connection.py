@@ -542,19 +542,37 @@ async def open_wire(
     """Connect with the first protocol that the broker speaks; raise MqttError where it can't be done."""
     if endpoint.is_amqtt:  # a client id that nobody can guess
         identifier = f"{identifier}-{secrets.token_hex(4)}"
-    for left, protocol in enumerate(tried, 1 - len(tried)):
+
+    async def attempt(protocol: Protocol5, seconds: float) -> Wire:
         wire = Wire(endpoint, identifier, protocol, on_message, will)
-        wire.timeout = CALL_SECONDS if left == 0 else FIRST_SECONDS
+        wire.timeout = seconds
         try:
             await wire.open()
-        except (MqttConnectError, NoAnswer) as error:
+        except aiomqtt.MqttError:
             await wire.drop()
-            if left == 0 or not _is_too_old(error):
+            raise
+        wire.timeout = CALL_SECONDS
+        return wire
+
+    *newer, last = tried
+    silent: Protocol5 | None = None
+    for protocol in newer:
+        try:
+            return await attempt(protocol, FIRST_SECONDS)
+        except (MqttConnectError, NoAnswer) as error:
+            if not _is_too_old(error):
                 raise
-        else:
-            wire.timeout = CALL_SECONDS
-            return wire
-    raise aiomqtt.MqttError("no protocol was given")
+            silent = protocol if isinstance(error, NoAnswer) else None
+    wire = await attempt(last, CALL_SECONDS)
+    if silent != "5":
+        return wire
+    # It may only have been busy, or frozen for a moment. Now that it answers it is asked for MQTT 5 once more: on
+    # 3.1.1 nobody who names a response topic would get an answer, for as long as the server runs.
+    await wire.close()
+    try:
+        return await attempt(silent, FIRST_SECONDS)
+    except (MqttConnectError, NoAnswer):
+        return await attempt(last, CALL_SECONDS)
 
 
 def _is_too_old(error: aiomqtt.MqttError) -> bool:
