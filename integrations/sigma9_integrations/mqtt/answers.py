@@ -85,9 +85,9 @@ class Answers:
             await wire.room()
             letter = self._letters.popleft()
             payload = letter.payload
-            if not wire.fits(letter.topic, payload):
-                payload = _too_large(payload, wire.largest or 0)
-                if not wire.fits(letter.topic, payload):
+            if not wire.fits(letter.topic, payload, letter.correlation):
+                payload = _too_large(payload, wire.largest)
+                if not wire.fits(letter.topic, payload, letter.correlation):
                     _LOG.error("an answer is not sent: the broker takes no more than %s bytes", wire.largest)
                     continue
             wire.post(letter.topic, payload, qos=1, retain=letter.retain, correlation=letter.correlation)

@@ -57,6 +57,9 @@ PAUSE_MOST: Final = 15.0
 STEADY_SECONDS: Final = 5.0
 """A connection that lasted this long starts the pauses anew."""
 LONGEST_TOPIC: Final = 0xFFFF
+LARGEST: Final = 1024 * 1024
+"""Bytes that a broker takes which does not say: the `message_size_limit` of mosquitto.conf, which Mosquitto keeps
+to itself. On MQTT 5 it ends the connection of whoever sends more, on 3.1.1 it drops the message without a word."""
 FAILURE: Final = 0x80
 """Reason codes from here on are refusals."""
 
@@ -146,8 +149,8 @@ class Wire(aiomqtt.Client):
         self._endpoint = endpoint
         self._client.connect_timeout = CONNECT_SECONDS
         self.protocol: Protocol5 = protocol
-        self.largest: int | None = None
-        """The largest packet that the broker takes, in bytes, where it says so."""
+        self.largest = LARGEST
+        """The largest packet that the broker takes, in bytes."""
         self.on_subscribed: Callable[[], None] = lambda: None
         """Called at once when a subscription is confirmed, before a message that follows it is handled."""
         self._handle = on_message
@@ -299,9 +302,10 @@ class Wire(aiomqtt.Client):
         while self._acks or self._unwritten:
             await self._stir()
 
-    def fits(self, topic: str, payload: str) -> bool:
-        """Tell whether the broker takes a message of this size, as far as it says."""
-        return self.largest is None or len(topic.encode()) + len(payload.encode()) + 32 <= self.largest
+    def fits(self, topic: str, payload: str, correlation: bytes | None = None) -> bool:
+        """Tell whether the broker takes a message of this size."""
+        properties = 32 if correlation is None else 32 + len(correlation)
+        return len(topic.encode()) + len(payload.encode()) + properties <= self.largest
 
     async def _stir(self) -> None:
         """Wait until something is written, acknowledged or lost."""
@@ -322,7 +326,7 @@ class Wire(aiomqtt.Client):
     ) -> None:
         if reason_code.value == 0 and properties is not None:
             self._window = min(WINDOW, getattr(properties, "ReceiveMaximum", WINDOW))
-            self.largest = getattr(properties, "MaximumPacketSize", None)
+            self.largest = getattr(properties, "MaximumPacketSize", LARGEST)
         if not self._connected.done():
             super()._on_connect(client, userdata, flags, reason_code, properties)
 

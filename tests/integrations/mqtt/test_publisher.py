@@ -410,6 +410,27 @@ async def test_a_long_history_is_not_published_at_the_first_start(broker: Mosqui
     assert numbers(client.heard) == [YOUNG + 2]
 
 
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+async def test_what_is_too_large_holds_up_nothing_else(
+    broker: Mosquitto, protocol: Literal["5", "3.1.1"], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A body and an event over the shipped limit are named in the log; no connection ends, and no lie stays."""
+    settings = settings_for(broker, protocol=protocol)
+    async with serving(settings) as server, Client.of(broker, "viewer") as client:
+        await client.subscribe("sigma9/main/#")
+        server.board.set("watchlist", {"count": 1})
+        await client.until_heard("sigma9/main/state/watchlist", '{"count":1}')
+        server.board.set("watchlist", {"count": 2, "items": "x" * 1_100_000})
+        await client.until_heard("sigma9/main/state/watchlist", "")
+        server.emit(
+            "status_update", StatusUpdate(changed=("engine",), status={"x": "x" * 1_100_000}), durable=True
+        )
+        emit_status(server)
+        await client.until(reaches(2))
+        assert client.payloads("sigma9/main/availability") == ["online"]
+        assert "more than the broker takes (1048576)" in caplog.text
+
+
 async def test_a_refused_topic_is_named_once(broker: Mosquitto, caplog: pytest.LogCaptureFixture) -> None:
     """A user without the right to publish state is told so in the log, by topic; nothing is repeated for ever."""
     settings = settings_for(broker, username="admin", password=broker.passwords["admin"])
