@@ -279,7 +279,6 @@ class Discovery:
             "device": device,
             "origin": dict(ORIGIN),
             "availability_topic": self._topics.availability,
-            "qos": 1,
         }
 
     def _body(self, spec: EntitySpec, state: str | None) -> dict[str, Any]:
@@ -295,6 +294,7 @@ class Discovery:
             "object_id": short.lower(),  # before 2025.10
             "default_entity_id": f"{spec.platform}.{short.lower()}",
             "icon": spec.icon,
+            "qos": 1,  # at the top of the device form it is taken, and means nothing: a kill would go at QoS 0
             "device_class": spec.device_class,
             "state_class": spec.state_class,
             "unit_of_measurement": spec.unit and spec.unit.replace("{currency}", self._frame()[0]),
