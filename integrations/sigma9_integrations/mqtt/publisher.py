@@ -41,8 +41,6 @@ SAVE_SECONDS: Final = 1.0
 """How often the outbox file is written at most."""
 JOURNAL_PAUSE: Final = 1.0
 """Seconds before a journal that could not be read is asked again."""
-LET_GO_SECONDS: Final = 1.0
-"""How long Home Assistant has to let go of an entity before the topic is emptied that it would trip over."""
 OFFLINE_PATIENCE: Final = 1.0
 """Seconds that the other connections have to come up before the node says `offline`."""
 
@@ -205,10 +203,12 @@ class Publisher:
         topic = self._topics.state(name)
         if not self._fits(wire, topic, payload):
             payload = ""  # it can't be told; what stood there before would be a lie, and goes
-        letters = self._discovery.before(name)
-        await self._post_letters(wire, letters)
-        if letters and not payload:
-            self._state.hold(name, LET_GO_SECONDS)
+        wait = self._discovery.patience(name)
+        if not wait:
+            await self._post_letters(wire, self._discovery.before(name))
+            wait = 0.0 if payload else self._discovery.patience(name)  # its entity is only leaving
+        if wait:
+            self._state.hold(name, wait)
             return
         await wire.room()
         self._post(wire, topic, payload, qos=self._topics.state_qos(name), retain=True)
