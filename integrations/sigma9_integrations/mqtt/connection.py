@@ -28,7 +28,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from sigma9_core.clock import monotonic
+from sigma9_core.clock import awake_or_not, monotonic
 from sigma9_core.config import MqttTls
 from sigma9_integrations.mqtt.topics import QoS
 from sigma9_integrations.tasks import end
@@ -39,6 +39,10 @@ _CLIENT_LOG.setLevel(logging.CRITICAL)  # what it calls errors are lost connecti
 
 KEEPALIVE: Final = 10
 """Seconds; a broker that is frozen is noticed after twice as many."""
+AWAY_SECONDS: Final = 1.5 * KEEPALIVE
+"""After so long without a word the broker says that the node is away."""
+STALE_SECONDS: Final = 1.0
+"""How long a connection is still read on which this process stood still for longer: then a new one is made."""
 CONNECT_SECONDS: Final = 3.0
 """How long a TCP connect may take."""
 CALL_SECONDS: Final = 5.0
@@ -102,6 +106,8 @@ class Arrival:
     retain: bool
     stored: bool
     """The broker had kept it: it is not new. Only MQTT 3.1.1 delivers such commands, 5 is asked not to."""
+    stale: bool
+    """It may be old: this process, or the whole machine, stood still, and it waited in the machine meanwhile."""
     at: float
     """Monotonic seconds."""
     reply_to: str | None = None
@@ -161,6 +167,8 @@ class Wire(aiomqtt.Client):
         self._window = WINDOW
         self._given_up = False
         self._opened = False
+        self._awake_at = awake_or_not()
+        self._stale = False
 
     # --- life -------------------------------------------------------------------------------------------------
 
@@ -363,6 +371,7 @@ class Wire(aiomqtt.Client):
                     bytes(message.payload),
                     message.retain,
                     message.retain and self.protocol != "5",
+                    self._stale,
                     monotonic(),
                     getattr(properties, "ResponseTopic", None),
                     getattr(properties, "CorrelationData", None),
@@ -413,8 +422,26 @@ class Wire(aiomqtt.Client):
         if current is not None and current is sock:
             self._loop.add_writer(current.fileno(), self._write)
 
+    async def _misc_loop(self) -> None:
+        while self._client.loop_misc() == paho.MQTT_ERR_SUCCESS:
+            self._notice_a_standstill()
+            self._awake_at = awake_or_not()
+            await asyncio.sleep(1)
+
     def _read(self) -> None:
+        self._notice_a_standstill()
         self._guarded(self._read_all)
+
+    def _notice_a_standstill(self) -> None:
+        """Take what waits to be read for old where this process, or the machine, stood still for too long."""
+        if not self._stale and awake_or_not() - self._awake_at > AWAY_SECONDS:
+            self._stale = True
+            self._loop.call_later(STALE_SECONDS, self._end_stale)
+
+    def _end_stale(self) -> None:
+        if not self._disconnected.done():
+            self._disconnected.set_exception(aiomqtt.MqttError("this process, or the machine, stood still"))
+        self._room.set()
 
     def _read_all(self) -> None:
         """Read one message, and on TLS all that was decrypted with it: that makes no noise on the socket."""
