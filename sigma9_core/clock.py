@@ -9,6 +9,8 @@ from typing import Final, Literal, Protocol
 
 ClockKind = Literal["live", "simulated", "replay"]
 
+_SLEEPLESS: Final[int] = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+"""Linux's other clock stands still in a suspended machine, that of macOS does not."""
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -20,6 +22,11 @@ def wall_now() -> datetime:
 def monotonic() -> float:
     """Tell seconds that never go back: for intervals and time limits."""
     return time.monotonic()
+
+
+def awake_or_not() -> float:
+    """Tell seconds that never go back and go on while the machine sleeps: for how old something is."""
+    return time.clock_gettime(_SLEEPLESS)
 
 
 def rfc3339(moment: datetime) -> str:

@@ -186,10 +186,10 @@ class _One(_Asked):
         async with connected(self._reach, self._note) as wire:
             newer = wire.protocol == "5"
             try:
-                # On MQTT 3.1.1 there is no response topic of one's own: the answer is known by its id.
-                await wire.fetch(
-                    [self._reply if newer else f"{node}/response/{self._name}", f"{node}/availability"]
-                )
+                # A response topic of one's own takes MQTT 5 at both ends, and the node may speak 3.1.1: an
+                # answer is known by its id, too.
+                filters = [f"{node}/response/{self._name}", f"{node}/availability"]
+                await wire.fetch([self._reply, *filters] if newer else filters)
                 began = loop.time()
                 await self._publish(wire, topic, reply=newer)
                 while not self._answers:

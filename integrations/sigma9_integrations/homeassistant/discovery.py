@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from sigma9_core import __version__
 from sigma9_core.board import Board
+from sigma9_core.clock import monotonic
 from sigma9_core.config import HomeAssistantSettings
 from sigma9_core.entities import EntitySpec
 from sigma9_integrations.broker.files import write_private
@@ -31,6 +32,16 @@ ORIGIN: Final[Mapping[str, str]] = {"name": "Sigma9", "sw_version": __version__}
 MIGRATE: Final = '{"migrate_discovery": true}'
 MIGRATE_SECONDS: Final = 1.0
 """How long Home Assistant takes to let go of the old form; at once it warns of a conflict for each entity."""
+CALM_SECONDS: Final = 1.0
+"""Seconds between two messages of the device form that change something.
+
+While Home Assistant is at work on one component of a message, it drops from the next message all that stands
+behind that component (2025.4 and 2026.2 do): of three positions opened at once two would have no entity.
+"""
+REPEAT_SECONDS: Final = 10.0
+"""After so long a change is told once more, for a Home Assistant that was slower than that."""
+LET_GO_SECONDS: Final = 1.0
+"""How long Home Assistant has to let go of an entity before the topic is emptied that it would trip over."""
 _EVENTS: Final[Mapping[str, str]] = {
     "trade_event": (
         "{% set data = value_json.data %}"
@@ -70,6 +81,7 @@ class Discovery:
         *,
         commands: Collection[str],
         memory: Path | None = None,
+        clock: Callable[[], float] = monotonic,
     ) -> None:
         """Store; an entity that sends none of `commands` is left out, and said.
 
@@ -90,9 +102,19 @@ class Discovery:
         self._stored: dict[str, str] = {}
         """What the broker, or Home Assistant, holds of this node below the prefix, as far as is known."""
         self._memory = memory
+        self._clock = clock
         self._saved: dict[str, str] = {}
         self._told = self._frame()
         self._said: set[str] = set()
+        self._once_held: set[str] = set()
+        """The positions' entities that were told of in this run, the closed ones as well."""
+        self._told_held: frozenset[str] = frozenset()
+        """The board names of the positions that the last message has."""
+        self._leaving: dict[str, float] = {}
+        """Until when the topics of positions stay whose entities were just removed."""
+        self._calm_at = 0.0
+        """When the next change may be told."""
+        self._repeat_at: float | None = None
 
     @property
     def enabled(self) -> bool:
@@ -144,14 +166,39 @@ class Discovery:
     # --- what to publish --------------------------------------------------------------------------------------
 
     def announce(self) -> list[Letter]:
-        """Give everything, as a new connection and Home Assistant's birth need it."""
+        """Give everything, as a new connection and Home Assistant's birth need it.
+
+        Entities of closed positions go once more: their removal may have been lost with its connection, or undone
+        by a broker that came back with what it had saved before.
+        """
         if not self.enabled:
             return self._take_away(self._stored)
         return self._whole() if self._settings.format == "device" else self._single()
 
+    def patience(self, name: str) -> float:
+        """Give the seconds that a position's topic has to wait: for its entity to come, or to be let go of."""
+        if not self.enabled or not name.startswith(POSITION):
+            return 0.0
+        now = self._clock()
+        left = self._leaving.get(name, now) - now
+        if left <= 0:
+            self._leaving.pop(name, None)
+        early = self._calm_at - now if self._held() != self._told_held else 0.0
+        return max(0.0, left, early)
+
     def before(self, name: str) -> list[Letter]:
-        """Give what goes out before a state topic: a position's entity comes and goes ahead of its topic."""
-        if not self.enabled or not (name.startswith(POSITION) or self._frame() != self._told):
+        """Give what goes out before a state topic: a position's entity comes and goes ahead of its topic.
+
+        The topic of a position is asked for its `patience` first, and again before it is emptied.
+        """
+        if not self.enabled:
+            return []
+        now = self._clock()
+        if self._repeat_at is not None and now >= max(self._repeat_at, self._calm_at):
+            self._repeat_at = None
+            return self.announce()
+        held = name.startswith(POSITION) and self._held() != self._told_held
+        if not (held or self._frame() != self._told) or now < self._calm_at:
             return []
         return self._whole(only_news=True) if self._settings.format == "device" else self._single(only_news=True)
 
@@ -170,9 +217,14 @@ class Discovery:
             for key, platform in _components(self._stored.get(self._device, "")).items()
             if key not in components
         }
+        if not only_news:
+            gone |= {key: {"platform": "sensor"} for key in sorted(self._once_held - components.keys())}
         payload = self._message(components)
         if only_news and not gone and self._stored.get(self._device) == payload:
             return []
+        self._calm_at = self._clock() + CALM_SECONDS
+        if only_news:
+            self._repeat_at = self._clock() + REPEAT_SECONDS
         letters = self._move(
             [topic for topic in self._stored if topic != self._device], self._topics_of(components)
         )
@@ -203,7 +255,11 @@ class Discovery:
                 components = {key: {"platform": platform} for key, platform in gone.items()}
                 letters.append(Letter(self._device, self._message(components)))
             letters += self._move([self._device], {self._device})
-        letters += self._take_away([topic for topic in self._stored if topic not in configs])
+        old = [topic for topic in self._stored if topic not in configs]
+        if not only_news:
+            closed = (self._topic_of("sensor", key) for key in sorted(self._once_held))
+            old += [topic for topic in closed if topic not in configs and topic not in old]
+        letters += self._take_away(old)
         letters += [
             self._keep(Letter(topic, config))
             for topic, config in configs.items()
@@ -231,14 +287,22 @@ class Discovery:
 
     # --- parts ------------------------------------------------------------------------------------------------
 
+    def _held(self) -> frozenset[str]:
+        """Give the board names of the positions that there are."""
+        return frozenset(name for name in self._board.names() if name.startswith(POSITION))
+
     def _all(self) -> Iterable[tuple[EntitySpec, str | None]]:
         """Give every entity with the board name that it shows."""
+        held = self._held()
+        until = self._clock() + LET_GO_SECONDS
+        self._leaving |= dict.fromkeys(self._told_held - held, until)
+        self._told_held = held
         taken: dict[str, str] = {}
         for spec in self._entities:
             taken[spec.object] = spec.name
             yield spec, spec.state
         for name in self._board.names():
-            if not name.startswith(POSITION):
+            if name not in held:
                 continue
             spec = position(name.removeprefix(POSITION))
             if spec.object in taken:
@@ -247,6 +311,7 @@ class Discovery:
                     _LOG.warning("%s has no entity of its own: %s has the same id", spec.name, taken[spec.object])
                 continue
             taken[spec.object] = spec.name
+            self._once_held.add(spec.object)
             yield spec, name
 
     def _shared(self) -> dict[str, Any]:
@@ -266,7 +331,6 @@ class Discovery:
             "device": device,
             "origin": dict(ORIGIN),
             "availability_topic": self._topics.availability,
-            "qos": 1,
         }
 
     def _body(self, spec: EntitySpec, state: str | None) -> dict[str, Any]:
@@ -282,6 +346,7 @@ class Discovery:
             "object_id": short.lower(),  # before 2025.10
             "default_entity_id": f"{spec.platform}.{short.lower()}",
             "icon": spec.icon,
+            "qos": 1,  # at the top of the device form it is taken, and means nothing: a kill would go at QoS 0
             "device_class": spec.device_class,
             "state_class": spec.state_class,
             "unit_of_measurement": spec.unit and spec.unit.replace("{currency}", self._frame()[0]),

@@ -22,6 +22,8 @@ NEEDED: Final = {
     "button": {"command_topic"},
     "event": {"state_topic", "event_types"},
 }
+SHARED: Final = frozenset(("device", "origin", "availability_topic", "state_topic", "command_topic"))
+"""What a component of the device form takes from the top of its message; all else there means nothing to it."""
 COMMON: Final = frozenset(
     (
         *("unique_id", "name", "object_id", "default_entity_id", "icon", "device_class", "entity_category"),
@@ -83,6 +85,7 @@ class Home:
             return
         message = json.loads(payload)
         assert message["origin"]["name"], "the device form needs an origin with a name"
+        assert set(message) <= SHARED | {"components"}, f"nothing at the top of {topic} may be without effect"
         shared = {key: value for key, value in message.items() if key != "components"}
         for key, component in message["components"].items():
             assert re.fullmatch(r"[a-zA-Z0-9_-]+", key), key
@@ -109,7 +112,7 @@ class Home:
         assert config["device"]["identifiers"], where
         assert not config["name"].startswith(config["device"]["name"]), where
         assert re.fullmatch(rf"{platform}\.[a-z0-9_]+", config["default_entity_id"]), where
-        assert config["qos"] in (0, 1, 2), where
+        assert config["qos"] == 1, where
         for field_name in ("value_template", "json_attributes_template"):
             if field_name in config:
                 _JINJA.from_string(config[field_name])

@@ -9,6 +9,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final, NoReturn
 
+import aiomqtt
+
 from sigma9_core.clock import monotonic, wall_now
 from sigma9_core.commands import Command, Response
 from sigma9_core.errors import CommandError, ErrorCode
@@ -85,12 +87,16 @@ class Answers:
             await wire.room()
             letter = self._letters.popleft()
             payload = letter.payload
-            if not wire.fits(letter.topic, payload):
-                payload = _too_large(payload, wire.largest or 0)
-                if not wire.fits(letter.topic, payload):
+            if not wire.fits(letter.topic, payload, letter.correlation):
+                payload = _too_large(payload, wire.largest)
+                if not wire.fits(letter.topic, payload, letter.correlation):
                     _LOG.error("an answer is not sent: the broker takes no more than %s bytes", wire.largest)
                     continue
-            wire.post(letter.topic, payload, qos=1, retain=letter.retain, correlation=letter.correlation)
+            try:
+                wire.post(letter.topic, payload, qos=1, retain=letter.retain, correlation=letter.correlation)
+            except aiomqtt.MqttError:  # the connection is gone and has not taken it: it waits for the next one
+                self._letters.appendleft(letter)
+                raise
 
     async def written(self, wire: Wire) -> None:
         """Wait until everything is sent and acknowledged; the caller sets the deadline."""

@@ -148,6 +148,8 @@ class CommandDoor:
             is_kill = name == "control" and command.args.get("command") == "kill"
             if not admitted and not is_kill:
                 raise CommandError("rate_limited", f"more than {RATE:g} {name} commands a second: send fewer")
+            if arrival.stale and not is_kill:
+                raise CommandError("expired", "the server stood still since this was sent: it is not carried out")
             if self._stopping:
                 raise CommandError("not_running", "the server is stopping; nothing was done")
             if lane.running >= PLACES and not is_kill and self._waiting >= WAITING:

@@ -28,7 +28,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from sigma9_core.clock import monotonic
+from sigma9_core.clock import awake_or_not, monotonic
 from sigma9_core.config import MqttTls
 from sigma9_integrations.mqtt.topics import QoS
 from sigma9_integrations.tasks import end
@@ -39,6 +39,10 @@ _CLIENT_LOG.setLevel(logging.CRITICAL)  # what it calls errors are lost connecti
 
 KEEPALIVE: Final = 10
 """Seconds; a broker that is frozen is noticed after twice as many."""
+AWAY_SECONDS: Final = 1.5 * KEEPALIVE
+"""After so long without a word the broker says that the node is away."""
+STALE_SECONDS: Final = 1.0
+"""How long a connection is still read on which this process stood still for longer: then a new one is made."""
 CONNECT_SECONDS: Final = 3.0
 """How long a TCP connect may take."""
 CALL_SECONDS: Final = 5.0
@@ -57,6 +61,9 @@ PAUSE_MOST: Final = 15.0
 STEADY_SECONDS: Final = 5.0
 """A connection that lasted this long starts the pauses anew."""
 LONGEST_TOPIC: Final = 0xFFFF
+LARGEST: Final = 1024 * 1024
+"""Bytes that a broker takes which does not say: the `message_size_limit` of mosquitto.conf, which Mosquitto keeps
+to itself. On MQTT 5 it ends the connection of whoever sends more, on 3.1.1 it drops the message without a word."""
 FAILURE: Final = 0x80
 """Reason codes from here on are refusals."""
 
@@ -99,6 +106,8 @@ class Arrival:
     retain: bool
     stored: bool
     """The broker had kept it: it is not new. Only MQTT 3.1.1 delivers such commands, 5 is asked not to."""
+    stale: bool
+    """It may be old: this process, or the whole machine, stood still, and it waited in the machine meanwhile."""
     at: float
     """Monotonic seconds."""
     reply_to: str | None = None
@@ -146,8 +155,8 @@ class Wire(aiomqtt.Client):
         self._endpoint = endpoint
         self._client.connect_timeout = CONNECT_SECONDS
         self.protocol: Protocol5 = protocol
-        self.largest: int | None = None
-        """The largest packet that the broker takes, in bytes, where it says so."""
+        self.largest = LARGEST
+        """The largest packet that the broker takes, in bytes."""
         self.on_subscribed: Callable[[], None] = lambda: None
         """Called at once when a subscription is confirmed, before a message that follows it is handled."""
         self._handle = on_message
@@ -158,6 +167,8 @@ class Wire(aiomqtt.Client):
         self._window = WINDOW
         self._given_up = False
         self._opened = False
+        self._awake_at = awake_or_not()
+        self._stale = False
 
     # --- life -------------------------------------------------------------------------------------------------
 
@@ -299,9 +310,10 @@ class Wire(aiomqtt.Client):
         while self._acks or self._unwritten:
             await self._stir()
 
-    def fits(self, topic: str, payload: str) -> bool:
-        """Tell whether the broker takes a message of this size, as far as it says."""
-        return self.largest is None or len(topic.encode()) + len(payload.encode()) + 32 <= self.largest
+    def fits(self, topic: str, payload: str, correlation: bytes | None = None) -> bool:
+        """Tell whether the broker takes a message of this size."""
+        properties = 32 if correlation is None else 32 + len(correlation)
+        return len(topic.encode()) + len(payload.encode()) + properties <= self.largest
 
     async def _stir(self) -> None:
         """Wait until something is written, acknowledged or lost."""
@@ -322,7 +334,7 @@ class Wire(aiomqtt.Client):
     ) -> None:
         if reason_code.value == 0 and properties is not None:
             self._window = min(WINDOW, getattr(properties, "ReceiveMaximum", WINDOW))
-            self.largest = getattr(properties, "MaximumPacketSize", None)
+            self.largest = getattr(properties, "MaximumPacketSize", LARGEST)
         if not self._connected.done():
             super()._on_connect(client, userdata, flags, reason_code, properties)
 
@@ -359,6 +371,7 @@ class Wire(aiomqtt.Client):
                     bytes(message.payload),
                     message.retain,
                     message.retain and self.protocol != "5",
+                    self._stale,
                     monotonic(),
                     getattr(properties, "ResponseTopic", None),
                     getattr(properties, "CorrelationData", None),
@@ -409,8 +422,26 @@ class Wire(aiomqtt.Client):
         if current is not None and current is sock:
             self._loop.add_writer(current.fileno(), self._write)
 
+    async def _misc_loop(self) -> None:
+        while self._client.loop_misc() == paho.MQTT_ERR_SUCCESS:
+            self._notice_a_standstill()
+            self._awake_at = awake_or_not()
+            await asyncio.sleep(1)
+
     def _read(self) -> None:
+        self._notice_a_standstill()
         self._guarded(self._read_all)
+
+    def _notice_a_standstill(self) -> None:
+        """Take what waits to be read for old where this process, or the machine, stood still for too long."""
+        if not self._stale and awake_or_not() - self._awake_at > AWAY_SECONDS:
+            self._stale = True
+            self._loop.call_later(STALE_SECONDS, self._end_stale)
+
+    def _end_stale(self) -> None:
+        if not self._disconnected.done():
+            self._disconnected.set_exception(aiomqtt.MqttError("this process, or the machine, stood still"))
+        self._room.set()
 
     def _read_all(self) -> None:
         """Read one message, and on TLS all that was decrypted with it: that makes no noise on the socket."""
@@ -542,19 +573,37 @@ async def open_wire(
     """Connect with the first protocol that the broker speaks; raise MqttError where it can't be done."""
     if endpoint.is_amqtt:  # a client id that nobody can guess
         identifier = f"{identifier}-{secrets.token_hex(4)}"
-    for left, protocol in enumerate(tried, 1 - len(tried)):
+
+    async def attempt(protocol: Protocol5, seconds: float) -> Wire:
         wire = Wire(endpoint, identifier, protocol, on_message, will)
-        wire.timeout = CALL_SECONDS if left == 0 else FIRST_SECONDS
+        wire.timeout = seconds
         try:
             await wire.open()
-        except (MqttConnectError, NoAnswer) as error:
+        except aiomqtt.MqttError:
             await wire.drop()
-            if left == 0 or not _is_too_old(error):
+            raise
+        wire.timeout = CALL_SECONDS
+        return wire
+
+    *newer, last = tried
+    silent: Protocol5 | None = None
+    for protocol in newer:
+        try:
+            return await attempt(protocol, FIRST_SECONDS)
+        except (MqttConnectError, NoAnswer) as error:
+            if not _is_too_old(error):
                 raise
-        else:
-            wire.timeout = CALL_SECONDS
-            return wire
-    raise aiomqtt.MqttError("no protocol was given")
+            silent = protocol if isinstance(error, NoAnswer) else None
+    wire = await attempt(last, CALL_SECONDS)
+    if silent != "5":
+        return wire
+    # It may only have been busy, or frozen for a moment. Now that it answers it is asked for MQTT 5 once more: on
+    # 3.1.1 nobody who names a response topic would get an answer, for as long as the server runs.
+    await wire.close()
+    try:
+        return await attempt(silent, FIRST_SECONDS)
+    except (MqttConnectError, NoAnswer):
+        return await attempt(last, CALL_SECONDS)
 
 
 def _is_too_old(error: aiomqtt.MqttError) -> bool:

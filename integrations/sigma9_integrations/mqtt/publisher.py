@@ -25,7 +25,7 @@ from sigma9_integrations.homeassistant.discovery import Discovery, Letter
 from sigma9_integrations.mqtt.connection import FAILURE, Arrival, Refused, Wire, is_topic
 from sigma9_integrations.mqtt.outbox import Mark, Outbox
 from sigma9_integrations.mqtt.presence import Presence
-from sigma9_integrations.mqtt.state import StateQueue
+from sigma9_integrations.mqtt.state import StateQueue, Unwritable
 from sigma9_integrations.mqtt.survey import Findings
 from sigma9_integrations.mqtt.topics import QoS, Topics
 
@@ -41,8 +41,6 @@ SAVE_SECONDS: Final = 1.0
 """How often the outbox file is written at most."""
 JOURNAL_PAUSE: Final = 1.0
 """Seconds before a journal that could not be read is asked again."""
-LET_GO_SECONDS: Final = 1.0
-"""How long Home Assistant has to let go of an entity before the topic is emptied that it would trip over."""
 OFFLINE_PATIENCE: Final = 1.0
 """Seconds that the other connections have to come up before the node says `offline`."""
 
@@ -124,7 +122,7 @@ class Publisher:
         await self._hear_birth(wire)
         self._birth.clear()
         await self._post_letters(wire, self._discovery.announce())
-        self._state.all_again()
+        self._state.all_again(removals=True)
         while not self._state.idle:
             await self._post_state(wire)
         self._presence.set("state", True)
@@ -197,17 +195,23 @@ class Publisher:
         await wire.room()
         try:
             name, payload = await self._state.next()
-        except ValueError:
+        except Unwritable as error:
             _LOG.exception("a state topic is not published")
-            return
-        letters = self._discovery.before(name)
-        await self._post_letters(wire, letters)
-        if letters and not payload:
-            self._state.published.add(name)
-            self._state.hold(name, LET_GO_SECONDS)
+            if error.name not in self._state.published:
+                return
+            name, payload = error.name, ""
+        topic = self._topics.state(name)
+        if not self._fits(wire, topic, payload):
+            payload = ""  # it can't be told; what stood there before would be a lie, and goes
+        wait = self._discovery.patience(name)
+        if not wait:
+            await self._post_letters(wire, self._discovery.before(name))
+            wait = 0.0 if payload else self._discovery.patience(name)  # its entity is only leaving
+        if wait:
+            self._state.hold(name, wait)
             return
         await wire.room()
-        self._post(wire, self._topics.state(name), payload, qos=self._topics.state_qos(name), retain=True)
+        self._post(wire, topic, payload, qos=self._topics.state_qos(name), retain=True)
 
     # --- Home Assistant ---------------------------------------------------------------------------------------
 
@@ -226,7 +230,7 @@ class Publisher:
             self._birth.clear()
             _LOG.info("Home Assistant has come up: it is told everything again")
             await self._post_letters(wire, self._discovery.announce())
-            self._state.all_again()
+            self._state.all_again(removals=False)
 
     async def _post_letters(self, wire: Wire, letters: Sequence[Letter]) -> None:
         for letter in letters:
@@ -372,13 +376,13 @@ class Publisher:
         return True
 
     def _fits(self, wire: Wire, topic: str, payload: str) -> bool:
+        """Tell whether a message can be published, and say why it can't."""
         if not is_topic(topic):
             self._complain(repr(topic), "no MQTT topic can be called so")
             return False
         if not wire.fits(topic, payload):
-            self._complain(
-                topic, f"its {len(payload)} characters are more than the broker takes ({wire.largest} bytes)"
-            )
+            size = len(payload.encode())
+            self._complain(topic, f"its {size} bytes are more than the broker takes ({wire.largest})")
             return False
         return True
 

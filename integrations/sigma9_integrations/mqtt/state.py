@@ -19,12 +19,23 @@ def is_paced(name: str) -> bool:
     return name == "status" or name.startswith("quote/")
 
 
+class Unwritable(ValueError):
+    """The body of a name can't be written as JSON."""
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(message)
+        self.name = name
+
+
 class StateQueue:
     """The names whose topics are due; a name that changes twice before it is sent is sent once."""
 
     def __init__(self, board: Board) -> None:
         self.published: set[str] = set()
-        """Names that the broker holds a body of, as far as is known."""
+        """Names that the broker may hold a body of: once published a name stays among them.
+
+        A removal may be lost with its connection, and a broker that crashed comes back with what it has saved.
+        """
         self._board = board
         self._due: dict[str, None] = {}
         self._held: dict[str, asyncio.TimerHandle] = {}
@@ -43,12 +54,14 @@ class StateQueue:
             handle.cancel()
         self._held.clear()
 
-    def all_again(self) -> None:
-        """Make every name due at once, and the removal of every topic without one: a new connection begins."""
+    def all_again(self, *, removals: bool) -> None:
+        """Make every name due at once; with `removals`, for a new connection, those that are no more as well."""
         for handle in self._held.values():
             handle.cancel()
+        waiting = (*self._held, *self._due)
         self._held.clear()
-        self._due = dict.fromkeys((*self._board.names(), *sorted(self.published)))
+        gone = sorted(self.published) if removals else waiting
+        self._due = dict.fromkeys((*self._board.names(), *gone))
         self._wake.set()
 
     @property
@@ -64,7 +77,7 @@ class StateQueue:
     async def next(self) -> tuple[str, str]:
         """Wait for a name that is due and give it with its payload; "" means that its topic goes.
 
-        Raise ValueError, naming the topic, for a body that can't be written as JSON.
+        Raise Unwritable for a body that can't be written as JSON.
         """
         while not self._due:
             self._wake.clear()
@@ -73,16 +86,16 @@ class StateQueue:
         del self._due[name]
         body = self._board.get(name)
         if body is None:
-            self.published.discard(name)
             self._sent.pop(name, None)
             return name, ""
         if is_paced(name):
             self._sent[name] = monotonic()
-        self.published.add(name)
         try:
-            return name, json.dumps(body, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+            payload = json.dumps(body, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"the body of state/{name} can't be written as JSON: {error}") from error
+            raise Unwritable(name, f"the body of state/{name} can't be written as JSON: {error}") from error
+        self.published.add(name)
+        return name, payload
 
     def _changed(self, name: str) -> None:
         if name in self._due or name in self._held:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +216,20 @@ async def test_answers_of_others_are_not_mine(
             await node.publish("sigma9/main/response/start", json.dumps(answer))
         result = await sending
     assert (result.code, result.out, result.err) == (0, "done\n", "")
+
+
+@pytest.mark.mosquitto
+@pytest.mark.parametrize("ends", [("5", "5"), ("5", "3.1.1"), ("3.1.1", "5"), ("3.1.1", "3.1.1")])
+async def test_both_ends_may_speak_either_protocol(
+    cli: Any, broker: Mosquitto, login: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, ends: Sequence[str]
+) -> None:
+    """A node that speaks MQTT 3.1.1 sees no response topic, and its answer is found nevertheless."""
+    monkeypatch.setenv("SIGMA9_MQTT__PROTOCOL", ends[0])
+    async with serving(settings_for(broker, protocol=ends[1])) as server:
+        server.answers["scan"] = {"count": 3}
+        result = await cli("mqtt", "send", "scan", "--timeout", "5", *login)
+        assert (result.code, result.out, result.err) == (0, "count: 3\n", "")
+        assert [command.name for command in server.commands] == ["scan"]
 
 
 @pytest.mark.mosquitto

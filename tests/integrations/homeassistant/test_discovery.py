@@ -15,7 +15,13 @@ from sigma9_core.board import Board
 from sigma9_core.commands import BUILT_IN
 from sigma9_core.config import HomeAssistantSettings
 from sigma9_core.entities import EntitySpec
-from sigma9_integrations.homeassistant.discovery import Discovery, Letter
+from sigma9_integrations.homeassistant.discovery import (
+    CALM_SECONDS,
+    LET_GO_SECONDS,
+    REPEAT_SECONDS,
+    Discovery,
+    Letter,
+)
 from sigma9_integrations.homeassistant.table import ENTITIES, object_of
 from sigma9_integrations.homeassistant.testing import Home
 from sigma9_integrations.mqtt.topics import Topics
@@ -39,13 +45,20 @@ class Room:
         self.home = Home()
         self.retained: dict[str, str] = {}
         self.url: str | None = None
+        self.now = 0.0
         self.begin(form, node=node, enabled=enabled, **more)
 
     def begin(self, form: Form, *, node: str = "main", enabled: bool = True, entities: Any = ENTITIES) -> None:
         """Start the node, anew, on the same broker."""
         settings = HomeAssistantSettings(format=form, enabled=enabled)
         self.discovery = Discovery(
-            settings, Topics("sigma9", node), entities, self.board, lambda: self.url, commands=BUILT_IN
+            settings,
+            Topics("sigma9", node),
+            entities,
+            self.board,
+            lambda: self.url,
+            commands=BUILT_IN,
+            clock=lambda: self.now,
         )
         self.discovery.expect(self.retained)
 
@@ -58,11 +71,12 @@ class Room:
             if letter.retain:
                 self.retained[letter.topic] = letter.payload
                 if not letter.payload:
-                    del self.retained[letter.topic]
+                    self.retained.pop(letter.topic, None)
         return topics
 
     def put(self, name: str, body: Any) -> list[str]:
-        """Change a board name, and publish what goes out before its topic."""
+        """Change a board name after a calm moment, and publish what goes out before its topic."""
+        self.now += CALM_SECONDS
         self.board.set(name, body)
         return self.send(self.discovery.before(name))
 
@@ -123,6 +137,81 @@ def test_positions_come_and_go(form: Form) -> None:
     assert "sigma9_main_position_BRK_B" not in room.home.configs
     assert room.home.log[-1] == "-sigma9_main_position_BRK_B"
     assert "BRK" not in json.dumps(room.retained)
+
+
+@both
+def test_a_closed_position_is_removed_again_at_each_announcement(form: Form) -> None:
+    """A removal that was lost, or undone by a broker with an old database, leaves no dead entity."""
+    room = Room(form)
+    room.send(room.discovery.announce())
+    room.put("position/BRK.B", {"symbol": "BRK.B", "quantity": 3})
+    before = dict(room.retained)
+    room.board.set("position/BRK.B", None)
+    room.discovery.before("position/BRK.B")  # lost on its way
+    for _ in range(2):
+        room.retained = dict(before)
+        for topic, payload in before.items():
+            room.home.hear(topic, payload)
+        assert "sigma9_main_position_BRK_B" in room.home.configs
+        room.send(room.discovery.announce())
+        assert room.objects() == CONTRACT
+        assert "BRK" not in json.dumps(room.retained)
+    room.put("position/BRK.B", {"symbol": "BRK.B", "quantity": 1})
+    room.send(room.discovery.announce())
+    assert "sigma9_main_position_BRK_B" in room.home.configs
+
+
+def test_changes_of_a_moment_are_one_message() -> None:
+    """Home Assistant loses what comes while it is at work on the last message: no second one follows at once."""
+    room = Room("device")
+    room.send(room.discovery.announce())
+    room.now += CALM_SECONDS / 2
+    names = [f"position/{symbol}" for symbol in ("A", "B", "C")]
+    for name in names:
+        room.board.set(name, {"quantity": 1})
+        assert room.discovery.patience(name) == pytest.approx(CALM_SECONDS / 2)
+        assert room.discovery.before(name) == []
+    room.board.set("account", {"currency": "EUR"})
+    assert (room.discovery.patience("account"), room.discovery.before("account")) == (0, []), "no state waits"
+    room.now += CALM_SECONDS / 2
+    assert room.discovery.patience("position/B") == 0
+    assert len(room.send(room.discovery.before("position/B"))) == 1
+    assert {f"sensor.position_{symbol}" for symbol in "ABC"} < room.objects()
+    assert room.home.configs["sigma9_main_equity"]["unit_of_measurement"] == "EUR"
+    assert [room.discovery.patience(name) for name in names] == [0, 0, 0]
+    assert [room.discovery.before(name) for name in names] == [[], [], []]
+
+
+@both
+def test_topics_of_a_moment_are_all_emptied_later(form: Form) -> None:
+    """Of several positions that end together each topic waits until its entity is let go of."""
+    room = Room(form)
+    names = ["position/A", "position/B"]
+    for name in names:
+        room.board.set(name, {"quantity": 1})
+    room.send(room.discovery.announce())
+    room.now += CALM_SECONDS
+    for name in names:
+        room.board.set(name, None)
+    room.send(room.discovery.before("position/A"))
+    assert room.objects() == CONTRACT
+    assert [room.discovery.patience(name) for name in names] == pytest.approx([LET_GO_SECONDS] * 2)
+    room.now += LET_GO_SECONDS
+    assert [room.discovery.patience(name) for name in names] == [0, 0]
+
+
+def test_a_change_is_told_twice() -> None:
+    """A Home Assistant that was slow, and lost a part of a change, hears it once more."""
+    room = Room("device")
+    room.send(room.discovery.announce())
+    assert len(room.put("position/A", {"quantity": 1})) == 1
+    assert room.put("status", {"engine": "running"}) == []
+    room.now += REPEAT_SECONDS
+    home, room.home = room.home, Home()
+    assert len(room.put("status", {"engine": "paused"})) == 1
+    assert room.home.configs == home.configs
+    room.now += REPEAT_SECONDS
+    assert room.put("status", {"engine": "running"}) == []
 
 
 @pytest.mark.parametrize(("old", "new"), [("device", "entity"), ("entity", "device")])

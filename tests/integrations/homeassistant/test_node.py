@@ -115,6 +115,32 @@ async def test_a_position_s_entity_goes_before_its_topic(broker: Mosquitto, form
         assert "sigma9_main_position_BRK_B" not in home.configs
 
 
+@pytest.mark.parametrize("form", ["device", "entity"])
+async def test_a_burst_of_positions(broker: Mosquitto, form: Form) -> None:
+    """Positions that open, and end, in one moment: each has its entity for as long as its topic has a body."""
+    server = served(broker, form)
+    names = [f"position/S{number}" for number in range(4)]
+    topics = [f"sigma9/main/state/{name}" for name in names]
+    async with serving(server.settings, server), Client.of(broker, "viewer") as client:
+        home = await watcher(client)
+        await client.until_heard("sigma9/main/state/account")
+        for body in ({"symbol": "S", "quantity": 1}, None):
+            client.heard.clear()
+            for name in names:
+                server.board.set(name, body)
+                await asyncio.sleep(0.02)
+            for topic in topics:
+                await client.until_heard(topic)
+            configs_of_it = [message for message in client.heard if message.topic.endswith("/config")]
+            assert len(configs_of_it) <= (4 if form == "entity" or body is None else 2)
+            for message in client.heard:
+                if message.topic.endswith("/config"):
+                    home.hear(message.topic, message.payload)
+                elif message.topic in topics:
+                    unique = f"sigma9_main_position_S{message.topic[-1]}"
+                    assert (unique in home.configs) == (body is not None)
+
+
 async def test_a_broker_that_forgot_everything_is_told_again(broker: Mosquitto, tmp_path: Path) -> None:
     """After kill -9 of a broker that keeps nothing, discovery is there again with the state."""
     server = served(broker)

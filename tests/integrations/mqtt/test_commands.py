@@ -366,3 +366,38 @@ async def test_commands_do_not_queue_while_the_node_is_away(broker: Mosquitto) -
             await client.subscribe("sigma9/main/response/+")
             await ask(client, "stop", "stop")
         assert [command.name for command in server.commands] == ["stop"]
+
+
+@both
+async def test_what_waited_for_a_process_that_stood_still_does_not_act(
+    broker: Mosquitto, monkeypatch: pytest.MonkeyPatch, protocol: Protocol
+) -> None:
+    """A command that lay in a suspended machine is answered `expired`, a kill is carried out; then all is well."""
+    monkeypatch.setattr("sigma9_integrations.mqtt.connection.AWAY_SECONDS", 1.5)
+    settings = settings_for(broker, protocol=protocol)
+    async with serving(settings) as server, Client.of(broker, "operator", protocol) as client:
+        await client.subscribe("sigma9/main/response/+", "sigma9/main/availability")
+        await client.until_heard("sigma9/main/availability", "online")
+        sending = [
+            asyncio.create_task(client.publish(f"sigma9/main/command/{name}", payload))
+            for name, payload in (("start", "PRESS"), ("control", "stop"), ("control", "kill"), ("scan", "PRESS"))
+        ]
+        await asyncio.sleep(0)
+        time.sleep(2)  # noqa: ASYNC251 - nothing of this process runs
+        await asyncio.gather(*sending)
+        await client.until(lambda heard: len(answers(heard, "control")) == 2, what="the answers")
+        await client.until_heard("sigma9/main/response/scan")
+        found = [
+            *answers(client.heard, "start"),
+            *answers(client.heard, "control"),
+            *answers(client.heard, "scan"),
+        ]
+        assert sorted(str(answer["error"] and answer["error"]["code"]) for answer in found) == [
+            *["None"],
+            *["expired"] * 3,
+        ]
+        assert [dict(command.args)["command"] for command in server.commands] == ["kill"]
+        await client.until(
+            lambda heard: [m.payload for m in heard if "avail" in m.topic][-2:] == ["offline", "online"]
+        )
+        assert (await ask(client, "start", "PRESS"))["ok"] is True

@@ -147,9 +147,9 @@ async def test_a_lost_connection_wakes_whoever_waits(broker: Mosquitto, proxy: P
     assert await is_quiet()
 
 
-@pytest.mark.parametrize("answer", [b"", b"\x20\x02\x00\x01"])
-async def test_an_old_broker_gets_the_old_protocol(answer: bytes) -> None:
-    """A broker that hangs up on MQTT 5, or refuses its version, is tried again with 3.1.1."""
+@pytest.mark.parametrize(("answer", "tried"), [(b"", [5, 4, 5, 4]), (b"\x20\x02\x00\x01", [5, 4])])
+async def test_an_old_broker_gets_the_old_protocol(answer: bytes, tried: list[int]) -> None:
+    """A broker that hangs up on MQTT 5, twice, or refuses its version, is tried again with 3.1.1."""
     levels: list[int] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -166,12 +166,28 @@ async def test_an_old_broker_gets_the_old_protocol(answer: bytes) -> None:
     listener = await asyncio.start_server(serve, "127.0.0.1", 0)
     port = listener.sockets[0].getsockname()[1]
     wire = await open_wire(Endpoint("127.0.0.1", port), "test", ("5", "3.1.1"), ignore)
-    assert (levels, wire.protocol) == ([5, 4], "3.1.1")
+    assert (levels, wire.protocol) == (tried, "3.1.1")
     await wire.drop()
     with pytest.raises(aiomqtt.MqttError):
         await open_wire(Endpoint("127.0.0.1", port), "test", ("5",), ignore)
     listener.close()
     await listener.wait_closed()
+
+
+@pytest.mark.mosquitto
+async def test_a_broker_that_was_frozen_still_speaks_mqtt_5(
+    broker: Mosquitto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that did not answer MQTT 5 for a moment, and then 3.1.1, is not held for an old one."""
+    monkeypatch.setattr("sigma9_integrations.mqtt.connection.FIRST_SECONDS", 0.3)
+    broker.freeze()
+    opening = asyncio.create_task(open_wire(endpoint_of(broker), "test", ("5", "3.1.1"), ignore))
+    await asyncio.sleep(0.5)
+    broker.thaw()
+    wire = await opening
+    assert wire.protocol == "5"
+    await wire.close()
+    assert await is_quiet()
 
 
 @pytest.mark.mosquitto

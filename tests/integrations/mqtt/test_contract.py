@@ -344,6 +344,42 @@ async def test_a_kill_is_heard_by_whichever_connection_there_is(
         assert len(server.kills) == 2
 
 
+@both
+async def test_an_answer_larger_than_the_shipped_limit_is_told(broker: Mosquitto, protocol: Protocol) -> None:
+    """Mosquitto does not say what its `message_size_limit` is: it hangs up on MQTT 5, and is silent on 3.1.1."""
+    settings = settings_for(broker, protocol=protocol)
+    server = FakeServer(settings)
+    server.answers = {"events": {"events": ["x" * 1_100_000]}}
+    async with Client.of(broker, "admin") as client, serving(settings, server):
+        await client.subscribe("sigma9/main/availability", "sigma9/main/response/+")
+        await client.until_heard("sigma9/main/availability", "online")
+        answer = await asker(client)("events", '{"id": "e", "after": 0}')
+        assert (code(answer), answer["id"]) == ("internal", "e")
+        assert "1048576 bytes" in answer["error"]["message"]
+        assert client.payloads("sigma9/main/availability") == ["online"]
+
+
+async def test_what_a_request_asks_back_counts(mosquitto_program: str, tmp_path: Path) -> None:
+    """Large correlation data in a request end no connection: the answer is on the command's response topic."""
+    broker = Mosquitto(tmp_path / "broker", mosquitto_program, more="max_packet_size 2000\n")
+    await broker.start()
+    settings = settings_for(broker)
+    server = FakeServer(settings)
+    server.answers = {"events": {"events": ["x" * 400]}}
+    try:
+        async with Client.of(broker, "admin") as client, serving(settings, server):
+            await client.subscribe("sigma9/main/availability", "sigma9/main/response/+", "sigma9/reply/mine")
+            await client.until_heard("sigma9/main/availability", "online")
+            topic, body = "sigma9/main/command/events", '{"id": "e", "after": 0}'
+            await client.publish(topic, body, reply_to="sigma9/reply/mine", correlation=b"x" * 1850)
+            assert json.loads((await client.until_heard("sigma9/main/response/events")).payload)["ok"] is True
+            await client.publish("sigma9/main/command/start", "PRESS")
+            await client.until_heard("sigma9/main/response/start")
+            assert client.payloads("sigma9/main/availability") == ["online"]
+    finally:
+        await broker.stop()
+
+
 async def test_an_answer_larger_than_the_broker_takes_is_told(mosquitto_program: str, tmp_path: Path) -> None:
     """In its place comes an error that says so, and nobody's connection ends."""
     broker = Mosquitto(tmp_path / "broker", mosquitto_program, more="max_packet_size 2000\n")

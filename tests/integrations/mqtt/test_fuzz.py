@@ -374,7 +374,7 @@ class Posts:
 
     async def settled(self) -> None: ...
 
-    def fits(self, topic: str, payload: str) -> bool:
+    def fits(self, topic: str, payload: str, correlation: bytes | None = None) -> bool:
         return True
 
     def post(self, topic: str, payload: str, **more: Any) -> None:
@@ -552,6 +552,7 @@ class Doors:
                 case.payload,
                 case.retain,
                 case.stored,
+                False,
                 monotonic(),
                 case.reply_to,
                 str(case.number).encode(),

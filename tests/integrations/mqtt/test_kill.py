@@ -12,7 +12,7 @@ from sigma9_integrations.mqtt.kill import KillLedger
 
 
 def message(payload: bytes = b"PRESS", topic: str = "t") -> Arrival:
-    return Arrival(topic, payload, retain=False, stored=False, at=0.0)
+    return Arrival(topic, payload, retain=False, stored=False, stale=False, at=0.0)
 
 
 @given(st.data())

@@ -90,6 +90,47 @@ async def test_removed_state_is_cleared(broker: Mosquitto) -> None:
             assert later.payloads("sigma9/main/state/position/AAPL") == []
 
 
+async def test_a_removal_that_was_lost_is_sent_again(broker: Mosquitto, proxy: Proxy) -> None:
+    """A position that was closed in the moment of a cut does not stay on the broker for ever."""
+    settings = settings_for(broker, port=proxy.port)
+    async with serving(settings) as server, Client.of(broker, "viewer") as client:
+        await client.subscribe("sigma9/main/state/#", "sigma9/main/availability")
+        server.board.set("position/AAPL", {"symbol": "AAPL"})
+        await client.until_heard("sigma9/main/state/position/AAPL", '{"symbol":"AAPL"}')
+        broker.freeze()
+        server.board.set("position/AAPL", None)
+        await asyncio.sleep(0.1)  # it has left, and nobody reads it
+        proxy.cut()
+        await wait_for(lambda: server.mqtt == "disconnected")
+        broker.thaw()
+        proxy.mend()
+        await client.until_heard("sigma9/main/state/position/AAPL", "")
+
+
+async def test_a_broker_that_comes_back_with_an_old_database_is_put_right(
+    broker: Mosquitto, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a crashed broker had saved before a position was closed goes again at the reconnect."""
+    monkeypatch.setattr("sigma9_integrations.mqtt.connection.PAUSE_MOST", 0.1)
+    settings = settings_for(broker, port=proxy.port)
+    async with serving(settings) as server:
+        server.board.set("position/AAPL", {"symbol": "AAPL"})
+        async with Client.of(broker, "viewer") as client:
+            await client.subscribe("sigma9/main/state/#")
+            await client.until_heard("sigma9/main/state/position/AAPL", '{"symbol":"AAPL"}')
+            server.board.set("position/AAPL", None)
+            await client.until_heard("sigma9/main/state/position/AAPL", "")
+        proxy.cut()
+        await broker.kill()
+        await broker.start()
+        async with Client.of(broker, "sigma9") as client:
+            await client.publish("sigma9/main/state/position/AAPL", '{"symbol":"AAPL"}', retain=True)
+            await client.subscribe("sigma9/main/#")
+            proxy.mend()
+            await client.until_heard("sigma9/main/availability", "online", 10)
+            assert client.payloads("sigma9/main/state/position/AAPL") == ['{"symbol":"AAPL"}', ""]
+
+
 async def test_stale_state_of_an_earlier_run_is_cleared(broker: Mosquitto) -> None:
     """State topics that the broker kept from an earlier run go at the start, unless the board has them again."""
     async with Client.of(broker, "sigma9") as client:
@@ -141,6 +182,11 @@ async def test_a_body_that_is_not_json_harms_nothing_else(
         await client.until_heard("sigma9/main/state/orders")
         assert client.payloads("sigma9/main/state/account") == []
         assert "state/account" in caplog.text
+        server.board.set("account", {"equity": 1})
+        server.board.set("orders", {"count": 1})
+        await client.until_heard("sigma9/main/state/orders", '{"count":1}')
+        server.board.set("account", {"equity": float("nan")})
+        await client.until_heard("sigma9/main/state/account", "")  # the old one is not so any more
 
 
 async def test_events_have_their_topics_and_bytes(broker: Mosquitto) -> None:
@@ -362,6 +408,27 @@ async def test_a_long_history_is_not_published_at_the_first_start(broker: Mosqui
             emit_status(server)
             await client.until(lambda heard: len(heard) > 0)
     assert numbers(client.heard) == [YOUNG + 2]
+
+
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+async def test_what_is_too_large_holds_up_nothing_else(
+    broker: Mosquitto, protocol: Literal["5", "3.1.1"], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A body and an event over the shipped limit are named in the log; no connection ends, and no lie stays."""
+    settings = settings_for(broker, protocol=protocol)
+    async with serving(settings) as server, Client.of(broker, "viewer") as client:
+        await client.subscribe("sigma9/main/#")
+        server.board.set("watchlist", {"count": 1})
+        await client.until_heard("sigma9/main/state/watchlist", '{"count":1}')
+        server.board.set("watchlist", {"count": 2, "items": "x" * 1_100_000})
+        await client.until_heard("sigma9/main/state/watchlist", "")
+        server.emit(
+            "status_update", StatusUpdate(changed=("engine",), status={"x": "x" * 1_100_000}), durable=True
+        )
+        emit_status(server)
+        await client.until(reaches(2))
+        assert client.payloads("sigma9/main/availability") == ["online"]
+        assert "more than the broker takes (1048576)" in caplog.text
 
 
 async def test_a_refused_topic_is_named_once(broker: Mosquitto, caplog: pytest.LogCaptureFixture) -> None:

@@ -52,7 +52,7 @@ async def test_paced_names_wait_for_their_second(monkeypatch: pytest.MonkeyPatch
 
 
 async def test_a_new_connection_gets_everything_at_once() -> None:
-    """After a reconnect every name is due, held ones too, and what vanished meanwhile is cleared."""
+    """After a reconnect every name is due, held ones too, and the removal of all that vanished, ever."""
     board = Board()
     queue = StateQueue(board)
     queue.published.add("position/OLD")
@@ -63,12 +63,29 @@ async def test_a_new_connection_gets_everything_at_once() -> None:
     board.set("status", {"n": 2})
     board.set("position/AAPL", None)
     await drain(queue)
-    queue.published.add("position/AAPL")  # as if its removal had not reached the broker
-    queue.all_again()
-    found = dict(await drain(queue))
-    assert found == {"status": '{"n":2}', "position/AAPL": "", "position/OLD": ""}
-    queue.all_again()
+    everything = {"status": '{"n":2}', "position/AAPL": "", "position/OLD": ""}
+    for _ in range(2):  # whether the broker heard of a removal, and still knows of it, nobody can tell
+        queue.all_again(removals=True)
+        assert dict(await drain(queue)) == everything
+    queue.all_again(removals=False)
     assert dict(await drain(queue)) == {"status": '{"n":2}'}
+    queue.stop()
+
+
+async def test_a_removal_that_waits_survives_a_birth() -> None:
+    """When everything is told again, a removal that was due or held is not forgotten."""
+    board = Board()
+    queue = StateQueue(board)
+    queue.start()
+    for name in ("position/A", "position/B"):
+        board.set(name, {"n": 1})
+    await drain(queue)
+    board.set("position/A", None)
+    await drain(queue)
+    queue.hold("position/A", 60)
+    board.set("position/B", None)
+    queue.all_again(removals=False)
+    assert dict(await drain(queue)) == {"position/A": "", "position/B": ""}
     queue.stop()
 
 
