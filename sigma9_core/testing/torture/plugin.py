@@ -23,7 +23,7 @@ from sigma9_core.errors import DataError
 from sigma9_core.events import DURABLE, TradeEvent
 from sigma9_core.hookspecs import hookimpl
 from sigma9_core.models import Bar, ExitPlan, Frozen, Session, Slice, Trade, WatchlistItem
-from sigma9_core.money import exits, killswitch, path, reconcile
+from sigma9_core.money import exits, killwork, path, reconcile
 from sigma9_core.testing.exchange.broker import LONGEST_LINE, ExchangeBroker, ExchangeConfig
 from sigma9_core.testing.torture import points
 
@@ -43,7 +43,7 @@ PATIENCE: Final[Mapping[tuple[Any, str], object]] = {
     (reconcile, "SURE_AFTER"): 1.0,
     (path, "READ_BACK_EVERY"): 0.3,
     (exits, "RETRY"): timedelta(seconds=0.5),
-    (killswitch, "ASK_AGAIN"): timedelta(seconds=0.5),
+    (killwork, "ASK_AGAIN"): timedelta(seconds=0.5),
 }
 """Waits of the product that are made for real brokers; here a life lasts seconds, and they are shorter."""
 
