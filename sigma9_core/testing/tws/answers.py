@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
 from decimal import Decimal
 from typing import Final
-from zoneinfo import ZoneInfo
 
 from sigma9_core.testing.tws.accounts import Account, Position, PriceOf
 from sigma9_core.testing.tws.book import Execution, Ticket
 from sigma9_core.testing.tws.orders import Told, completed_order, open_order
+from sigma9_core.testing.tws.times import stamp
 from sigma9_core.testing.tws.wire import UNSET, Message, message, text
 
 NAMES: Final[Mapping[str, str]] = {
@@ -79,11 +78,6 @@ def shown(sent: Message) -> str:
 def error(code: int, words: str, request: int = -1, rejected: str = "") -> Message:
     """Write error; -1 stands for none in particular."""
     return message(4, 2, request, code, words, rejected)
-
-
-def stamp(moment: datetime, zone: str) -> str:
-    """Write a time with its zone: `20260105 14:30:00 UTC`."""
-    return f"{moment.astimezone(ZoneInfo(zone)):%Y%m%d %H:%M:%S} {zone}"
 
 
 def told(ticket: Ticket, zone: str, **more: tuple[str, ...]) -> Told:

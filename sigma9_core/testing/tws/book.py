@@ -16,6 +16,7 @@ from sigma9_core.testing.tws.clock import PeerClock
 from sigma9_core.testing.tws.contracts import Contract
 from sigma9_core.testing.tws.market import Market, Quote
 from sigma9_core.testing.tws.orders import WireOrder
+from sigma9_core.testing.tws.times import moment
 
 ZERO: Final = Decimal(0)
 STOPS: Final = frozenset(("STP", "STP LMT", "TRAIL", "TRAIL LIMIT"))
@@ -353,7 +354,7 @@ class Book:
         now = self.clock.now()
         for ticket in self.working():
             until = ticket.order.get("goodTillDate")
-            if ticket.order.get("tif") == "GTD" and until and _moment(until, now) <= now:
+            if ticket.order.get("tif") == "GTD" and until and moment(until, "UTC") <= now:
                 self.cancel(ticket, "expired")
 
     def fill(self, ticket: Ticket, quantity: Decimal, price: Decimal) -> Execution:
@@ -428,6 +429,12 @@ class Book:
         for name in (*([needs[order.kind]] if order.kind in needs else ()),):
             if order.number(name) is None:
                 raise Refused(201, f"Order rejected - reason:The order needs {name}.")
+        for name in ("goodTillDate", "goodAfterTime"):
+            try:
+                if at := order.get(name):
+                    moment(at, "UTC")
+            except ValueError:
+                raise Refused(391, f"The time is invalid: {name} {order.get(name)}.") from None
         tick = self.market.contracts.by_id(contract.con_id).min_tick
         for name in ("lmtPrice", "auxPrice"):
             price = order.number(name)
@@ -472,12 +479,24 @@ class Book:
     def _enter(self, ticket: Ticket) -> None:
         """Put an order to the market."""
         ticket.transmitted = True
+        self._schedule(ticket)
         parent = ticket.parent
         if parent is not None and not ticket.order.get("ocaGroup"):
             ticket.order = ticket.order.changed(ocaGroup=str(parent.perm_id), ocaType=3)
         ticket.status = "PreSubmitted" if self._waits(ticket) else "Submitted"
         self.listener.accepted(ticket)
         self._arrive(ticket)
+
+    def _schedule(self, ticket: Ticket) -> None:
+        """Come back when an order begins to be good, and when it ends to be."""
+        now = self.clock.now()
+        for name, action in (("goodTillDate", self.expire), ("goodAfterTime", lambda: self._begin(ticket))):
+            if at := ticket.order.get(name):
+                self.clock.later(max(0.0, (moment(at, "UTC") - now).total_seconds()), action)
+
+    def _begin(self, ticket: Ticket) -> None:
+        if ticket.live:
+            self._activate(ticket)
 
     def _activate(self, ticket: Ticket) -> None:
         if not self._waits(ticket):
@@ -509,6 +528,9 @@ class Book:
 
     def _outside(self, ticket: Ticket) -> bool:
         """Tell whether an order waits for the market to open."""
+        after = ticket.order.get("goodAfterTime")
+        if after and moment(after, "UTC") > self.clock.now():
+            return True
         if self.market.phase == "open":
             return False
         return not ticket.order.flag("outsideRth") or ticket.order.get("tif") == "OPG"
@@ -579,12 +601,3 @@ class Book:
                 self.listener.changed(other)
             else:
                 self.cancel(other, "one cancels all")
-
-
-def _moment(text: str, now: datetime) -> datetime:
-    """Read a date and time of an order; the zone is taken for UTC."""
-    digits = text.replace("-", " ").split()
-    day = digits[0]
-    clock = digits[1] if len(digits) > 1 else "23:59:59"
-    hour, minute, second = (int(part) for part in clock.split(":"))
-    return datetime(int(day[:4]), int(day[4:6]), int(day[6:8]), hour, minute, second, tzinfo=now.tzinfo)

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from decimal import Decimal
 from typing import Any, Final
 
 from sigma9_core.testing.tws.answers import error
 from sigma9_core.testing.tws.book import Book, Execution, Ticket
+from sigma9_core.testing.tws.client import Client
 from sigma9_core.testing.tws.clock import PeerClock
 from sigma9_core.testing.tws.contracts import Details
 from sigma9_core.testing.tws.faults import Armed, Faults
+from sigma9_core.testing.tws.history import Bar
 from sigma9_core.testing.tws.orders import WireOrder
 from sigma9_core.testing.tws.requests import NAMES, Request
 from sigma9_core.testing.tws.wire import Value
-from sigma9_core.testing.tws.world import Client, World
+from sigma9_core.testing.tws.world import World
 
 Number = Decimal | float | int | str
 PATIENCE: Final = 10.0
@@ -64,7 +66,7 @@ class Control:
             None if ask is None else decimal(ask),
             decimal(size),
         )
-        self.world.price_moved(con_id)
+        self.world.streaming.price_moved(con_id)
         self.book.trade(con_id, None if depth is None else decimal(depth))
 
     def halt(self, symbol: str, *, halted: bool = True) -> None:
@@ -72,9 +74,23 @@ class Control:
         con_id = self.world.contracts.named(symbol).contract.con_id
         quote = self.world.market.quotes[con_id]
         quote.halted = halted
-        self.world.halt_told(con_id, halted=halted)
+        self.world.streaming.halt_told(con_id)
         if not halted:
             self.book.trade(con_id)
+
+    def set_shortable(self, symbol: str, shares: Number) -> None:
+        """Say how many shares can be borrowed (generic tick 236)."""
+        con_id = self.world.contracts.named(symbol).contract.con_id
+        self.world.market.quotes[con_id].shortable = decimal(shares)
+        self.world.streaming.price_moved(con_id)
+
+    def set_bars(self, symbol: str, size: str, bars: Sequence[Bar]) -> None:
+        """Give a symbol's history in a bar size such as `1 min` or `1 day`, instead of the made-up one."""
+        self.world.streaming.history_of.give(self.world.contracts.named(symbol).contract.con_id, size, bars)
+
+    def subscribe_data(self, *, live: bool = True) -> None:
+        """Say whether live data is subscribed: where it is not, there is 10089, and delayed data for type 3."""
+        self.world.streaming.live = live
 
     def open_market(self) -> None:
         """Begin regular hours: orders that waited for it trade."""

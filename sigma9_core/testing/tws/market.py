@@ -30,6 +30,8 @@ class Quote:
     close: Decimal = Decimal(0)
     """Of the day before."""
     halted: bool = False
+    shortable: Decimal = Decimal(1_000_000)
+    """Shares that can be borrowed."""
     seen: list[Decimal] = field(default_factory=list)
     """Prices since the last bar of five seconds."""
 

@@ -8,9 +8,10 @@ from datetime import timedelta
 from typing import Final
 
 from sigma9_core.testing.tws.answers import error, portfolio_message, position_message
+from sigma9_core.testing.tws.client import Client
 from sigma9_core.testing.tws.requests import Request
 from sigma9_core.testing.tws.wire import message
-from sigma9_core.testing.tws.world import Client, World
+from sigma9_core.testing.tws.world import World
 
 Answer = Callable[[World, Client, Request], None]
 DAYS: Final = 7

@@ -26,8 +26,7 @@ TABLE: Final[Mapping[int, tuple[str, str]]] = {
     17: ("reqManagedAccts", "version"),
     20: (
         "reqHistoricalData",
-        "reqId CONTRACT includeExpired end barSize duration useRTH whatToShow formatDate LEGS"
-        " keepUpToDate options",
+        "reqId CONTRACT includeExpired end barSize duration useRTH whatToShow formatDate LEGS keepUpToDate opt",
     ),
     25: ("cancelHistoricalData", "version reqId"),
     49: ("reqCurrentTime", "version"),

@@ -7,16 +7,17 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Final, Self
 
+from sigma9_core.testing.tws.client import Client
 from sigma9_core.testing.tws.clock import PeerClock
 from sigma9_core.testing.tws.control import Control, Number, decimal
 from sigma9_core.testing.tws.session import Session
-from sigma9_core.testing.tws.world import Client, World
+from sigma9_core.testing.tws.world import World
 
 LOCAL: Final = "127.0.0.1"
 
 
 class FakeTws(Control):
-    """A TWS or IB Gateway to test against: `async with FakeTws() as tws`, then connect to its `host` and `port`."""
+    """A TWS or IB Gateway to test against: `async with FakeTws() as tws`, then connect to `tws.port`."""
 
     host: str
 
@@ -31,6 +32,7 @@ class FakeTws(Control):
         zone: str = "UTC",
         master_client_id: int | None = None,
         first_order_id: int = 1,
+        live_data: bool = True,
         host: str = LOCAL,
         port: int = 0,
         log: Callable[[str], None] | None = None,
@@ -45,6 +47,7 @@ class FakeTws(Control):
                 zone=zone,
                 master_client_id=master_client_id,
                 first_order_id=first_order_id,
+                live_data=live_data,
             )
         )
         self.host = host
@@ -82,7 +85,7 @@ class FakeTws(Control):
     def restart(self, *, forget_ids: bool = True) -> None:
         """Restart as a gateway does every night: connections close, and order ids begin again."""
         self.drop()
-        self.world.link_up = True
+        self.world.link_up = self.world.streaming.up = True
         self.world.waiting.clear()
         if forget_ids:
             self.book.next_ids.clear()
@@ -114,6 +117,7 @@ class FakeTws(Control):
             await Session(self.world, client, reader, self.look).run()
         finally:
             client.ready = False
+            self.world.streaming.forget(client)
             self.world.clients.remove(client)
             self.look()
             writer.close()

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Final
 
 from sigma9_core.clock import monotonic
 from sigma9_core.testing.tws import reading, trading
-from sigma9_core.testing.tws.answers import error, stamp
+from sigma9_core.testing.tws.answers import error
+from sigma9_core.testing.tws.client import Client
 from sigma9_core.testing.tws.faults import Armed
 from sigma9_core.testing.tws.requests import Request, read_request
+from sigma9_core.testing.tws.times import stamp
 from sigma9_core.testing.tws.wire import HELLO, VERSION, WireError, decode, encode, message, read_frame
-from sigma9_core.testing.tws.world import HEALTHY, Client, World
+from sigma9_core.testing.tws.world import HEALTHY, World
 
 Answer = Callable[[World, Client, Request], None]
 ANSWERS: Final[Mapping[str, Answer]] = {**trading.ANSWERS, **reading.ANSWERS}
@@ -109,14 +112,19 @@ class Session:
             client.send(error(1100, "Connectivity between IB and Trader Workstation has been lost."))
 
     def _answer(self, request: Request) -> None:
-        answer = ANSWERS.get(request.name)
-        if answer is None:
-            self._client.log(f"#{self._client.number} - no answer to {request.raw}")
-            return
-        if self._world.link_up or request.name in NOW:
-            answer(self._world, self._client, request)
+        world, client = self._world, self._client
+        streams, answer = world.streaming.answers.get(request.name), ANSWERS.get(request.name)
+        if streams is not None:
+            action = partial(streams, client, request)
+        elif answer is not None:
+            action = partial(answer, world, client, request)
         else:
-            self._world.waiting.append(lambda: answer(self._world, self._client, request))
+            client.log(f"#{client.number} - no answer to {request.raw}")
+            return
+        if world.link_up or request.name in NOW:
+            action()
+        else:
+            world.waiting.append(action)
 
     def _struck(self, request: Request) -> bool:
         """Tell whether a fault or the limit of messages has taken a message away."""

@@ -16,11 +16,12 @@ from sigma9_core.testing.tws.answers import (
     status_message,
 )
 from sigma9_core.testing.tws.book import Refused, Ticket
+from sigma9_core.testing.tws.client import Client
 from sigma9_core.testing.tws.contracts import Contract
 from sigma9_core.testing.tws.orders import Told, WireOrder, open_order
 from sigma9_core.testing.tws.requests import Request
 from sigma9_core.testing.tws.wire import Message, message
-from sigma9_core.testing.tws.world import Client, World, about
+from sigma9_core.testing.tws.world import World, about
 
 Answer = Callable[[World, Client, Request], None]
 CENT: Final = Decimal("0.01")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from decimal import ROUND_DOWN, Decimal
 from typing import Final
 
@@ -16,16 +15,17 @@ from sigma9_core.testing.tws.answers import (
     order_message,
     portfolio_message,
     position_message,
-    shown,
     status_message,
 )
 from sigma9_core.testing.tws.book import Book, Execution, Ticket
+from sigma9_core.testing.tws.client import Client
 from sigma9_core.testing.tws.clock import PeerClock
 from sigma9_core.testing.tws.contracts import Contract, Contracts
 from sigma9_core.testing.tws.faults import Armed, Faults
 from sigma9_core.testing.tws.market import Market
 from sigma9_core.testing.tws.requests import Request
-from sigma9_core.testing.tws.wire import Message, encode, message
+from sigma9_core.testing.tws.streaming import Streaming
+from sigma9_core.testing.tws.wire import Message, message
 
 HEALTHY: Final = (
     (2104, "Market data farm connection is OK:usfarm"),
@@ -37,73 +37,6 @@ BROKEN: Final = (
     (2105, "HMDS data farm connection is broken:ushmds"),
     (2157, "Sec-def data farm connection is broken:secdefnj"),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Ticker:
-    """A client's wish for market data."""
-
-    contract: Contract
-    delayed: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Bars:
-    """A client's wish for bars: of five seconds, or history that is kept up to date."""
-
-    contract: Contract
-    seconds: int
-    what: str
-    epoch: bool = False
-    live: bool = False
-    """History, and not bars of five seconds."""
-
-
-@dataclass(eq=False, slots=True)
-class Client:
-    """A connected client, and what it wants to hear of."""
-
-    number: int
-    """The how-manieth connection it is."""
-    write: Callable[[bytes], None]
-    close: Callable[[], None]
-    """Closes once everything has been sent."""
-    abort: Callable[[], None]
-    """Closes at once."""
-    log: Callable[[str], None]
-    client_id: int = -1
-    ready: bool = False
-    """It has said its client id."""
-    offered: str = ""
-    """The versions that it has offered."""
-    muted: bool = False
-    """Nothing reaches it, and nothing is read from it."""
-    binds: bool = False
-    """It wants the orders by hand."""
-    positions: bool = False
-    accounts: set[str] = field(default_factory=set)
-    multi: dict[int, str] = field(default_factory=dict)
-    summaries: dict[int, tuple[str, tuple[str, ...]]] = field(default_factory=dict)
-    pnl: dict[int, tuple[str, int]] = field(default_factory=dict)
-    """Account and contract by request; contract 0 for the account as a whole."""
-    tickers: dict[int, Ticker] = field(default_factory=dict)
-    bars: dict[int, Bars] = field(default_factory=dict)
-    data_type: int = 1
-    """1 live, 2 frozen, 3 delayed, 4 delayed and frozen."""
-    strikes: int = 0
-    """How often it has been too fast."""
-    times: list[float] = field(default_factory=list)
-    """When its newest messages came."""
-    sent: list[Message] = field(default_factory=list)
-
-    def send(self, *messages: Message) -> None:
-        """Send messages, unless it is muted."""
-        if self.muted:
-            return
-        for each in messages:
-            self.sent.append(each)
-            self.log(f"#{self.number}/{self.client_id} < {shown(each)}")
-            self.write(encode(each))
 
 
 class World:
@@ -120,6 +53,7 @@ class World:
         zone: str,
         master_client_id: int | None,
         first_order_id: int,
+        live_data: bool = True,
     ) -> None:
         self.clock = clock
         self.zone = zone
@@ -130,6 +64,8 @@ class World:
         self.market = Market(self.contracts, spread)
         self.accounts = Accounts(tuple(accounts), cash)
         self.faults = Faults(seed)
+        self.streaming = Streaming(self.contracts, self.market, self.faults, clock, zone=zone, seed=seed)
+        self.streaming.live = live_data
         self.book = Book(self.accounts, self.market, clock, self)
         self.clients: list[Client] = []
         self.received: list[Request] = []
@@ -302,11 +238,7 @@ class World:
                 client.send(position_message(account.name, position))
             if account.name in client.accounts:
                 client.send(portfolio_message(account, position, self.market.price))
-                client.send(*self.value_messages(account), message(8, 1, f"{self.clock.now():%H:%M}"))
-            for request, name in client.multi.items():
-                if name in ("", "All", account.name):
-                    client.send(*self.multi_messages(account, request))
-            self.tell_pnl(client)
+        self.values_moved(account)
 
     def value_messages(self, account: Account) -> list[Message]:
         """Write accountValue for everything that is reported of an account."""
@@ -348,32 +280,24 @@ class World:
                     client.send(*self.multi_messages(account, request))
             self.tell_pnl(client)
 
-    def price_moved(self, con_id: int) -> None:
-        """Tell the subscribers of market data a new price."""
-
-    def halt_told(self, con_id: int, *, halted: bool) -> None:
-        """Tell the subscribers of market data that a contract was halted, or trades again."""
-
     # --- the link behind the gateway ----------------------------------------------------------------------------
 
     def lose_link(self) -> None:
         """Lose the link: orders wait, nothing is told, the market trades on."""
         if self.link_up:
-            self.link_up = False
+            self.link_up = self.streaming.up = False
             self.tell_all(error(1100, "Connectivity between IB and Trader Workstation has been lost."))
 
     def regain_link(self, *, kept: bool = True) -> None:
         """Have the link back; where data was lost, market data must be asked for again."""
         if self.link_up:
             return
-        self.link_up = True
+        self.link_up = self.streaming.up = True
         words = "Connectivity between IB and Trader Workstation has been restored - data "
         if kept:
             self.tell_all(error(1102, words + "maintained."))
         else:
-            for client in self.clients:
-                client.tickers.clear()
-                client.bars.clear()
+            self.streaming.forget()
             self.tell_all(error(1101, words + "lost."))
         waiting, self.waiting = self.waiting, []
         for action in waiting:

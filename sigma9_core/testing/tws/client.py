@@ -1,0 +1,53 @@
+"""A connected client: how to reach it, and what it has asked to hear of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from sigma9_core.testing.tws.answers import shown
+from sigma9_core.testing.tws.wire import Message, encode
+
+
+@dataclass(eq=False, slots=True)
+class Client:
+    """A connected client, and what it wants to hear of."""
+
+    number: int
+    """The how-manieth connection it is."""
+    write: Callable[[bytes], None]
+    close: Callable[[], None]
+    """Closes once everything has been sent."""
+    abort: Callable[[], None]
+    """Closes at once."""
+    log: Callable[[str], None]
+    client_id: int = -1
+    ready: bool = False
+    """It has said its client id."""
+    offered: str = ""
+    """The versions that it has offered."""
+    muted: bool = False
+    """Nothing reaches it, and nothing is read from it."""
+    binds: bool = False
+    """It wants the orders by hand."""
+    positions: bool = False
+    accounts: set[str] = field(default_factory=set)
+    multi: dict[int, str] = field(default_factory=dict)
+    pnl: dict[int, tuple[str, int]] = field(default_factory=dict)
+    """Account and contract by request; contract 0 for the account as a whole."""
+    data_type: int = 1
+    """1 live, 2 frozen, 3 delayed, 4 delayed and frozen."""
+    strikes: int = 0
+    """How often it has been too fast."""
+    times: list[float] = field(default_factory=list)
+    """When its newest messages came."""
+    sent: list[Message] = field(default_factory=list)
+
+    def send(self, *messages: Message) -> None:
+        """Send messages, unless it is muted."""
+        if self.muted:
+            return
+        for each in messages:
+            self.sent.append(each)
+            self.log(f"#{self.number}/{self.client_id} < {shown(each)}")
+            self.write(encode(each))
