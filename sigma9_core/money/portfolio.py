@@ -9,7 +9,7 @@ foreign positions are shown and are part of equity, but their ups and downs trip
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal, InvalidOperation, localcontext
 from types import MappingProxyType
@@ -126,10 +126,36 @@ class Portfolio:
         if busted is None:
             return False
         history.remove(busted)
+        with localcontext(EXACT):
+            self.cash -= _paid(busted.fill)
+            self.fees -= busted.fill.commission
+        self._make_again(symbol)
+        return True
+
+    def commission(self, exec_id: str, amount: Decimal) -> bool:
+        """Take the commission of an execution that was counted before it was told; False where nothing changes."""
+        symbol = self._executions.get(exec_id, "")
+        history = self._history.get(symbol, [])
+        for place, entry in enumerate(history):
+            if isinstance(entry, _Booked) and entry.fill.exec_id == exec_id:
+                fill = replace(entry.fill, commission=amount)
+                if amount == entry.fill.commission:
+                    return False
+                _check(fill)
+                history[place] = replace(entry, fill=fill)
+                with localcontext(EXACT):
+                    self.cash -= amount - entry.fill.commission
+                    self.fees += amount - entry.fill.commission
+                self._make_again(symbol)
+                return True
+        return False
+
+    def _make_again(self, symbol: str) -> None:
+        """Make a symbol's books again from the fills that stand."""
         before = self._holdings[symbol].total
         holding = self._holdings[symbol] = Holding(symbol)
         trades = [trade for trade in self._trades if trade.symbol != symbol]
-        for entry in history:
+        for entry in self._history[symbol]:
             if isinstance(entry, _Split):
                 holding.split(entry.new, entry.old)
             elif (closed := holding.take(entry.fill, entry.strategy).closed) is not None:
@@ -137,11 +163,8 @@ class Portfolio:
         self._trades = sorted(trades, key=lambda trade: trade.closed_at)
         self._trades_shown = None
         with localcontext(EXACT):
-            self.cash -= _paid(busted.fill)
-            self.fees -= busted.fill.commission
             self._realized += holding.total - before
         self._changed(symbol)
-        return True
 
     def adopt(self, fill: Fill, strategy: str | None) -> Applied | None:
         """Make a foreign position ours: a fill at its cost that its owner has paid for already.

@@ -146,6 +146,7 @@ _NOTED: Final[Mapping[str, tuple[str, str]]] = {
     "opening": ("broker", "connect"),
     "transfer": ("broker", "cash"),
     "bust": ("broker", "order_id"),
+    "commission": ("broker", "order_id"),
     "split": ("feed", "symbol"),
     "days": ("engine", "session"),
     "guard": ("exit", "entry_id group"),
