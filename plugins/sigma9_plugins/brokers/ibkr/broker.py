@@ -316,7 +316,7 @@ class IbkrBroker:
         try:
             while self._doubts:
                 await asyncio.sleep(wait)
-                doubted = [known for known in self._doubts if _doubtful(known)]
+                doubted = [known for known in self._doubts if self._doubtful(known)]
                 self._doubts.clear()
                 if not doubted:
                     return
@@ -330,11 +330,10 @@ class IbkrBroker:
             if self._connection is not connection:
                 self._doubts.clear()
 
+    def _doubtful(self, known: Known) -> bool:
+        """Tell whether there is still something to find out."""
+        return known.end is None or known.told > known.counted or self._orders.executions.owes(known)
+
     def _reserve_ids(self) -> None:
         if self._numbers.runs_low and self._connection is not None:
             self._connection.spawn(asyncio.to_thread(self._numbers.reserve), "ibkr-ids")
-
-
-def _doubtful(known: Known) -> bool:
-    """Tell whether there is still something to find out."""
-    return known.end is None or known.told > known.counted

@@ -58,11 +58,14 @@ class Executions:
         book: Book,
         report: Callable[[BrokerReport], None],
         acknowledge: Callable[[Known, datetime], None],
+        look: Callable[[Known], None],
         patience: float,
     ) -> None:
+        """Store; `look` has an order read back whose fills lack their commission."""
         self._book = book
         self._report = report
         self._acknowledge = acknowledge
+        self._look = look
         self._patience = patience
         self._commissions: dict[str, Decimal] = {}
         self._waiting: dict[str, tuple[Known, Fill, asyncio.TimerHandle]] = {}
@@ -82,6 +85,7 @@ class Executions:
         if execution.permId:
             self._book.name(known, execution.permId, known.client_id, 0)
         known.executions.add(execution.execId)
+        known.counted += quantity(execution.shares)
         fill = fill_of(contract, execution, known.order_id, self._commissions.get(execution.execId, ZERO))
         for old in replaced_by(fill.exec_id):
             if old in known.executions:
@@ -116,6 +120,10 @@ class Executions:
             if known is None or of is known:
                 timer.cancel()
                 self._late(exec_id)
+
+    def owes(self, known: Known) -> bool:
+        """Tell whether an order has fills whose commission was not told."""
+        return any(of is known for of, _ in self._owed.values())
 
     def has_commission(self, exec_id: str) -> bool:
         """Tell whether the commission report of an execution has come."""
@@ -156,10 +164,10 @@ class Executions:
             known, fill, _ = waiting
             self._owed[exec_id] = (known, fill)
             self._tell(known, fill)
+            self._look(known)
 
     def _tell(self, known: Known, fill: Fill) -> None:
         self._acknowledge(known, fill.ts)
-        known.counted += fill.quantity
         self._report(BrokerReport("filled", known.order_id, fill.ts, known.broker_order_id, fill))
 
     def _take_back(self, known: Known, fill: Fill) -> None:

@@ -46,7 +46,7 @@ class Orders:
         """Store; `look` is called for an order that is in doubt, which is then to be read back."""
         self.book = Book()
         self.account = ""
-        self.executions = Executions(self.book, report, self._acknowledge, patience)
+        self.executions = Executions(self.book, report, self._acknowledge, look, patience)
         self._contracts = contracts
         self._numbers = numbers
         self._report = report

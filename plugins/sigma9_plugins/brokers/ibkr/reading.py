@@ -95,7 +95,8 @@ class Reading:
         for known in doubted:
             if known.order_id in working:
                 self._orders.works(known)
-        if any(known.told > known.counted for known in doubted):
+        owes = self._orders.executions.owes
+        if any(known.told > known.counted or owes(known) for known in doubted):
             for contract, execution in await self._executions():
                 self._orders.executions.on_execution(-1, contract, execution, self._account)
         gone = [known for known in doubted if known.order_id not in working and known.end is None]
