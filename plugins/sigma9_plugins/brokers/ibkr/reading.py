@@ -222,10 +222,11 @@ def ended_as(status: str, words: str) -> State:
 
 def moment_of(text: str) -> datetime | None:
     """Read IB's `20260105 16:00:00 US/Eastern` (or with a dash, then in UTC); None where it can't be read."""
-    words = str(text).replace("-", " ", 1).split()
+    dashed = text[8:9] == "-"
+    words = (f"{text[:8]} {text[9:]}" if dashed else text).split()
     try:
         naive = datetime.strptime(" ".join(words[:2]), "%Y%m%d %H:%M:%S")  # noqa: DTZ007 - its zone follows
-        zone = ZoneInfo(words[2]) if len(words) > 2 else ZoneInfo("UTC") if "-" in text else None
+        zone = ZoneInfo(words[2]) if len(words) > 2 else UTC if dashed else None
     except (ValueError, IndexError, ZoneInfoNotFoundError):
         return None
     return naive.replace(tzinfo=zone).astimezone(UTC)

@@ -55,7 +55,7 @@ async def again(room: IbkrRoom) -> None:
     await room.broker.connect(room.heard)
 
 
-# --- orders -----------------------------------------------------------------------------------------------------
+# --- orders -------------------------------------------------------------------------------------------------
 
 
 async def test_reject(room: IbkrRoom) -> None:
@@ -199,7 +199,7 @@ async def test_rejected_while_it_works(room: IbkrRoom) -> None:
     assert report.reason
 
 
-# --- fills ------------------------------------------------------------------------------------------------------
+# --- fills --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if kind.where in ("fill", "status")])
@@ -272,7 +272,7 @@ async def test_fill_while_away_after_a_restart(room: IbkrRoom) -> None:
     assert [fill.quantity for fill in room.heard.fills()] == [40]
 
 
-# --- the connection ---------------------------------------------------------------------------------------------
+# --- the connection -----------------------------------------------------------------------------------------
 
 
 async def test_link_lost_and_back(room: IbkrRoom) -> None:
