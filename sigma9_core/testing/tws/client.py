@@ -16,10 +16,8 @@ class Client:
     number: int
     """The how-manieth connection it is."""
     write: Callable[[bytes], None]
-    close: Callable[[], None]
-    """Closes once everything has been sent."""
-    abort: Callable[[], None]
-    """Closes at once."""
+    hang_up: Callable[[bool], None]
+    """Closes: at once, or when everything has been sent."""
     log: Callable[[str], None]
     client_id: int = -1
     ready: bool = False
@@ -42,6 +40,11 @@ class Client:
     times: list[float] = field(default_factory=list)
     """When its newest messages came."""
     sent: list[Message] = field(default_factory=list)
+
+    def close(self, *, at_once: bool = False) -> None:
+        """Close the connection; nothing more is read from it."""
+        self.ready, self.muted = False, True
+        self.hang_up(at_once)
 
     def send(self, *messages: Message) -> None:
         """Send messages, unless it is muted."""

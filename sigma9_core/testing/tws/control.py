@@ -225,8 +225,7 @@ class Control:
         """Cut the connection of a client, or of all, without a word."""
         for client in list(self.world.clients):
             if client_id in (None, client.client_id):
-                client.ready = False
-                client.abort()
+                client.close(at_once=True)
 
     def mute(self, client_id: int | None = None, *, muted: bool = True) -> None:
         """Make the connection of a client half-open: what it sends is taken and forgotten, nothing is answered."""

@@ -81,7 +81,7 @@ PLAIN: Final = (
     Kind(
         "link-lost",
         "any",
-        "The link behind the gateway is lost (1100): nothing is told, orders wait, the market goes on.",
+        "The link behind the gateway is lost (1100): orders wait, the market goes on. Back after `seconds`.",
     ),
     Kind("link-back", "any", "The link is back and data was kept (1102): what happened meanwhile is told."),
     Kind(
@@ -104,7 +104,7 @@ PLAIN: Final = (
     Kind("late-commission", "fill", "A commission report comes `seconds` (2) late."),
     Kind("lost-commission", "fill", "A commission report does not come live; reqExecutions brings it."),
     Kind("partial-fills", "fill", "A fill comes in `parts` (2) executions."),
-    Kind("unanswered", "any", "A request is swallowed; `name` says which one."),
+    Kind("unanswered", "any", "A request is swallowed; `request` says which one."),
     Kind(
         "history-pacing",
         "history",
@@ -150,7 +150,7 @@ class Armed:
     """How often it may still strike; None: always."""
     chance: float = 1.0
     match: dict[str, Any] = field(default_factory=dict)
-    """What it strikes alone: `symbol`, `order_ref`, `client_id`, `name` (of a request)."""
+    """What it strikes alone: `symbol`, `order_ref`, `client_id`, `request` (its name)."""
     options: dict[str, Any] = field(default_factory=dict)
 
     def option(self, name: str, default: float) -> float:
@@ -158,7 +158,8 @@ class Armed:
         return float(self.options.get(name, default))
 
 
-MATCHES: Final = frozenset(("symbol", "order_ref", "client_id", "name"))
+MATCHES: Final = frozenset(("symbol", "order_ref", "client_id", "request"))
+OPTIONS: Final = frozenset(("seconds", "parts"))
 
 
 class Faults:
@@ -171,9 +172,11 @@ class Faults:
         self._streams: dict[str, random.Random] = {}
 
     def arm(self, name: str, times: int | None = 1, chance: float = 1.0, **more: Any) -> Armed:
-        """Arm a fault; raise KeyError for an unknown one."""
+        """Arm a fault; raise KeyError for an unknown one, or for an unknown option."""
         if name not in KINDS:
             raise KeyError(f"no fault is called {name!r}: `sigma9 fake-tws --list-faults` lists them")
+        if unknown := sorted(set(more) - MATCHES - OPTIONS):
+            raise KeyError(f"no fault has the option {unknown[0]!r}: there are {sorted(MATCHES | OPTIONS)}")
         match = {key: value for key, value in more.items() if key in MATCHES}
         armed = Armed(KINDS[name], times, chance, match, {k: v for k, v in more.items() if k not in MATCHES})
         self.armed.append(armed)

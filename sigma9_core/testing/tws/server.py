@@ -108,8 +108,7 @@ class FakeTws(Control):
         client = Client(
             number=next(self._numbers),
             write=lambda data: None if writer.is_closing() else writer.write(data),
-            close=writer.close,
-            abort=writer.transport.abort,
+            hang_up=lambda at_once: writer.transport.abort() if at_once else writer.close(),
             log=self._log,
         )
         self.world.clients.append(client)

@@ -48,7 +48,7 @@ class Session:
         world, client = self._world, self._client
         fault = world.faults.strike("connection")
         if fault is not None and fault.kind.name == "closed-at-once":
-            client.abort()
+            client.close(at_once=True)
             return
         if fault is not None:
             client.muted = True
@@ -83,9 +83,9 @@ class Session:
         client = self._client
         request = read_request(client.client_id, fields)
         client.log(f"#{client.number}/{client.client_id} > {request}")
-        if client.muted:
-            return
         try:
+            if client.muted:
+                return
             if request.name == "startApi":
                 self._start(request)
             elif client.ready and not self._struck(request):
@@ -132,7 +132,7 @@ class Session:
         if world.faults.on("rate-limit") and self._too_fast():
             self._slow_down()
             return True
-        about: dict[str, str | int] = {"client_id": client.client_id, "name": request.name}
+        about: dict[str, str | int] = {"client_id": client.client_id, "request": request.name}
         if request.order is not None and request.contract is not None:
             about |= {"order_ref": request.order.get("orderRef"), "symbol": request.contract.symbol}
         fault = world.faults.strike("any", *AT_ONCE, **about)
@@ -144,6 +144,8 @@ class Session:
         match fault.kind.name:
             case "link-lost":
                 world.lose_link()
+                if seconds := fault.option("seconds", 0):
+                    world.clock.later(seconds, world.regain_link)
             case "link-back":
                 world.regain_link()
             case "link-back-data-lost":

@@ -60,19 +60,18 @@ def place(world: World, client: Client, request: Request) -> None:
 
 def _untold(world: World, client: Client, request: Request, contract: Contract, *, dies: bool) -> None:
     """Take an order without a word; where the connection dies, that is all that keeps it from being told."""
-    muted, client.muted = client.muted, True
-    if dies:
-        client.ready = False
-        client.abort()
     if request.order is None:
         return
+    client.muted = True
+    if dies:
+        client.close(at_once=True)
     try:
         ticket = world.book.place(client.client_id, request.order_id, contract, request.order)
+        ticket.withheld = not dies
     except Refused:
-        return
+        pass  # a refusal is not told either
     finally:
-        client.muted = muted or dies
-    ticket.withheld = not dies
+        client.muted = dies
 
 
 def _change(world: World, client: Client, ticket: Ticket, contract: Contract, order: WireOrder) -> None:
