@@ -11,6 +11,7 @@ from typing import Any
 from sigma9_core.contracts import PluginContext, Register
 from sigma9_core.hookspecs import hookimpl
 from sigma9_plugins.brokers.ibkr.broker import IbkrBroker
+from sigma9_plugins.brokers.ibkr.feed import IbkrFeed
 from sigma9_plugins.brokers.ibkr.settings import IbkrConfig
 
 
@@ -20,5 +21,15 @@ def register_brokers(register: Register) -> None:
     register("ibkr", _broker, config=IbkrConfig)
 
 
+@hookimpl
+def register_feeds(register: Register) -> None:
+    """Offer the feed."""
+    register("ibkr", _feed, config=IbkrConfig)
+
+
 def _broker(config: Any, context: PluginContext) -> IbkrBroker:
     return IbkrBroker(config, context)
+
+
+def _feed(config: Any, context: PluginContext) -> IbkrFeed:
+    return IbkrFeed(config, context)

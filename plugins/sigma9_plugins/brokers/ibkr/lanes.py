@@ -32,10 +32,10 @@ class Parcel:
 class Lanes:
     """Sends parcels, by the clock of the running loop."""
 
-    def __init__(self, rate: int) -> None:
-        """Store; `rate` is what may leave in a second, and half of it belongs to the urgent lane alone."""
+    def __init__(self, rate: int, *, reserved: bool = True) -> None:
+        """Store; `rate` is what may leave in a second, and half of it is `reserved` for the urgent lane."""
         self._rate = rate
-        self._common = max(rate // 2, 1)
+        self._common = max(rate // 2, 1) if reserved else rate
         self._sent: deque[tuple[float, int, bool]] = deque()
         """When how many have left, and whether by the urgent lane."""
         self._waiting: dict[LaneName, deque[Parcel]] = {name: deque() for name in LANES}
