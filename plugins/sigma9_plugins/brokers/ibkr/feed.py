@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
+import time
+from collections import deque
 from collections.abc import AsyncIterator, Coroutine, Sequence
-from concurrent.futures import TimeoutError as FutureTimeout
+from concurrent.futures import CancelledError
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from sigma9_core.clock import ClockKind, wall_now
+from sigma9_core.clock import ClockKind, monotonic, wall_now
 from sigma9_core.contracts import PluginContext
 from sigma9_core.errors import BrokerError, DataError
 from sigma9_core.models import Bar, Quote, Slice, Trade
@@ -38,8 +41,11 @@ NEXT: Final = 1
 LIVE_OR_DELAYED: Final = 3
 """The kind of market data: live ones, and where there are none delayed ones, which say that they are."""
 DELAYED: Final = frozenset((3, 4))
-MINUTES_WITHIN: Final = 25.0
-"""Seconds that the minute bars of a symbol may take, the pace included."""
+MINUTES_WAIT: Final = 1.0
+"""Seconds that a trigger may wait for the minute bars of all the symbols that are new to it: it has two a call."""
+BURST: Final = 2.0
+"""Questions for minute bars within this many seconds are of one call."""
+KEPT_MINUTES: Final = 400
 PROGRESS_EVERY: Final = 10
 UPDATED: Final = 300
 """Sessions that the daily update reads where no scan has asked yet."""
@@ -77,6 +83,11 @@ class IbkrFeed:
         self._of: dict[str, Subscription] = {}
         self._by_number: dict[int, Subscription] = {}
         self._bars: list[Bar] = []
+        self._minutes: dict[str, deque[Bar]] = {}
+        """The minute bars of what is watched: those of the past, and those that have come since."""
+        self._waiting = threading.Lock()
+        self._waits_until = 0.0
+        """Until when a trigger's call may wait for minute bars."""
         self._said: set[tuple[str, int]] = set()
         """What was said of a symbol already."""
         self.delayed: frozenset[str] = frozenset()
@@ -119,7 +130,7 @@ class IbkrFeed:
     async def disconnect(self) -> None:
         """Disconnect, and forget what was subscribed."""
         wire, self._wire = self._wire, None
-        self._of, self._by_number, self._bars = {}, {}, []
+        self._of, self._by_number, self._bars, self._minutes = {}, {}, [], {}
         tasks = tuple(self._tasks)
         for task in tasks:
             task.cancel()
@@ -145,10 +156,11 @@ class IbkrFeed:
             return
         for symbol in sorted(set(self._of) - symbols):
             self._drop(wire, self._of.pop(symbol))
+            self._minutes.pop(symbol, None)
         new = sorted(symbols - set(self._of))
         for symbol in new:
             self._want(wire, symbol)
-        if new and self._config.real_time_bars:
+        if new:
             self._spawn(self._want_bars(wire, new), "ibkr-feed-bars")
 
     def _want(self, wire: Wire, symbol: str) -> None:
@@ -158,8 +170,15 @@ class IbkrFeed:
         wire.put("orders", ("reqMktData", (wanted.number, contract, GENERIC, False, False, [])))
 
     async def _want_bars(self, wire: Wire, symbols: Sequence[str]) -> None:
-        """Ask for real-time bars, at the pace of questions about the past: IB counts them together."""
-        for symbol in symbols:
+        """Ask for the minutes so far, then for real-time bars; IB counts both together."""
+        slots = asyncio.Semaphore(AT_ONCE)
+
+        async def minutes(symbol: str) -> None:
+            async with slots:
+                await self._read_minutes(symbol)
+
+        await asyncio.gather(*(minutes(symbol) for symbol in symbols if symbol not in self._minutes))
+        for symbol in symbols if self._config.real_time_bars else ():
             await self._pace.turn(symbol, "real-time bars")
             wanted = self._of.get(symbol)
             if wanted is None or wanted.bars is not None or not wire.is_open:
@@ -248,7 +267,11 @@ class IbkrFeed:
         opens, high, low, close, volume = told[:5]
         ts = datetime.fromtimestamp(start, UTC)
         bar = Bar(wanted.symbol, ts, opens, high, low, close, max(volume, 0.0), FIVE)
-        self._bars += [bar, *wanted.minutes.take(bar)]
+        whole = wanted.minutes.take(bar)
+        self._bars += [bar, *whole]
+        kept = self._minutes.get(wanted.symbol)
+        if kept is not None:
+            kept.extend(each for each in whole if not kept or each.ts > kept[-1].ts)
 
     def _on_error(self, number: int, code: int, text: str, *_: Any) -> None:
         if number == NO_REQUEST:
@@ -287,12 +310,11 @@ class IbkrFeed:
         return pl.DataFrame(rows, schema=schema, orient="row").lazy()
 
     def minute_bars(self, symbol: str, until: datetime, count: int) -> Sequence[Bar]:
-        """Give the last minute bars of the session; none, with a word in the log, where IB does not give them."""
-        try:
-            found = self._outside(self._read_minutes(symbol), MINUTES_WITHIN)
-        except (BrokerError, DataError) as error:
-            log.warning("no minute bars of %s: %s", symbol, error)
-            return []
+        """Give the last minute bars of the session that have come.
+
+        A symbol's are asked for when it is subscribed; who is faster waits a moment, and then begins without them.
+        """
+        found = self._wait_for_minutes(symbol)
         session = self._calendar.last(until) if self._calendar.loaded else None
         first = None if session is None else session.open
         bars = [bar for bar in found if (bar.ts.timestamp() + bar.seconds) <= until.timestamp()]
@@ -315,7 +337,7 @@ class IbkrFeed:
         if not lacking:
             return 0
         try:
-            return self._outside(self._fetch(lacking, as_of, sessions), None)
+            return self._outside(self._fetch(lacking, as_of, sessions))
         except (BrokerError, DataError) as error:
             log.warning("daily bars of %d symbols could not be read: %s", len(lacking), error)
             return 0
@@ -347,30 +369,42 @@ class IbkrFeed:
         await asyncio.gather(*(one(symbol) for symbol in symbols))
         return read
 
-    async def _read_minutes(self, symbol: str) -> list[Bar]:
-        async with asyncio.timeout(MINUTES_WITHIN):
-            await self._pace.turn(symbol, "minutes")
+    def _wait_for_minutes(self, symbol: str) -> list[Bar]:
+        now = monotonic()
+        with self._waiting:
+            if now - self._waits_until > BURST:
+                self._waits_until = now + MINUTES_WAIT
+            until = self._waits_until
+        while symbol not in self._minutes and monotonic() < until:
+            time.sleep(0.01)  # on a worker, and for a second at most
+        return list(self._minutes.get(symbol, ()))
+
+    async def _read_minutes(self, symbol: str) -> None:
+        """Read the minute bars of a symbol that is wanted; without them it goes on from here."""
+        await self._pace.turn(symbol, "minutes")
+        try:
             asking, wire = self._connected()
-            return await minutes_of(wire.library, asking, symbol)
+            found = await minutes_of(wire.library, asking, symbol)
+        except (BrokerError, DataError) as error:
+            log.warning("no minute bars of %s: %s", symbol, error)
+            found = []
+        if symbol in self._of:
+            self._minutes[symbol] = deque(found[:-1], maxlen=KEPT_MINUTES)  # the last one is not over yet
 
     def _connected(self) -> tuple[Asking, Wire]:
         if self._asking is None or self._wire is None or not self._wire.is_open:
             raise DataError("the feed is not connected to TWS")
         return self._asking, self._wire
 
-    def _outside(self, work: Coroutine[Any, Any, T], within: float | None) -> T:
+    def _outside(self, work: Coroutine[Any, Any, T]) -> T:
         """Do something on the feed's own loop, from a worker."""
         loop = self._loop
         if loop is None or loop.is_closed():
             work.close()
             raise DataError("the feed is not connected to TWS")
-        future = asyncio.run_coroutine_threadsafe(work, loop)
         try:
-            return future.result(within)
-        except (FutureTimeout, TimeoutError) as error:
-            future.cancel()
-            raise DataError(f"IB's pace of questions about the past left no room within {within} s") from error
-        except asyncio.CancelledError as error:
+            return asyncio.run_coroutine_threadsafe(work, loop).result()
+        except CancelledError as error:
             raise DataError("the feed was disconnected") from error
 
     def _spawn(self, work: Coroutine[Any, Any, Any], name: str) -> None:

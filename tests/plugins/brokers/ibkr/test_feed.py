@@ -293,11 +293,14 @@ async def test_minute_bars() -> None:
     bars = [TheirBar(NOW + timedelta(minutes=n), 10, 11, 9, 10.5, 100) for n in range(-40, 40)]
     async with opened(calendar=calendar, peer={"clock": PeerClock(by_hand=True, start=NOW)}) as room:
         room.tws.set_bars("TEST", "1 min", bars)
+        room.tws.arm("history-empty", symbol="AAPL")
+        room.feed.subscribe(frozenset({"TEST", "AAPL"}))
         found = await asyncio.to_thread(room.feed.minute_bars, "TEST", NOW, 390)
-        room.tws.arm("history-empty")
         none = await asyncio.to_thread(room.feed.minute_bars, "AAPL", NOW, 390)
+        unwatched = await asyncio.to_thread(room.feed.minute_bars, "MSFT", NOW, 390)
 
-    assert [bar.ts for bar in found] == [NOW + timedelta(minutes=n) for n in range(-30, 0)]
+    assert unwatched == []
+    assert [bar.ts for bar in found] == [NOW + timedelta(minutes=n) for n in range(-30, -1)]
     assert found[0] == Bar("TEST", session.open, 10, 11, 9, 10.5, 100)
     assert none == []
 
