@@ -397,7 +397,7 @@ async def test_half_open(tmp_path: Path) -> None:
 
 async def test_unanswered_question(room: IbkrRoom) -> None:
     """A question that nobody answers is an error after a time; the next one is answered."""
-    room.tws.arm("unanswered").match["name"] = "reqCompletedOrders"
+    room.tws.arm("unanswered", request="reqCompletedOrders")
     with pytest.raises(BrokerError, match="completed orders within"):
         await room.broker.completed_orders(room.now())
 
@@ -406,7 +406,7 @@ async def test_unanswered_question(room: IbkrRoom) -> None:
 
 async def test_questions_end_with_the_connection(room: IbkrRoom) -> None:
     """Who waits for an answer when the connection ends is told at once."""
-    room.tws.arm("unanswered").match["name"] = "reqPositions"
+    room.tws.arm("unanswered", request="reqPositions")
     waiting = asyncio.ensure_future(room.broker.positions())
     await room.tws.until_received("reqPositions")
     room.tws.drop()

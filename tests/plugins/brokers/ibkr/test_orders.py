@@ -328,7 +328,7 @@ async def test_what_if(room: IbkrRoom) -> None:
     assert margin.initial_change > 0
     assert margin.available_after > 0
     assert room.tws.orders() == []
-    room.tws.arm("unanswered").match["name"] = "placeOrder"
+    room.tws.arm("unanswered", request="placeOrder")
     task = asyncio.ensure_future(room.broker.what_if(request(SYMBOL, "buy", 1)))
     await room.tws.until_received("placeOrder", 2)
     room.tws.drop()
