@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Final
 
 from sigma9_core.testing.tws.answers import shown
 from sigma9_core.testing.tws.wire import Message, encode
+
+MANY: Final = frozenset(("6", "63", "73"))
+"""Messages that come by the dozen: the log has the first."""
 
 
 @dataclass(eq=False, slots=True)
@@ -39,6 +43,8 @@ class Client:
     """How often it has been too fast."""
     times: list[float] = field(default_factory=list)
     """When its newest messages came."""
+    values: dict[Message, str] = field(default_factory=dict)
+    """The account values that it was told last."""
     sent: list[Message] = field(default_factory=list)
 
     def close(self, *, at_once: bool = False) -> None:
@@ -50,7 +56,23 @@ class Client:
         """Send messages, unless it is muted."""
         if self.muted:
             return
+        before = ""
         for each in messages:
             self.sent.append(each)
-            self.log(f"#{self.number}/{self.client_id} < {shown(each)}")
+            if each[0] != before or each[0] not in MANY:
+                self.log(f"#{self.number}/{self.client_id} < {shown(each)}")
+            elif each is messages[-1]:
+                self.log(f"#{self.number}/{self.client_id} < ... {len(messages)} in all")
+            before = each[0]
             self.write(encode(each))
+
+    def news(self, messages: list[Message]) -> list[Message]:
+        """Give the values among these that it has not been told yet."""
+        fresh = []
+        for each in messages:
+            at = 3 if each[0] == "6" else 6
+            key = (*each[:at], *each[at + 1 :])
+            if self.values.get(key) != each[at]:
+                self.values[key] = each[at]
+                fresh.append(each)
+        return fresh

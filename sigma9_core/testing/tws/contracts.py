@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from decimal import Decimal
 from typing import Final
@@ -113,6 +113,8 @@ class Contracts:
     """The contracts that the peer knows."""
 
     def __init__(self) -> None:
+        self.made_up: Callable[[Details], None] | None = None
+        """Where it is set, a stock that nobody knows is made up when a client names it, and this hears of it."""
         self._all: dict[int, Details] = {}
         self._next = FIRST_MADE_UP
         for symbol, (con_id, exchange, name, _) in PRICES.items():
@@ -154,7 +156,11 @@ class Contracts:
         if wanted.con_id:
             found = self._all.get(wanted.con_id)
             return [] if found is None else [found]
-        return [each for each in self._all.values() if _means(wanted, each.contract)]
+        known = [each for each in self._all.values() if _means(wanted, each.contract)]
+        if not known and self.made_up is not None and wanted.symbol and wanted.sec_type in ("", "STK"):
+            known = [self.add(wanted.symbol, currency=wanted.currency or "USD")]
+            self.made_up(known[0])
+        return known
 
     def named(self, symbol: str) -> Details:
         """Give the contract of a symbol; raise KeyError."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections import deque
 from collections.abc import Callable, Sequence
 from decimal import Decimal
@@ -99,6 +100,21 @@ class Control:
     def close_market(self) -> None:
         """End regular hours: orders on the close trade, day orders expire; later ones wait for the opening."""
         self.book.close_market()
+
+    def wander(self, every: float = 1, step: float = 0.001) -> None:
+        """Let every price move by up to `step` of itself, every so many seconds, by the seed."""
+        chance = random.Random(f"{self.world.seed}-wander")  # noqa: S311 - repeatable on purpose
+
+        def move() -> None:
+            for con_id, quote in list(self.world.market.quotes.items()):
+                details = self.world.contracts.by_id(con_id)
+                moved = quote.last * decimal(1 + chance.uniform(-step, step))
+                tick = details.min_tick
+                last = max(tick, (moved / tick).to_integral_value() * tick)
+                self.set_price(details.contract.symbol, last, size=chance.randint(1, 10) * 100)
+            self.clock.later(every, move)
+
+        self.clock.later(every, move)
 
     def new_day(self) -> None:
         """Begin another day: executions, completed orders and today's profits are no longer told."""

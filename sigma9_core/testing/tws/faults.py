@@ -182,6 +182,28 @@ class Faults:
         self.armed.append(armed)
         return armed
 
+    def arm_as_told(self, told: str) -> Armed:
+        """Arm a fault as the command line has it: `NAME`, `NAME:3`, `NAME:0.1`, `NAME:always`, more behind commas.
+
+        Raise ValueError where it is not understood.
+        """
+        head, *pairs = told.split(",")
+        name, _, often = head.partition(":")
+        more: dict[str, Any] = {}
+        for pair in pairs:
+            key, equals, value = pair.partition("=")
+            if not equals:
+                raise ValueError(f"{pair!r} is not KEY=VALUE")
+            more[key] = int(value) if key == "client_id" else value
+        try:
+            if often == "always":
+                return self.arm(name, None, **more)
+            if "." in often:
+                return self.arm(name, None, float(often), **more)
+            return self.arm(name, int(often or 1), **more)
+        except KeyError as problem:
+            raise ValueError(problem.args[0]) from None
+
     def disarm(self, name: str | None = None) -> None:
         """Take back a fault of that name, or all."""
         self.armed = [each for each in self.armed if name is not None and each.kind.name != name]

@@ -70,6 +70,10 @@ class Market:
             if contracts.named(symbol):
                 self.begin(con_id, Decimal(price))
 
+    def expect(self, con_id: int) -> None:
+        """Give a contract that was made up a price."""
+        self.begin(con_id, HUNDRED)
+
     def begin(self, con_id: int, price: Decimal) -> Quote:
         """Give a contract its first price, which nothing trades at."""
         half = self.spread / 2

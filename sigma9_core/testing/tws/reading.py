@@ -57,7 +57,9 @@ def account_updates(world: World, client: Client, request: Request) -> None:
         client.accounts.discard(account.name)
         return
     client.accounts.add(account.name)
-    client.send(*world.value_messages(account))
+    values = world.value_messages(account)
+    client.news(values)
+    client.send(*values)
     client.send(*(portfolio_message(account, each, world.market.price) for each in account.held()))
     client.send(message(8, 1, f"{world.clock.now():%H:%M}"), message(54, 1, account.name))
 
@@ -71,7 +73,9 @@ def account_updates_multi(world: World, client: Client, request: Request) -> Non
         return
     client.multi[request.req_id] = name
     for account in chosen:
-        client.send(*world.multi_messages(account, request.req_id))
+        values = world.multi_messages(account, request.req_id)
+        client.news(values)
+        client.send(*values)
     client.send(message(74, 1, request.req_id))
 
 

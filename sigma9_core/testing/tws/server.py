@@ -33,6 +33,7 @@ class FakeTws(Control):
         master_client_id: int | None = None,
         first_order_id: int = 1,
         live_data: bool = True,
+        any_symbol: bool = False,
         host: str = LOCAL,
         port: int = 0,
         log: Callable[[str], None] | None = None,
@@ -48,6 +49,7 @@ class FakeTws(Control):
                 master_client_id=master_client_id,
                 first_order_id=first_order_id,
                 live_data=live_data,
+                any_symbol=any_symbol,
             )
         )
         self.host = host

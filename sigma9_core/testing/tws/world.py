@@ -54,6 +54,7 @@ class World:
         master_client_id: int | None,
         first_order_id: int,
         live_data: bool = True,
+        any_symbol: bool = False,
     ) -> None:
         self.clock = clock
         self.zone = zone
@@ -62,6 +63,8 @@ class World:
         self.seed = seed
         self.contracts = Contracts()
         self.market = Market(self.contracts, spread)
+        if any_symbol:
+            self.contracts.made_up = lambda made: self.market.expect(made.contract.con_id)
         self.accounts = Accounts(tuple(accounts), cash)
         self.faults = Faults(seed)
         self.streaming = Streaming(self.contracts, self.market, self.faults, clock, zone=zone, seed=seed)
@@ -274,10 +277,11 @@ class World:
         """Tell the subscribers of an account's values what they are now."""
         for client in self.ready():
             if account.name in client.accounts:
-                client.send(*self.value_messages(account), message(8, 1, f"{self.clock.now():%H:%M}"))
+                fresh = client.news(self.value_messages(account))
+                client.send(*fresh, message(8, 1, f"{self.clock.now():%H:%M}"))
             for request, name in client.multi.items():
                 if name in ("", "All", account.name):
-                    client.send(*self.multi_messages(account, request))
+                    client.send(*client.news(self.multi_messages(account, request)))
             self.tell_pnl(client)
 
     # --- the link behind the gateway ----------------------------------------------------------------------------
