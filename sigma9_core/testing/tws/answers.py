@@ -7,8 +7,8 @@ from decimal import Decimal
 from typing import Final
 
 from sigma9_core.testing.tws.accounts import Account, Position, PriceOf
-from sigma9_core.testing.tws.book import Execution, Ticket
 from sigma9_core.testing.tws.orders import Told, completed_order, open_order
+from sigma9_core.testing.tws.tickets import Execution, Ticket
 from sigma9_core.testing.tws.times import stamp
 from sigma9_core.testing.tws.wire import UNSET, Message, message, text
 

@@ -6,11 +6,11 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from sigma9_core.testing.tws.book import Execution, Ticket
 from sigma9_core.testing.tws.contracts import Details
 from sigma9_core.testing.tws.faults import Armed
 from sigma9_core.testing.tws.requests import Request
 from sigma9_core.testing.tws.server import FakeTws
+from sigma9_core.testing.tws.tickets import Execution, Ticket
 
 METHODS: Final = frozenset(
     (

@@ -7,26 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from decimal import Decimal
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from sigma9_core.testing.tws.accounts import Account, Accounts
 from sigma9_core.testing.tws.clock import PeerClock
 from sigma9_core.testing.tws.contracts import Contract
 from sigma9_core.testing.tws.market import Market, Quote
 from sigma9_core.testing.tws.orders import WireOrder
+from sigma9_core.testing.tws.tickets import AT_CLOSE, STOPS, TOUCHES, ZERO, Execution, Ticket
 from sigma9_core.testing.tws.times import moment
 
-ZERO: Final = Decimal(0)
-STOPS: Final = frozenset(("STP", "STP LMT", "TRAIL", "TRAIL LIMIT"))
-TOUCHES: Final = frozenset(("MIT", "LIT"))
-AT_CLOSE: Final = frozenset(("MOC", "LOC"))
-LIMITED: Final = frozenset(("LMT", "STP LMT", "TRAIL LIMIT", "LOC", "LIT"))
 KINDS: Final = frozenset(("MKT", "LMT", *STOPS, *TOUCHES, *AT_CLOSE))
 """The types of orders that the book knows; others are refused."""
 TIFS: Final = frozenset(("", "DAY", "GTC", "IOC", "FOK", "GTD", "OPG"))
-LIVE: Final = frozenset(("ApiPending", "PendingSubmit", "PreSubmitted", "Submitted", "PendingCancel"))
 FIRST_PERM_ID: Final = 1_700_000_001
 
 
@@ -37,155 +31,6 @@ class Refused(Exception):
         super().__init__(text)
         self.code = code
         self.text = text
-
-
-@dataclass(eq=False, slots=True)
-class Ticket:
-    """An order in the book."""
-
-    perm_id: int
-    client_id: int
-    """Of the client that placed it; 0 and no order id for an order by hand."""
-    order_id: int
-    contract: Contract
-    order: WireOrder
-    account: str
-    quantity: Decimal
-    created: datetime
-    status: str = "PreSubmitted"
-    filled: Decimal = ZERO
-    paid: Decimal = ZERO
-    """The sum of price times quantity of its fills."""
-    last_price: Decimal = ZERO
-    parent: Ticket | None = None
-    triggered: bool = False
-    best: Decimal | None = None
-    """The best price that a trailing stop has seen."""
-    transmitted: bool = True
-    withheld: bool = False
-    """Nothing is told of it until a client reads it back."""
-    ended: datetime | None = None
-    reason: str = ""
-    fills: int = 0
-
-    @property
-    def live(self) -> bool:
-        """Tell whether it can still fill."""
-        return self.status in LIVE
-
-    @property
-    def remaining(self) -> Decimal:
-        """Give what is not filled."""
-        return self.quantity - self.filled
-
-    @property
-    def average(self) -> Decimal:
-        """Give the average price of its fills."""
-        return (self.paid / self.filled).quantize(Decimal("0.00000001")).normalize() if self.filled else ZERO
-
-    @property
-    def ref(self) -> str:
-        """Give the client's reference."""
-        return self.order.get("orderRef")
-
-    @property
-    def parent_id(self) -> int:
-        """Give the order id of its parent, 0 where there is none."""
-        return 0 if self.parent is None else self.parent.order_id
-
-    @property
-    def stop(self) -> Decimal | None:
-        """Give the price that sets a stop off."""
-        if self.order.kind not in ("TRAIL", "TRAIL LIMIT") or self.best is None:
-            trails = self.order.kind.startswith("TRAIL")
-            return self.order.number("trailStopPrice" if trails else "auxPrice")
-        percent = self.order.number("trailingPercent")
-        distance = self.order.number("auxPrice") or ZERO if percent is None else self.best * percent / 100
-        return self.best + distance if self.order.buys else self.best - distance
-
-    @property
-    def limit(self) -> Decimal | None:
-        """Give the worst price that it takes; None for any."""
-        kind = self.order.kind
-        if kind not in LIMITED:
-            return None
-        offset = self.order.number("lmtPriceOffset")
-        if kind == "TRAIL LIMIT" and offset is not None and (stop := self.stop) is not None:
-            return stop + offset if self.order.buys else stop - offset
-        return self.order.number("lmtPrice")
-
-    @property
-    def why_held(self) -> str:
-        """Say what it waits for."""
-        if self.status != "PreSubmitted":
-            return ""
-        words = ["child"] if self.parent is not None and not self.parent.filled else []
-        if self.order.kind in STOPS | TOUCHES and not self.triggered:
-            words.append("trigger")
-        return ",".join(words)
-
-    def told(self) -> WireOrder:
-        """Give the order as it is told: a trailing stop with the price where it is now."""
-        stop = self.stop if self.order.kind.startswith("TRAIL") else None
-        order = self.order
-        if order.get("tif") == "":
-            order = order.changed(tif="DAY")
-        return order if stop is None else order.changed(trailStopPrice=stop)
-
-    def shown(self) -> dict[str, Any]:
-        """Show it as plain data."""
-        return {
-            "perm_id": self.perm_id,
-            "client_id": self.client_id,
-            "order_id": self.order_id,
-            "order_ref": self.ref,
-            "account": self.account,
-            "symbol": self.contract.symbol,
-            "action": self.order.get("action"),
-            "type": self.order.get("orderType"),
-            "tif": self.order.get("tif") or "DAY",
-            "quantity": str(self.quantity),
-            "filled": str(self.filled),
-            "average": str(self.average),
-            "limit": None if self.limit is None else str(self.limit),
-            "stop": None if self.stop is None else str(self.stop),
-            "status": self.status,
-            "parent_id": self.parent_id,
-            "oca_group": self.order.get("ocaGroup"),
-            "reason": self.reason,
-        }
-
-
-@dataclass(slots=True)
-class Execution:
-    """A fill."""
-
-    exec_id: str
-    ticket: Ticket
-    quantity: Decimal
-    price: Decimal
-    time: datetime
-    cumulative: Decimal
-    average: Decimal
-    commission: Decimal
-    realized: Decimal | None
-
-    def shown(self) -> dict[str, Any]:
-        """Show it as plain data."""
-        return {
-            "exec_id": self.exec_id,
-            "perm_id": self.ticket.perm_id,
-            "order_id": self.ticket.order_id,
-            "client_id": self.ticket.client_id,
-            "order_ref": self.ticket.ref,
-            "account": self.ticket.account,
-            "symbol": self.ticket.contract.symbol,
-            "side": "BOT" if self.ticket.order.buys else "SLD",
-            "quantity": str(self.quantity),
-            "price": str(self.price),
-            "commission": str(self.commission),
-            "time": self.time.isoformat(),
-        }
 
 
 class Listener(Protocol):
@@ -223,6 +68,8 @@ class Book:
     least_commission: Decimal = Decimal(1)
     holds: bool = False
     """Fills come from the control alone, not from prices."""
+    first_id: int = 1
+    """The first order id of every client."""
     tickets: dict[int, Ticket] = field(default_factory=dict)
     """By their permanent id, oldest first."""
     numbers: dict[tuple[int, int], Ticket] = field(default_factory=dict)
@@ -236,7 +83,7 @@ class Book:
 
     def next_id(self, client_id: int) -> int:
         """Give the smallest order id that a client may use next."""
-        return self.next_ids.get(client_id, 1)
+        return self.next_ids.get(client_id, self.first_id)
 
     def place(
         self, client_id: int, order_id: int, contract: Contract, order: WireOrder, rejects: str | None = None
@@ -291,10 +138,11 @@ class Book:
         ticket.status, ticket.reason, ticket.ended = "Cancelled", reason, self.clock.now()
         self.listener.cancelled(ticket)
         for child in self._children(ticket):
-            if not ticket.filled:
+            most = child.filled + self._to_close(child)
+            if most <= child.filled:
                 self.cancel(child, "parent cancelled")
-            elif child.quantity > ticket.filled:
-                child.quantity = ticket.filled
+            elif child.quantity > most:
+                child.quantity = most
                 self.listener.changed(child)
 
     def reject(self, ticket: Ticket, reason: str, code: int = 201) -> None:
@@ -340,7 +188,8 @@ class Book:
         """End regular hours: orders on the close trade, then what was good for the day is cancelled."""
         for ticket in self.working():
             quote = self.market.quote(ticket.contract.con_id)
-            if ticket.order.kind in AT_CLOSE and quote is not None and ticket.transmitted and not self.holds:
+            able = ticket.live and ticket.transmitted and not self.holds
+            if ticket.order.kind in AT_CLOSE and quote is not None and able:
                 limit, price = ticket.limit, quote.last
                 if limit is None or (price <= limit if ticket.order.buys else price >= limit):
                     self.fill(ticket, ticket.remaining, price)
@@ -473,6 +322,18 @@ class Book:
         waiting = [each for each in family if each.live and not each.transmitted]
         return waiting if ticket in waiting else [*waiting, ticket]
 
+    def _to_close(self, child: Ticket) -> Decimal:
+        """Give what a child may still fill: what its parent has opened and its group has not closed yet."""
+        parent, group = child.parent, child.order.get("ocaGroup")
+        if parent is None:
+            return child.remaining
+        closed = sum(
+            each.filled
+            for each in self.tickets.values()
+            if each.parent is parent and (each is child or each.order.get("ocaGroup") == group)
+        )
+        return parent.filled - closed
+
     def _children(self, ticket: Ticket) -> list[Ticket]:
         return [each for each in self.tickets.values() if each.parent is ticket and each.live]
 
@@ -573,7 +434,7 @@ class Book:
                 return ZERO
         quantity = ticket.remaining
         if ticket.parent is not None:
-            quantity = min(quantity, ticket.parent.filled - ticket.filled)
+            quantity = min(quantity, self._to_close(ticket))
         if room is not None:
             if order.get("tif") == "FOK" and room < quantity:
                 return ZERO

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from sigma9_core.testing.tws.answers import shown
 from sigma9_core.testing.tws.wire import Message, encode
 
 MANY: Final = frozenset(("6", "63", "73"))
 """Messages that come by the dozen: the log has the first."""
+
+KEPT: Final = 200_000
+"""How many messages are remembered, at most, where a peer runs for days."""
+
+
+def forget(remembered: list[Any]) -> None:
+    """Drop the older half of what is remembered when it is too much."""
+    if len(remembered) > KEPT:
+        del remembered[: KEPT // 2]
 
 
 @dataclass(eq=False, slots=True)
@@ -56,6 +65,7 @@ class Client:
         """Send messages, unless it is muted."""
         if self.muted:
             return
+        forget(self.sent)
         before = ""
         for each in messages:
             self.sent.append(each)

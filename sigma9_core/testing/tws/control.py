@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import Any, Final
 
 from sigma9_core.testing.tws.answers import error
-from sigma9_core.testing.tws.book import Book, Execution, Ticket
+from sigma9_core.testing.tws.book import Book
 from sigma9_core.testing.tws.client import Client
 from sigma9_core.testing.tws.clock import PeerClock
 from sigma9_core.testing.tws.contracts import Details
@@ -18,6 +18,7 @@ from sigma9_core.testing.tws.faults import Armed, Faults
 from sigma9_core.testing.tws.history import Bar
 from sigma9_core.testing.tws.orders import WireOrder
 from sigma9_core.testing.tws.requests import NAMES, Request
+from sigma9_core.testing.tws.tickets import Execution, Ticket
 from sigma9_core.testing.tws.wire import Value
 from sigma9_core.testing.tws.world import World
 
@@ -178,7 +179,7 @@ class Control:
 
     def place_foreign(self, client_id: int, symbol: str, order_id: int = 0, **values: Value) -> Ticket:
         """Place an order as another client does: `place_foreign(7, "AAPL", action="BUY", totalQuantity=1)`."""
-        number = order_id or max(self.book.next_id(client_id), self.world.first_order_id)
+        number = order_id or self.book.next_id(client_id)
         return self.book.place(client_id, number, self.world.contracts.named(symbol).contract, _order(values))
 
     def place_manual(self, symbol: str, **values: Value) -> Ticket:

@@ -90,7 +90,7 @@ PLAIN: Final = (
         "The link is back and data was lost (1101): market data must be asked for again.",
     ),
     Kind("farm-flap", "any", "Data farms go and come back: 2103, 2105, 2157, then 2104, 2106, 2158."),
-    Kind("nightly-restart", "any", "The gateway restarts: connections close, and order ids begin at 1 again."),
+    Kind("nightly-restart", "any", "The gateway restarts: connections close, and order ids begin again."),
     Kind("client-id-in-use", "start", "The client id is in use: error 326, then the connection closes."),
     Kind("silent-handshake", "connection", "The connection is taken, and the handshake never answered."),
     Kind("closed-at-once", "connection", "The connection is taken and closed."),

@@ -11,7 +11,7 @@ from typing import Final
 from sigma9_core.clock import monotonic
 from sigma9_core.testing.tws import reading, trading
 from sigma9_core.testing.tws.answers import error
-from sigma9_core.testing.tws.client import Client
+from sigma9_core.testing.tws.client import Client, forget
 from sigma9_core.testing.tws.faults import Armed
 from sigma9_core.testing.tws.requests import Request, read_request
 from sigma9_core.testing.tws.times import stamp
@@ -91,6 +91,7 @@ class Session:
             elif client.ready and not self._struck(request):
                 self._answer(request)
         finally:
+            forget(self._world.received)
             self._world.received.append(request)
             self._arrived(request)
 

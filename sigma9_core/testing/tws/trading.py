@@ -15,11 +15,12 @@ from sigma9_core.testing.tws.answers import (
     order_message,
     status_message,
 )
-from sigma9_core.testing.tws.book import Refused, Ticket
+from sigma9_core.testing.tws.book import Refused
 from sigma9_core.testing.tws.client import Client
 from sigma9_core.testing.tws.contracts import Contract
 from sigma9_core.testing.tws.orders import Told, WireOrder, open_order
 from sigma9_core.testing.tws.requests import Request
+from sigma9_core.testing.tws.tickets import Ticket
 from sigma9_core.testing.tws.wire import Message, message
 from sigma9_core.testing.tws.world import World, about
 
@@ -232,7 +233,7 @@ def ids(world: World, client: Client, request: Request) -> None:
 
 def next_id(world: World, client: Client) -> Message:
     """Write nextValidId."""
-    return message(9, 1, max(world.book.next_id(client.client_id), world.first_order_id))
+    return message(9, 1, world.book.next_id(client.client_id))
 
 
 ANSWERS: Final[Mapping[str, Answer]] = {

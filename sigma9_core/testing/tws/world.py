@@ -17,7 +17,7 @@ from sigma9_core.testing.tws.answers import (
     position_message,
     status_message,
 )
-from sigma9_core.testing.tws.book import Book, Execution, Ticket
+from sigma9_core.testing.tws.book import Book
 from sigma9_core.testing.tws.client import Client
 from sigma9_core.testing.tws.clock import PeerClock
 from sigma9_core.testing.tws.contracts import Contract, Contracts
@@ -25,6 +25,7 @@ from sigma9_core.testing.tws.faults import Armed, Faults
 from sigma9_core.testing.tws.market import Market
 from sigma9_core.testing.tws.requests import Request
 from sigma9_core.testing.tws.streaming import Streaming
+from sigma9_core.testing.tws.tickets import Execution, Ticket
 from sigma9_core.testing.tws.wire import Message, message
 
 HEALTHY: Final = (
@@ -59,7 +60,6 @@ class World:
         self.clock = clock
         self.zone = zone
         self.master_client_id = master_client_id
-        self.first_order_id = first_order_id
         self.seed = seed
         self.contracts = Contracts()
         self.market = Market(self.contracts, spread)
@@ -69,7 +69,7 @@ class World:
         self.faults = Faults(seed)
         self.streaming = Streaming(self.contracts, self.market, self.faults, clock, zone=zone, seed=seed)
         self.streaming.live = live_data
-        self.book = Book(self.accounts, self.market, clock, self)
+        self.book = Book(self.accounts, self.market, clock, self, first_id=first_order_id)
         self.clients: list[Client] = []
         self.received: list[Request] = []
         self.link_up = True
