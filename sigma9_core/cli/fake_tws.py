@@ -48,7 +48,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         default=[],
         metavar="NAME[:N|:CHANCE|:always][,KEY=VALUE]",
         help="goes wrong the next N times (default: 1), by a chance such as 0.1, or always. May be repeated. "
-        "Keys: symbol, order_ref, client_id, request, seconds, parts",
+        "Keys: symbol, order_ref, client_id, request, seconds, parts, text",
     )
     parser.add_argument("--list-faults", action="store_true", help="list what can go wrong, and end")
     parser.add_argument("--seed", type=int, default=0, help="of chances, prices and history (default: 0)")

@@ -384,17 +384,20 @@ class Book:
             (parent is not None and not parent.filled)
             or (order.kind in STOPS | TOUCHES and not ticket.triggered)
             or order.kind in AT_CLOSE
-            or self._outside(ticket)
+            or self.outside(ticket)
+            or self._early(ticket)
         )
 
-    def _outside(self, ticket: Ticket) -> bool:
+    def outside(self, ticket: Ticket) -> bool:
         """Tell whether an order waits for the market to open."""
-        after = ticket.order.get("goodAfterTime")
-        if after and moment(after, "UTC") > self.clock.now():
-            return True
         if self.market.phase == "open":
             return False
         return not ticket.order.flag("outsideRth") or ticket.order.get("tif") == "OPG"
+
+    def _early(self, ticket: Ticket) -> bool:
+        """Tell whether an order is not good yet."""
+        after = ticket.order.get("goodAfterTime")
+        return bool(after) and moment(after, "UTC") > self.clock.now()
 
     def _trail(self, ticket: Ticket, quote: Quote) -> None:
         if not ticket.order.kind.startswith("TRAIL") or ticket.triggered:
@@ -413,7 +416,7 @@ class Book:
     def _meet(self, ticket: Ticket, quote: Quote, room: Decimal | None) -> Decimal:
         """Trigger and fill an order as far as the price allows; give what it took."""
         order, buys = ticket.order, ticket.order.buys
-        if quote.halted or order.kind in AT_CLOSE or self._outside(ticket):
+        if quote.halted or order.kind in AT_CLOSE or self.outside(ticket) or self._early(ticket):
             return ZERO
         if ticket.parent is not None and not ticket.parent.filled:
             return ZERO

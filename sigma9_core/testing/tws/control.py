@@ -68,7 +68,7 @@ class Control:
             None if ask is None else decimal(ask),
             decimal(size),
         )
-        self.world.streaming.price_moved(con_id)
+        self.world.price_moved(con_id)
         self.book.trade(con_id, None if depth is None else decimal(depth))
 
     def halt(self, symbol: str, *, halted: bool = True) -> None:

@@ -58,7 +58,7 @@ PLAIN: Final = (
     Kind(
         "reject",
         "place",
-        "A new order is rejected: error 201 and the status Inactive.",
+        "A new order is rejected: error 201 with `text`, and the status Inactive.",
         201,
         "Order rejected - reason:fake",
     ),
@@ -71,6 +71,13 @@ PLAIN: Final = (
         "A change gets error 201; the order works on as it was.",
         201,
         "Order rejected - reason:fake",
+    ),
+    Kind(
+        "read-only",
+        "place",
+        "A new order is refused with error 321, as by a gateway whose API is read-only.",
+        321,
+        "Error validating request.-'bW' : cause - The API interface is currently in Read-Only mode.",
     ),
     Kind("modify-lost", "modify", "A change is swallowed: the order works on as it was."),
     Kind("cancel-refused", "cancel", "A cancel gets error 10148; the order works on.", 10148, WARNINGS[10148][1]),
@@ -90,7 +97,9 @@ PLAIN: Final = (
         "The link is back and data was lost (1101): market data must be asked for again.",
     ),
     Kind("farm-flap", "any", "Data farms go and come back: 2103, 2105, 2157, then 2104, 2106, 2158."),
-    Kind("nightly-restart", "any", "The gateway restarts: connections close, and order ids begin again."),
+    Kind(
+        "nightly-restart", "any", "The gateway restarts: connections close, for `seconds`; order ids begin again."
+    ),
     Kind("client-id-in-use", "start", "The client id is in use: error 326, then the connection closes."),
     Kind("silent-handshake", "connection", "The connection is taken, and the handshake never answered."),
     Kind("closed-at-once", "connection", "The connection is taken and closed."),
@@ -119,6 +128,7 @@ PLAIN: Final = (
         162,
         "Historical Market Data Service error message:HMDS query returned no data",
     ),
+    Kind("history-limits", "history", "IB's limits of history hold: as `history-pacing` where one is broken."),
     Kind("history-unanswered", "history", "A request for history is never answered."),
     Kind(
         "no-market-data",
@@ -159,7 +169,7 @@ class Armed:
 
 
 MATCHES: Final = frozenset(("symbol", "order_ref", "client_id", "request"))
-OPTIONS: Final = frozenset(("seconds", "parts"))
+OPTIONS: Final = frozenset(("seconds", "parts", "text"))
 
 
 class Faults:

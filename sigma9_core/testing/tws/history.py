@@ -38,6 +38,22 @@ class Bar:
         return round((self.high + self.low + self.close) / 3, 4)
 
 
+class Pace:
+    """IB's limits: none identical in 15 seconds, fewer than 6 of a contract in 2, and 60 in 10 minutes."""
+
+    def __init__(self) -> None:
+        self._asked: list[tuple[float, int, object]] = []
+
+    def too_fast(self, now: float, con_id: int, request: object) -> bool:
+        """Take note of a request, and tell whether it breaks a limit."""
+        self._asked = [each for each in self._asked if now - each[0] < 600]
+        same = any(now - at < 15 for at, _, asked in self._asked if asked == request)
+        close = sum(now - at < 2 for at, asked_of, _ in self._asked if asked_of == con_id)
+        broken = same or close >= 5 or len(self._asked) >= 60
+        self._asked.append((now, con_id, request))
+        return broken
+
+
 class History:
     """The bars of every contract."""
 

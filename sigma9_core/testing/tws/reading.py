@@ -56,7 +56,7 @@ def account_updates(world: World, client: Client, request: Request) -> None:
     if request.get("subscribe") != "1":
         client.accounts.discard(account.name)
         return
-    client.accounts.add(account.name)
+    client.accounts = {account.name}  # the newest one takes the place of the one before
     values = world.value_messages(account)
     client.news(values)
     client.send(*values)

@@ -56,9 +56,10 @@ class FakeTws(Control):
         self.port = port
         self._log = log or (lambda line: None)
         self._server: asyncio.Server | None = None
+        self._starting = False
         self._numbers = itertools.count(1)
         self._running: set[asyncio.Task[None]] = set()
-        self.world.restart = self.restart
+        self.world.restart = lambda seconds: self.restart(seconds=seconds)
 
     async def start(self) -> Self:
         """Listen; `port` says where, when it was 0."""
@@ -84,9 +85,12 @@ class FakeTws(Control):
             self._server = await asyncio.start_server(self._visit, self.host, self.port)
             self.port = int(self._server.sockets[0].getsockname()[1])
 
-    def restart(self, *, forget_ids: bool = True) -> None:
-        """Restart as a gateway does every night: connections close, and order ids begin again."""
+    def restart(self, *, forget_ids: bool = True, seconds: float = 0) -> None:
+        """Restart as a gateway does every night: connections close (for `seconds`), order ids begin again."""
         self.drop()
+        if seconds:
+            self._starting = True
+            self.clock.later(seconds, self._started)
         self.world.link_up = self.world.streaming.up = True
         self.world.waiting.clear()
         if forget_ids:
@@ -94,6 +98,9 @@ class FakeTws(Control):
             for key, ticket in list(self.book.numbers.items()):
                 if not ticket.live:
                     del self.book.numbers[key]
+
+    def _started(self) -> None:
+        self._starting = False
 
     async def __aenter__(self) -> Self:
         """Start."""
@@ -104,6 +111,9 @@ class FakeTws(Control):
         await self.stop()
 
     async def _visit(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._starting:
+            writer.transport.abort()
+            return
         task = asyncio.current_task()
         if task is not None:
             self._running.add(task)

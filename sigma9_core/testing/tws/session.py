@@ -154,7 +154,7 @@ class Session:
             case "farm-flap":
                 world.flap_farms()
             case "nightly-restart":
-                world.restart()
+                world.restart(fault.option("seconds", 0))
                 return True
             case "half-open":
                 client.muted = True

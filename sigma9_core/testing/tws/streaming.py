@@ -12,8 +12,8 @@ from sigma9_core.testing.tws.answers import error
 from sigma9_core.testing.tws.client import Client
 from sigma9_core.testing.tws.clock import PeerClock
 from sigma9_core.testing.tws.contracts import Contract, Contracts
-from sigma9_core.testing.tws.faults import Faults
-from sigma9_core.testing.tws.history import Bar, History
+from sigma9_core.testing.tws.faults import KINDS, Faults
+from sigma9_core.testing.tws.history import Bar, History, Pace
 from sigma9_core.testing.tws.market import Market, Quote
 from sigma9_core.testing.tws.requests import Request
 from sigma9_core.testing.tws.times import DAY, bar_seconds, moment, stamp
@@ -58,6 +58,7 @@ class Streams:
 
     tickers: dict[int, Ticker] = field(default_factory=dict)
     bars: dict[int, Bars] = field(default_factory=dict)
+    pace: Pace = field(default_factory=Pace)
 
 
 class Streaming:
@@ -186,10 +187,17 @@ class Streaming:
         if contract is None:
             return
         what = request.get("whatToShow")
-        fault = self._faults.strike("history", symbol=contract.symbol, client_id=client.client_id)
+        about = {"symbol": contract.symbol, "client_id": client.client_id}
+        fault = self._faults.strike("history", "history-pacing", "history-empty", "history-unanswered", **about)
         if fault is not None:
             if fault.kind.code:
                 client.send(error(fault.kind.code, fault.kind.text, number))
+            return
+        pace = self.streams(client).pace
+        now = self._clock.now().timestamp()
+        if self._faults.on("history-limits") and pace.too_fast(now, contract.con_id, request.raw[2:]):
+            pacing = KINDS["history-pacing"]
+            client.send(error(pacing.code, pacing.text, number))
             return
         size, end_text = request.get("barSize"), request.get("end")
         if end_text and (what == "ADJUSTED_LAST" or request.get("keepUpToDate") == "1"):

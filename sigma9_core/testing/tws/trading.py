@@ -52,7 +52,10 @@ def place(world: World, client: Client, request: Request) -> None:
     if name in ("lost-ack", "death-after-accept"):
         _untold(world, client, request, contract, dies=name == "death-after-accept")
         return
-    rejects = fault.kind.text if fault is not None and name == "reject" else None
+    if fault is not None and name == "read-only":
+        client.send(error(fault.kind.code, fault.kind.text, order_id))
+        return
+    rejects = str(fault.options.get("text", fault.kind.text)) if fault is not None else None
     try:
         world.book.place(client.client_id, order_id, contract, order, rejects)
     except Refused as refusal:
@@ -131,28 +134,35 @@ def cancel(world: World, client: Client, request: Request) -> None:
     ticket = world.book.numbers.get((client.client_id, order_id))
     if ticket is None:
         client.send(error(10147, f"OrderId {order_id} that needs to be cancelled is not found.", order_id))
-        return
+    elif not _kept(world, ticket):
+        world.book.cancel(ticket)
+
+
+def _kept(world: World, ticket: Ticket) -> bool:
+    """Tell whether a fault or its state keeps an order from being cancelled now; what is to be said is said."""
+    order_id = ticket.order_id
     fault = world.faults.strike("cancel", **about(ticket))
     if fault is not None and fault.kind.name == "cancel-late" and ticket.live:
         ticket.status = "PendingCancel"
         world.tell(ticket, status_message(ticket))
         world.clock.later(fault.option("seconds", 2), lambda: world.book.cancel(ticket))
-        return
+        return True
     if fault is not None:
         if fault.kind.code:
-            client.send(error(fault.kind.code, fault.kind.text.format(order_id=order_id), order_id))
-        return
+            world.tell(ticket, error(fault.kind.code, fault.kind.text.format(order_id=order_id), order_id))
+        return True
     if not ticket.live:
         words = f"OrderId {order_id} that needs to be cancelled cannot be cancelled, state: {ticket.status}."
-        client.send(error(10148, words, order_id))
-        return
-    world.book.cancel(ticket)
+        world.tell(ticket, error(10148, words, order_id))
+        return True
+    return False
 
 
 def global_cancel(world: World, client: Client, request: Request) -> None:
     """Cancel every order of every client, and those by hand."""
     for ticket in world.book.working():
-        world.book.cancel(ticket)
+        if ticket.live and not _kept(world, ticket):
+            world.book.cancel(ticket)
 
 
 def open_orders(world: World, client: Client, request: Request) -> None:

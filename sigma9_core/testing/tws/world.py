@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from decimal import ROUND_DOWN, Decimal
 from typing import Final
@@ -33,6 +32,7 @@ HEALTHY: Final = (
     (2106, "HMDS data farm connection is OK:ushmds"),
     (2158, "Sec-def data farm connection is OK:secdefnj"),
 )
+HELD: Final = "Order Message:\nWarning: your order will not be placed at the exchange until the market opens."
 BROKEN: Final = (
     (2103, "Market data farm connection is broken:usfarm"),
     (2105, "HMDS data farm connection is broken:ushmds"),
@@ -75,8 +75,7 @@ class World:
         self.link_up = True
         self.waiting: list[Callable[[], None]] = []
         """What is done when the link is back."""
-        self.pnl_before: defaultdict[str, Decimal] = defaultdict(Decimal)
-        self.restart: Callable[[], None] = lambda: None
+        self.restart: Callable[[float], None] = lambda seconds: None
 
     # --- who hears ----------------------------------------------------------------------------------------------
 
@@ -87,9 +86,7 @@ class World:
     def hearers(self, ticket: Ticket) -> list[Client]:
         """List those who are told of an order: its own client, client 0 of orders by hand, and the master."""
         return [
-            each
-            for each in self.ready()
-            if self.owns(each, ticket) or (each.client_id == self.master_client_id and ticket.order_id != 0)
+            each for each in self.ready() if self.owns(each, ticket) or each.client_id == self.master_client_id
         ]
 
     def owns(self, client: Client, ticket: Ticket) -> bool:
@@ -120,12 +117,15 @@ class World:
     def accepted(self, ticket: Ticket) -> None:
         """Tell of an order that is in the book, and of what is remarkable about it."""
         self._bind(ticket)
+        outside = self.book.outside(ticket)
 
         def report() -> None:
             self._tell_order(ticket)
             if ticket.order.get("tif") == "" and ticket.client_id:
                 self.tell(ticket, error(10349, "Order TIF was set to DAY based on order preset.", ticket.order_id))
-            if (fault := self._strikes("order", ticket)) is not None:
+            if outside:
+                self.tell(ticket, error(399, HELD, ticket.order_id))
+            if (fault := self.faults.strike("order", **about(ticket))) is not None:
                 self.tell(ticket, error(fault.kind.code, fault.kind.text, ticket.order_id))
 
         self._report(ticket, report)
@@ -211,9 +211,6 @@ class World:
         twice = self.faults.strike("status", **about(ticket)) is not None
         self.tell(ticket, *([status] * (2 if twice else 1)))
 
-    def _strikes(self, where: str, ticket: Ticket) -> Armed | None:
-        return self.faults.strike("order", **about(ticket)) if where == "order" else None
-
     def _later(self, fault: Armed, action: Callable[[], None]) -> None:
         self.clock.later(fault.option("seconds", 2), action)
 
@@ -283,6 +280,13 @@ class World:
                 if name in ("", "All", account.name):
                     client.send(*client.news(self.multi_messages(account, request)))
             self.tell_pnl(client)
+
+    def price_moved(self, con_id: int) -> None:
+        """Tell the subscribers of market data and of profits a new price."""
+        self.streaming.price_moved(con_id)
+        if self.link_up:
+            for client in self.ready():
+                self.tell_pnl(client)
 
     # --- the link behind the gateway ----------------------------------------------------------------------------
 

@@ -115,6 +115,12 @@ async def test_profit(lib: Any, ib: Any, aapl: Any, tws: FakeTws) -> None:
     ib.placeOrder(aapl, lib.MarketOrder("SELL", 50, tif="DAY"))
     await ib.reqCurrentTimeAsync()
 
+    tws.set_price("AAPL", 192)
+    await ib.reqCurrentTimeAsync()
+    assert single.value == 50 * 192
+    tws.set_price("AAPL", 191)
+    await ib.reqCurrentTimeAsync()
+
     assert single.position == 50
     assert single.value == 50 * 191
     assert whole.unrealizedPnL == single.unrealizedPnL == pytest.approx(49.5)

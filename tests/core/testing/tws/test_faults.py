@@ -50,6 +50,21 @@ async def test_reject(lib: Any, ib: Any, aapl: Any, tws: FakeTws, heard: list[An
     assert (await place(lib, ib, aapl)).orderStatus.status == "Submitted"
 
 
+async def test_reject_with_words(lib: Any, ib: Any, aapl: Any, tws: FakeTws, heard: list[Any]) -> None:
+    """reject: the text can be given."""
+    tws.arm("reject", text="Order rejected - reason:no money")
+    await place(lib, ib, aapl)
+    assert heard[0][1:] == (201, "Order rejected - reason:no money")
+
+
+async def test_read_only(lib: Any, ib: Any, aapl: Any, tws: FakeTws, heard: list[Any]) -> None:
+    """read-only: code 321, and no order."""
+    tws.arm("read-only", times=None)
+    await place(lib, ib, aapl)
+    assert codes(heard) == [321]
+    assert tws.orders() == []
+
+
 async def test_lost_order(lib: Any, ib: Any, aapl: Any, tws: FakeTws) -> None:
     """lost-order: nothing is in the book, and nothing is said."""
     tws.arm("lost-order")
@@ -156,6 +171,18 @@ async def test_cancel_lost(lib: Any, ib: Any, aapl: Any, tws: FakeTws) -> None:
     tws.set_price("AAPL", 180)
     await ib.reqCurrentTimeAsync()
     assert trade.orderStatus.status == "Filled"
+
+
+async def test_global_cancel(lib: Any, ib: Any, aapl: Any, tws: FakeTws, heard: list[Any]) -> None:
+    """cancel-refused, cancel-lost, cancel-late: they strike the orders of a global cancel one by one."""
+    for ref in ("refused", "lost", "late", "done"):
+        await place(lib, ib, aapl, limit(lib, orderRef=ref))
+        if ref != "done":
+            tws.arm(f"cancel-{ref}", order_ref=ref)
+    ib.reqGlobalCancel()
+    await ib.reqCurrentTimeAsync()
+    assert [each.status for each in tws.orders()] == ["Submitted", "Submitted", "PendingCancel", "Cancelled"]
+    assert sorted(codes(heard)) == [202, 10148]
 
 
 async def test_cancel_late(lib: Any, ib: Any, aapl: Any, tws: FakeTws) -> None:
@@ -323,6 +350,19 @@ async def test_nightly_restart(lib: Any, ib: Any, aapl: Any, tws: FakeTws, conne
     assert len(again.fills()) == 1
 
 
+async def test_restart_takes_its_time(lib: Any, ib: Any, tws: FakeTws) -> None:
+    """nightly-restart with `seconds`: nobody gets in meanwhile."""
+    tws.arm("nightly-restart", seconds=30)
+    ib.client.reqCurrentTime()
+    await ends(ib)
+    again = lib.IB()
+    with pytest.raises((TimeoutError, ConnectionError)):
+        await again.connectAsync(tws.host, tws.port, clientId=1, timeout=0.2)
+    tws.clock.advance(30)
+    await again.connectAsync(tws.host, tws.port, clientId=1, timeout=5)
+    again.disconnect()
+
+
 async def test_client_id_in_use(lib: Any, tws: FakeTws) -> None:
     """client-id-in-use: 326, then the connection closes; the next attempt succeeds."""
     tws.arm("client-id-in-use", client_id=3)
@@ -409,6 +449,25 @@ async def test_no_history(ib: Any, aapl: Any, tws: FakeTws, heard: list[Any], *,
     tws.arm(name)
     assert not await ib.reqHistoricalDataAsync(aapl, "", "1 D", "1 min", "TRADES", True)
     assert codes(heard) == [162]
+
+
+async def test_history_limits(ib: Any, aapl: Any, tws: FakeTws, heard: list[Any]) -> None:
+    """history-limits: not the same twice in 15 seconds, not 6 of a contract in 2, not over 60 in 10 minutes."""
+    tws.arm("history-limits", times=None)
+
+    async def asked(days: int) -> bool:
+        return bool(await ib.reqHistoricalDataAsync(aapl, "", f"{days} D", "1 day", "TRADES", True))
+
+    assert [await asked(1), await asked(1), await asked(2)] == [True, False, True]
+    tws.clock.advance(15)
+    assert [await asked(days) for days in (1, 2, 3, 4, 5, 6)] == [True] * 5 + [False]
+    for days in range(7, 58):
+        tws.clock.advance(3)
+        assert await asked(days)
+    assert not await asked(58)
+    assert set(codes(heard)) == {162}
+    tws.clock.advance(600)
+    assert await asked(58)
 
 
 async def test_history_unanswered(ib: Any, aapl: Any, tws: FakeTws) -> None:

@@ -110,20 +110,17 @@ async def test_closing_orders(lib: Any, ib: Any, aapl: Any, tws: FakeTws) -> Non
     assert [state(each)[0] for each in (poor, day, longer)] == ["Cancelled", "Cancelled", "Submitted"]
 
 
-async def test_out_of_hours(lib: Any, ib: Any, aapl: Any, tws: FakeTws) -> None:
-    """Out of regular hours an order waits, unless it may trade then; at the opening it trades."""
+async def test_out_of_hours(lib: Any, ib: Any, aapl: Any, tws: FakeTws, heard: list[Any]) -> None:
+    """Out of regular hours an order waits, which code 399 says, unless it may trade; at the opening it trades."""
     tws.close_market()
     waits = ib.placeOrder(aapl, make(lib, "BUY", "MKT", tif="DAY"))
     opening = ib.placeOrder(aapl, make(lib, "BUY", "MKT", tif="OPG"))
     poor = ib.placeOrder(aapl, make(lib, "BUY", "LMT", tif="OPG", lmtPrice=100))
     early = ib.placeOrder(aapl, make(lib, "BUY", "LMT", lmtPrice=191, outsideRth=True))
     await ib.reqCurrentTimeAsync()
-    assert [state(each)[0] for each in (waits, opening, poor, early)] == [
-        "PreSubmitted",
-        "PreSubmitted",
-        "PreSubmitted",
-        "Filled",
-    ]
+    assert [each.status for each in tws.orders()] == ["PreSubmitted", "PreSubmitted", "PreSubmitted", "Filled"]
+    assert state(early) == ("Filled", 100)
+    assert [code for _, code, _ in heard] == [399, 399, 399]
     tws.open_market()
     await ib.reqCurrentTimeAsync()
     assert [state(each)[0] for each in (waits, opening, poor)] == ["Filled", "Filled", "Cancelled"]
