@@ -5,9 +5,10 @@ Nothing here knows of connections or faults: what the book says is the truth.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from functools import partial
 from typing import Final, Protocol
 
 from sigma9_core.testing.tws.accounts import Account, Accounts
@@ -21,6 +22,17 @@ from sigma9_core.testing.tws.times import moment
 KINDS: Final = frozenset(("MKT", "LMT", *STOPS, *TOUCHES, *AT_CLOSE))
 """The types of orders that the book knows; others are refused."""
 TIFS: Final = frozenset(("", "DAY", "GTC", "IOC", "FOK", "GTD", "OPG"))
+NEEDS: Final[Mapping[str, tuple[tuple[str, ...], ...]]] = {
+    "LMT": (("lmtPrice",),),
+    "LOC": (("lmtPrice",),),
+    "STP": (("auxPrice",),),
+    "MIT": (("auxPrice",),),
+    "STP LMT": (("lmtPrice",), ("auxPrice",)),
+    "LIT": (("lmtPrice",), ("auxPrice",)),
+    "TRAIL": (("auxPrice", "trailingPercent"),),
+    "TRAIL LIMIT": (("auxPrice", "trailingPercent"), ("lmtPriceOffset", "lmtPrice")),
+}
+"""The prices that each type of order needs: of each group at least one."""
 FIRST_PERM_ID: Final = 1_700_000_001
 
 
@@ -191,20 +203,19 @@ class Book:
             able = ticket.live and ticket.transmitted and not self.holds
             if ticket.order.kind in AT_CLOSE and quote is not None and able:
                 limit, price = ticket.limit, quote.last
-                if limit is None or (price <= limit if ticket.order.buys else price >= limit):
-                    self.fill(ticket, ticket.remaining, price)
+                quantity = self._able(ticket)
+                if quantity and (limit is None or (price <= limit if ticket.order.buys else price >= limit)):
+                    self.fill(ticket, quantity, price)
         self.market.phase = "closed"
         for ticket in self.working():
             if ticket.order.get("tif") in ("", "DAY") or ticket.order.kind in AT_CLOSE:
                 self.cancel(ticket, "expired")
 
-    def expire(self) -> None:
-        """Cancel what is good till a date that has passed."""
-        now = self.clock.now()
-        for ticket in self.working():
-            until = ticket.order.get("goodTillDate")
-            if ticket.order.get("tif") == "GTD" and until and moment(until, "UTC") <= now:
-                self.cancel(ticket, "expired")
+    def new_day(self) -> None:
+        """Begin another day: what has ended and what was executed is told no more."""
+        self.executions.clear()
+        for ticket in self.tickets.values():
+            ticket.past = not ticket.live
 
     def fill(self, ticket: Ticket, quantity: Decimal, price: Decimal) -> Execution:
         """Fill an order, and do what follows for its children and its group."""
@@ -222,7 +233,8 @@ class Book:
         ticket.fills += 1
         self._fill_count += 1
         done = ticket.filled >= ticket.quantity
-        ticket.status = "Filled" if done else "Submitted"
+        if done or ticket.status != "PendingCancel":
+            ticket.status = "Filled" if done else "Submitted"
         ticket.triggered = True
         if done:
             ticket.ended = self.clock.now()
@@ -249,8 +261,13 @@ class Book:
         """Correct an execution's price: the same id with its last part one higher."""
         head, _, last = execution.exec_id.rpartition(".")
         account = self.accounts.all[execution.ticket.account]
+        position = account.position(execution.ticket.contract)
         change = (price - execution.price) * execution.quantity * (1 if execution.ticket.order.buys else -1)
         account.cash -= change
+        if execution.realized is not None:
+            position.realized -= change
+        elif position.quantity:
+            position.cost += change / position.quantity
         fixed = replace(execution, exec_id=f"{head}.{int(last) + 1:02d}", price=price)
         execution.ticket.paid += (price - execution.price) * execution.quantity
         self.executions.append(fixed)
@@ -274,10 +291,9 @@ class Book:
         quantity = order.number("totalQuantity")
         if quantity is None or quantity <= ZERO:
             raise Refused(434, "The order size cannot be zero.")
-        needs = {"LMT": "lmtPrice", "LOC": "lmtPrice", "STP": "auxPrice", "MIT": "auxPrice"}
-        for name in (*([needs[order.kind]] if order.kind in needs else ()),):
-            if order.number(name) is None:
-                raise Refused(201, f"Order rejected - reason:The order needs {name}.")
+        for either in NEEDS.get(order.kind, ()):
+            if not any(order.number(name) for name in either):
+                raise Refused(201, f"Order rejected - reason:The order needs {' or '.join(either)}.")
         for name in ("goodTillDate", "goodAfterTime"):
             try:
                 if at := order.get(name):
@@ -334,6 +350,10 @@ class Book:
         )
         return parent.filled - closed
 
+    def _able(self, ticket: Ticket) -> Decimal:
+        """Give what of an order may fill now."""
+        return max(ZERO, min(ticket.remaining, self._to_close(ticket)))
+
     def _children(self, ticket: Ticket) -> list[Ticket]:
         return [each for each in self.tickets.values() if each.parent is ticket and each.live]
 
@@ -351,11 +371,16 @@ class Book:
     def _schedule(self, ticket: Ticket) -> None:
         """Come back when an order begins to be good, and when it ends to be."""
         now = self.clock.now()
-        for name, action in (("goodTillDate", self.expire), ("goodAfterTime", lambda: self._begin(ticket))):
+        for name, action in (("goodTillDate", self._expire), ("goodAfterTime", self._begin)):
             if at := ticket.order.get(name):
-                self.clock.later(max(0.0, (moment(at, "UTC") - now).total_seconds()), action)
+                self.clock.later(max(0.0, (moment(at, "UTC") - now).total_seconds()), partial(action, ticket))
+
+    def _expire(self, ticket: Ticket) -> None:
+        if ticket.order.get("tif") == "GTD":
+            self.cancel(ticket, "expired")
 
     def _begin(self, ticket: Ticket) -> None:
+        ticket.good = True
         if ticket.live:
             self._activate(ticket)
 
@@ -397,7 +422,7 @@ class Book:
     def _early(self, ticket: Ticket) -> bool:
         """Tell whether an order is not good yet."""
         after = ticket.order.get("goodAfterTime")
-        return bool(after) and moment(after, "UTC") > self.clock.now()
+        return after != "" and not ticket.good and moment(after, "UTC") > self.clock.now()
 
     def _trail(self, ticket: Ticket, quote: Quote) -> None:
         if not ticket.order.kind.startswith("TRAIL") or ticket.triggered:
@@ -435,9 +460,7 @@ class Book:
             price = quote.last
             if not (price <= limit if buys else price >= limit):
                 return ZERO
-        quantity = ticket.remaining
-        if ticket.parent is not None:
-            quantity = min(quantity, self._to_close(ticket))
+        quantity = self._able(ticket)
         if room is not None:
             if order.get("tif") == "FOK" and room < quantity:
                 return ZERO

@@ -119,11 +119,7 @@ class Control:
 
     def new_day(self) -> None:
         """Begin another day: executions, completed orders and today's profits are no longer told."""
-        self.book.executions.clear()
-        for number, ticket in list(self.book.tickets.items()):
-            if not ticket.live:
-                ticket.ended = None
-                del self.book.tickets[number]
+        self.book.new_day()
         for account in self.world.accounts.all.values():
             for position in account.positions.values():
                 position.realized = Decimal(0)

@@ -62,7 +62,7 @@ class Session:
             while True:
                 self._hear(decode(await read_frame(self._reader)))
         except (asyncio.IncompleteReadError, ConnectionError):
-            client.log(f"#{client.number}/{client.client_id} - the client has closed the connection")
+            client.log(f"#{client.number}/{client.client_id} - the connection is closed")
         except WireError as problem:
             client.log(f"#{client.number}/{client.client_id} - closed: {problem}")
             client.close()

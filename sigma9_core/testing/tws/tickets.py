@@ -43,6 +43,10 @@ class Ticket:
     transmitted: bool = True
     withheld: bool = False
     """Nothing is told of it until a client reads it back."""
+    good: bool = False
+    """Its `goodAfterTime` has come."""
+    past: bool = False
+    """It ended on a day before: it is told no more."""
     ended: datetime | None = None
     reason: str = ""
     fills: int = 0

@@ -202,7 +202,7 @@ def completed_orders(world: World, client: Client, request: Request) -> None:
     """Tell the orders that have ended today; those by hand only where they are wanted."""
     only_api = request.get("apiOnly") == "1"
     for ticket in world.book.tickets.values():
-        if ticket.ended is not None and not (only_api and ticket.order_id <= 0):
+        if ticket.ended is not None and not ticket.past and not (only_api and ticket.order_id <= 0):
             ticket.withheld = False
             client.send(completed_message(ticket, world.zone))
     client.send(message(102))

@@ -197,6 +197,7 @@ async def test_cancel_late(lib: Any, ib: Any, aapl: Any, tws: FakeTws) -> None:
     tws.clock.advance(2)
     await ib.reqCurrentTimeAsync()
     assert trades[0].orderStatus.filled == 60
+    assert tws.orders()[0].status == "PendingCancel"
     tws.clock.advance(1)
     await ib.reqCurrentTimeAsync()
     assert [(each.orderStatus.status, each.orderStatus.filled) for each in trades] == [

@@ -228,6 +228,19 @@ async def test_bracket_in_parts(lib: Any, ib: Any, aapl: Any, tws: FakeTws) -> N
     assert ib.positions() == []
 
 
+async def test_child_at_the_close(lib: Any, ib: Any, aapl: Any, tws: FakeTws) -> None:
+    """A child on the close closes what its parent has opened, and nothing where that is nothing."""
+    for price, filled in ((180, 0), (190, 100)):
+        entry = make(lib, "BUY", "LMT", lmtPrice=price, transmit=False)
+        parent = ib.placeOrder(aapl, entry)
+        child = ib.placeOrder(aapl, make(lib, "SELL", "MOC", tif="DAY", parentId=entry.orderId))
+        await ib.reqCurrentTimeAsync()
+        tws.close_market()
+        tws.open_market()
+        await ib.reqCurrentTimeAsync()
+        assert (parent.orderStatus.filled, child.orderStatus.filled) == (filled, filled)
+
+
 async def test_bracket_cancelled(lib: Any, ib: Any, aapl: Any, tws: FakeTws) -> None:
     """A parent that never filled takes its children with it, also where it was rejected."""
     trades = await bracket(lib, ib, aapl)

@@ -86,7 +86,7 @@ def test_conversation_is_printed() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     for option, told in (
-        ("--verbose", ["> API v157..176", "- the client has"]),
+        ("--verbose", ["> API v157..176", "- the connection is closed"]),
         ("--client-version", ["> API v157..176"]),
     ):
         program = subprocess.Popen(

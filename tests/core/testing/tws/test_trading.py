@@ -100,6 +100,9 @@ async def test_away_while_it_fills(lib: Any, ib: Any, aapl: Any, connect: Any, t
     assert again.openTrades() == []
     (done,) = await again.reqCompletedOrdersAsync(False)
     assert (done.order.orderRef, done.order.permId) == ("away", fill.execution.permId)
+    before = tws.order("away").perm_id
+    tws.new_day()
+    assert tws.place_foreign(3, "AAPL", action="BUY", totalQuantity=1).perm_id > before
     tws.new_day()
     assert await again.reqExecutionsAsync() == []
     assert await again.reqCompletedOrdersAsync(False) == []
@@ -145,6 +148,9 @@ async def test_unknown_contract(lib: Any, ib: Any, heard: list[Any], tws: FakeTw
         ({"account": "DU9"}, 321),
         ({"tif": "GTD", "goodTillDate": "tomorrow"}, 391),
         ({"parentId": 99}, 135),
+        ({"orderType": "STP"}, 201),
+        ({"orderType": "TRAIL"}, 201),
+        ({"orderType": "STP LMT", "auxPrice": 0.0}, 201),
     ],
 )
 async def test_refused(
@@ -283,6 +289,8 @@ async def test_correction(lib: Any, ib: Any, aapl: Any, tws: FakeTws) -> None:
     tws.correct(tws.book.executions[0], 189.5)
     await ib.reqCurrentTimeAsync()
 
+    (position,) = ib.positions()
+    assert position.avgCost == pytest.approx(189.6)
     first, second = (each.execution.execId for each in ib.fills())
     assert first.rpartition(".")[0] == second.rpartition(".")[0]
     assert (first[-2:], second[-2:]) == ("01", "02")
