@@ -132,8 +132,7 @@ class Book:
         if not order.flag("transmit"):
             ticket.transmitted, ticket.status = False, "ApiPending"
             return ticket
-        for each in self._family(ticket):
-            self._enter(each)
+        self._enter(self._family(ticket))
         return ticket
 
     def bind(self, ticket: Ticket) -> None:
@@ -324,8 +323,7 @@ class Book:
         ticket.best = None
         if not ticket.transmitted:
             if order.flag("transmit"):
-                for each in self._family(ticket):
-                    self._enter(each)
+                self._enter(self._family(ticket))
             return ticket
         self.listener.changed(ticket)
         self._arrive(ticket)
@@ -357,16 +355,20 @@ class Book:
     def _children(self, ticket: Ticket) -> list[Ticket]:
         return [each for each in self.tickets.values() if each.parent is ticket and each.live]
 
-    def _enter(self, ticket: Ticket) -> None:
-        """Put an order to the market."""
-        ticket.transmitted = True
-        self._schedule(ticket)
-        parent = ticket.parent
-        if parent is not None and not ticket.order.get("ocaGroup"):
-            ticket.order = ticket.order.changed(ocaGroup=str(parent.perm_id), ocaType=3)
-        ticket.status = "PreSubmitted" if self._waits(ticket) else "Submitted"
-        self.listener.accepted(ticket)
-        self._arrive(ticket)
+    def _enter(self, tickets: Iterable[Ticket]) -> None:
+        """Put orders to the market: all are accepted before any meets a price, so that none fills too early."""
+        entering = list(tickets)
+        for ticket in entering:
+            ticket.transmitted = True
+            self._schedule(ticket)
+            parent = ticket.parent
+            if parent is not None and not ticket.order.get("ocaGroup"):
+                ticket.order = ticket.order.changed(ocaGroup=str(parent.perm_id), ocaType=3)
+            ticket.status = "PreSubmitted" if self._waits(ticket) else "Submitted"
+            self.listener.accepted(ticket)
+        for ticket in entering:
+            if ticket.live:  # a child may have filled, or been cancelled, with its parent
+                self._arrive(ticket)
 
     def _schedule(self, ticket: Ticket) -> None:
         """Come back when an order begins to be good, and when it ends to be."""
