@@ -43,6 +43,9 @@ class Known:
     cancel_asked: bool = False
     parcel: Parcel | None = None
     """What it leaves in, while it has not left."""
+    group: tuple[str, ...] = ()
+    """The orders that were sent as one unit with it, where it waits at TWS for the last of them."""
+    sent_at: float = 0.0
 
     @property
     def broker_order_id(self) -> str:

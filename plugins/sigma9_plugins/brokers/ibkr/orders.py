@@ -8,11 +8,11 @@ its `orderRef` in a read-back.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from typing import Any
 
-from sigma9_core.clock import wall_now
+from sigma9_core.clock import monotonic, wall_now
 from sigma9_core.contracts import BrokerReport, ReportKind
 from sigma9_core.errors import BrokerError, BrokerRefused
 from sigma9_core.models import ApprovedOrder
@@ -30,6 +30,10 @@ log = logging.getLogger("sigma9.ibkr")
 
 FIXED = ("symbol", "side", "order_type", "time_in_force", "outside_rth")
 """What a change can't change."""
+
+
+STUCK_AFTER = 5.0
+"""Seconds without any word after which a unit counts as one that did not arrive whole."""
 
 
 class Orders:
@@ -107,6 +111,8 @@ class Orders:
                     parent=parent,
                     quantity=request.quantity,
                     request=request,
+                    group=() if written.transmit else tuple(numbers),
+                    sent_at=monotonic(),
                 )
             )
         for known in knowns:
@@ -254,6 +260,29 @@ class Orders:
     def works(self, known: Known) -> None:
         """Take that a read-back shows it as working."""
         self._acknowledge(known, wall_now())
+
+    def release(self, shown: Collection[str]) -> None:
+        """Cancel what may lie at TWS untransmitted: the first orders of a unit of which the last never arrived.
+
+        Nobody would see it in a read-back, and a person could still transmit it. Where any order of the unit is
+        known to IB the last one has arrived.
+        """
+        wire = self._wire
+        if wire is None or not wire.is_open:
+            return
+        for known in list(self.book.open()):
+            stuck = known.group and not known.cancel_asked and known.client_id == wire.client_id
+            if not stuck or known.waiting or monotonic() - known.sent_at < STUCK_AFTER:
+                continue
+            unit = [self.book.by_id(order_id) for order_id in known.group]
+            arrived = any(
+                each is None or each.acknowledged or each.end is not None or each.order_id in shown
+                for each in unit
+            )
+            if not arrived:
+                log.warning("order %s may wait at TWS for one that never arrived: it is cancelled", known.order_id)
+                known.cancel_asked = True
+                wire.put("urgent", ("cancelOrder", (known.number, "")))
 
     # --- inside ------------------------------------------------------------------------------------------------
 

@@ -46,7 +46,9 @@ class Reading:
 
     async def open_orders(self) -> list[BrokerOrder]:
         """Read what works in the account, sent by whomever; a foreign order has no id of ours."""
-        return [self._working(each) for each in await self._open() if state_of(each.status) == "working"]
+        shown = [self._working(each) for each in await self._open() if state_of(each.status) == "working"]
+        self._orders.release({each.order_id for each in shown if each.order_id})
+        return shown
 
     async def completed_orders(self, since: datetime) -> list[BrokerOrder]:
         """Read what has ended since; IB keeps a day of it."""

@@ -18,6 +18,7 @@ from sigma9_core.testing.broker_contract import UP, Recorder
 from sigma9_core.testing.orders import approve, request
 from sigma9_core.testing.tws import KINDS
 from sigma9_plugins.brokers.ibkr import broker as module
+from sigma9_plugins.brokers.ibkr import orders as orders_module
 from sigma9_plugins.brokers.ibkr.wire import ClientIdInUse
 from sigma9_plugins.testing.ibkr_room import IbkrRoom, open_room
 
@@ -77,6 +78,29 @@ async def test_lost_order(room: IbkrRoom) -> None:
     assert room.heard.reports == []
     assert await room.working(order) is None
     assert len(room.tws.requests("placeOrder")) == 1
+
+
+async def test_a_unit_that_did_not_arrive_whole(room: IbkrRoom, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An entry whose legs never arrived waits at TWS, where no read-back shows it: it is cancelled there."""
+    monkeypatch.setattr(orders_module, "STUCK_AFTER", 0.1)
+    parent = approve(request(room.symbol, "buy", 100, **RESTING))
+    stop = approve(
+        request(
+            room.symbol, "sell", 100, stop_price=9, order_type="stop", intent="reduce", parent_id=parent.order_id
+        )
+    )
+    room.tws.arm("lost-order", order_ref=stop.order_id)
+    await room.broker.submit([parent, stop])
+    await room.tws.until_received("placeOrder", 2)
+    assert await room.broker.open_orders() == []
+    assert room.tws.requests("cancelOrder") == []
+    await asyncio.sleep(0.15)
+    assert await room.broker.open_orders() == []
+    report = await room.ended(parent, "cancelled")
+
+    assert report.kind == "cancelled"
+    assert not room.tws.orders(live=True)
+    assert len(room.tws.requests("cancelOrder")) == 1
 
 
 async def test_lost_acknowledgement(room: IbkrRoom) -> None:

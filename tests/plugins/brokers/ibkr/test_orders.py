@@ -168,6 +168,20 @@ async def test_bracket_is_transmitted_as_one(room: IbkrRoom) -> None:
     assert len({each.parent_id for each in found.values()} - {None}) == 1
 
 
+async def test_a_leg_that_triggers_at_once(room: IbkrRoom) -> None:
+    """A stop that the market has passed already fills with its entry; both are told, and nothing is left."""
+    room.tws.hold_fills(hold=False)
+    parent = approve(request(SYMBOL, "buy", 100))
+    leg: dict[str, Any] = {"parent_id": parent.order_id, "intent": "reduce"}
+    stop = approve(request(SYMBOL, "sell", 100, stop_price=10.5, order_type="stop", **leg))
+    await room.broker.submit([parent, stop])
+    await room.filled(parent)
+    await room.filled(stop)
+
+    assert await room.position() == 0
+    assert await room.broker.open_orders() == []
+
+
 async def test_legs_rest_at_ib(room: IbkrRoom) -> None:
     """A part that fills is guarded by a leg that grows with it there, without us."""
     parent, stop, _ = orders = bracket()
