@@ -365,6 +365,8 @@ class Book:
             if parent is not None and not ticket.order.get("ocaGroup"):
                 ticket.order = ticket.order.changed(ocaGroup=str(parent.perm_id), ocaType=3)
             ticket.status = "PreSubmitted" if self._waits(ticket) else "Submitted"
+            if (quote := self.market.quote(ticket.contract.con_id)) is not None:
+                self._trail(ticket, quote)
             self.listener.accepted(ticket)
         for ticket in entering:
             if ticket.live:  # a child may have filled, or been cancelled, with its parent
@@ -432,12 +434,7 @@ class Book:
         if ticket.parent is not None and not ticket.parent.filled:
             return
         if ticket.best is None:
-            stop = ticket.order.number("trailStopPrice")
-            distance = ticket.order.number("auxPrice")
-            if stop is not None and distance is not None:  # it begins where the client has put it
-                ticket.best = stop - distance if ticket.order.buys else stop + distance
-            else:
-                ticket.best = quote.last
+            ticket.best = _best(ticket.order) or quote.last
         ticket.best = (min if ticket.order.buys else max)(ticket.best, quote.last)
 
     def _meet(self, ticket: Ticket, quote: Quote, room: Decimal | None) -> Decimal:
@@ -490,3 +487,12 @@ class Book:
                 self.listener.changed(other)
             else:
                 self.cancel(other, "one cancels all")
+
+
+def _best(order: WireOrder) -> Decimal | None:
+    """Give the price at which a trailing stop would be where the client has put it; None where it has not."""
+    stop, percent, distance = (order.number(name) for name in ("trailStopPrice", "trailingPercent", "auxPrice"))
+    sign = -1 if order.buys else 1
+    if stop is None:
+        return None
+    return stop + sign * (distance or ZERO) if percent is None else stop / (1 - sign * percent / 100)

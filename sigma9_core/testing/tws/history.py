@@ -122,6 +122,7 @@ def _days(begin: datetime, end: datetime) -> Iterator[datetime]:
 
 
 def _minutes(begin: datetime, end: datetime, seconds: int, *, regular: bool) -> Iterator[datetime]:
+    """Give the starts of bars: the opening, then every multiple of their length since midnight."""
     opens, closes = REGULAR if regular else ALL_DAY
     for day in (begin.astimezone(NEW_YORK).date() + timedelta(days=n) for n in range((end - begin).days + 2)):
         at = datetime.combine(day, opens, NEW_YORK).astimezone(UTC)
@@ -129,4 +130,6 @@ def _minutes(begin: datetime, end: datetime, seconds: int, *, regular: bool) -> 
         while day.weekday() < 5 and at < last:
             if begin <= at < end:
                 yield at
-            at += timedelta(seconds=seconds)
+            midnight = datetime.combine(day, time(0), NEW_YORK)
+            passed = int((at - midnight).total_seconds()) // seconds + 1
+            at = (midnight + timedelta(seconds=passed * seconds)).astimezone(UTC)

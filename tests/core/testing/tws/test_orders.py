@@ -78,6 +78,20 @@ async def test_trailing(lib: Any, ib: Any, aapl: Any, tws: FakeTws) -> None:
     assert state(trade) == ("Filled", 100)
 
 
+async def test_trail_begins_where_it_is_put(lib: Any, ib: Any, aapl: Any, tws: FakeTws) -> None:
+    """The first stop of a trailing order is the client's, or follows the price, and is told at once."""
+    for fields, stop in (
+        ({"trailingPercent": 10, "trailStopPrice": 180}, 180),
+        ({"auxPrice": 4, "trailStopPrice": 189}, 189),
+        ({"trailingPercent": 10}, 171),
+    ):
+        ib.placeOrder(aapl, make(lib, "SELL", "TRAIL", **fields))
+        await ib.reqCurrentTimeAsync()
+        assert tws.order().stop == stop
+        first = next(each for each in reversed(tws.clients[0].sent) if each[0] == "5")
+        assert stop in {float(each) for each in first if each.replace(".", "").isdigit()}
+
+
 async def test_trail_limit(lib: Any, ib: Any, aapl: Any, tws: FakeTws) -> None:
     """A trailing stop limit takes no less than its offset below the stop."""
     order = make(lib, "SELL", "TRAIL LIMIT", auxPrice=5, trailStopPrice=184, lmtPriceOffset=0.5)

@@ -119,7 +119,10 @@ async def test_minute_history(ib: Any, aapl: Any, tws: FakeTws) -> None:
     early = await history(ib, aapl, "1 D", "5 mins", useRTH=False, formatDate=1)
     assert early[0].date.astimezone(UTC) == datetime(2026, 1, 5, 9, 0, tzinfo=UTC)
     past = await history(ib, aapl, "1 D", "1 hour", endDateTime="20260102 23:59:59 UTC")
-    assert [each.date.astimezone(UTC).hour for each in past] == [14, 15, 16, 17, 18, 19, 20]
+    assert [f"{each.date.astimezone(UTC):%H%M}" for each in past] == [
+        "1430",
+        *(f"{hour}00" for hour in range(15, 21)),
+    ]
     assert {each.volume for each in await history(ib, aapl, "1 D", "1 hour", whatToShow="BID")} == {-1}
 
 
