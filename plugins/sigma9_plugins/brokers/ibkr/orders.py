@@ -264,24 +264,23 @@ class Orders:
     def release(self, shown: Collection[str]) -> None:
         """Cancel what may lie at TWS untransmitted: the first orders of a unit of which the last never arrived.
 
-        Nobody would see it in a read-back, and a person could still transmit it. Where any order of the unit is
-        known to IB the last one has arrived.
+        Nobody would see it in a read-back, and a person could still transmit it. Where any order of the unit works
+        or has filled the last one has arrived; one that was turned down proves nothing.
         """
         wire = self._wire
         if wire is None or not wire.is_open:
             return
         for known in list(self.book.open()):
-            stuck = known.group and not known.cancel_asked and known.client_id == wire.client_id
-            if not stuck or known.waiting or monotonic() - known.sent_at < STUCK_AFTER:
+            if not known.group or known.client_id != wire.client_id or known.waiting:
+                continue
+            if monotonic() - known.sent_at < STUCK_AFTER:
                 continue
             unit = [self.book.by_id(order_id) for order_id in known.group]
-            arrived = any(
-                each is None or each.acknowledged or each.end is not None or each.order_id in shown
-                for each in unit
-            )
-            if not arrived:
+            if not any(
+                each is None or each.acknowledged or each.counted or each.order_id in shown for each in unit
+            ):
                 log.warning("order %s may wait at TWS for one that never arrived: it is cancelled", known.order_id)
-                known.cancel_asked = True
+                known.sent_at = monotonic()  # a cancel may be lost as well
                 wire.put("urgent", ("cancelOrder", (known.number, "")))
 
     # --- inside ------------------------------------------------------------------------------------------------
