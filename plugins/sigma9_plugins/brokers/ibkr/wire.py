@@ -121,13 +121,21 @@ class Wire:
         return self.lanes.put(lane, len(calls), lambda: self._send(calls))
 
     def _send(self, calls: tuple[tuple[str, tuple[Any, ...]], ...]) -> None:
-        for name, arguments in calls:
-            if not self._open:  # it broke between two of them: what has left is read back
-                return
+        """Write all calls with one write: a unit must not be torn where this process dies in the middle of it."""
+        if not self._open:  # it broke just now: what has left is read back
+            return
+        frames: list[bytes] = []
+        connection = self._client.conn
+        send, connection.sendMsg = connection.sendMsg, frames.append
+        try:
             try:
-                getattr(self._client, name)(*arguments)
-            except (ConnectionError, OSError) as error:
-                self.abort(f"sending failed: {error}")
+                for name, arguments in calls:
+                    getattr(self._client, name)(*arguments)
+            finally:
+                connection.sendMsg = send
+            send(b"".join(frames))
+        except OSError as error:  # the library raises ConnectionError where it thinks that it is not connected
+            self.abort(f"sending failed: {error}")
 
     # --- what comes ------------------------------------------------------------------------------------------
 
