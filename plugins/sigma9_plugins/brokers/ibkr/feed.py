@@ -10,7 +10,6 @@ import asyncio
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from concurrent.futures import CancelledError
 from datetime import UTC, date, datetime
@@ -83,8 +82,10 @@ class IbkrFeed:
         self._of: dict[str, Subscription] = {}
         self._by_number: dict[int, Subscription] = {}
         self._bars: list[Bar] = []
-        self._minutes: dict[str, deque[Bar]] = {}
+        self._minutes: dict[str, tuple[Bar, ...]] = {}
         """The minute bars of what is watched: those of the past, and those that have come since."""
+        self._there = threading.Event()
+        """Set while it is connected."""
         self._waiting = threading.Lock()
         self._waits_until = 0.0
         """Until when a trigger's call may wait for minute bars."""
@@ -123,6 +124,7 @@ class IbkrFeed:
             raise DataError(f"no market data from IB: {error}") from error
         self._wire, self._asking = wire, Asking(wire, self._config.answer_seconds)
         wire.on_lost = self._lost
+        self._there.set()
         health.up()
         wire.put("orders", ("reqMarketDataType", (LIVE_OR_DELAYED,)))
         self._spawn(keep_probing(wire, health, self._config.probe_seconds), "ibkr-feed-probe")
@@ -130,6 +132,7 @@ class IbkrFeed:
     async def disconnect(self) -> None:
         """Disconnect, and forget what was subscribed."""
         wire, self._wire = self._wire, None
+        self._there.clear()
         self._of, self._by_number, self._bars, self._minutes = {}, {}, [], {}
         tasks = tuple(self._tasks)
         for task in tasks:
@@ -270,8 +273,9 @@ class IbkrFeed:
         whole = wanted.minutes.take(bar)
         self._bars += [bar, *whole]
         kept = self._minutes.get(wanted.symbol)
-        if kept is not None:
-            kept.extend(each for each in whole if not kept or each.ts > kept[-1].ts)
+        if kept is not None and whole:
+            new = [each for each in whole if not kept or each.ts > kept[-1].ts]
+            self._minutes[wanted.symbol] = (*kept, *new)[-KEPT_MINUTES:]  # workers read the old one meanwhile
 
     def _on_error(self, number: int, code: int, text: str, *_: Any) -> None:
         if number == NO_REQUEST:
@@ -336,6 +340,9 @@ class IbkrFeed:
         lacking = self._daily.lacking(self._config.symbols, as_of, sessions)
         if not lacking:
             return 0
+        self._there.wait(
+            self._config.connect_seconds
+        )  # a scan that a start makes good comes before the connection
         try:
             return self._outside(self._fetch(lacking, as_of, sessions))
         except (BrokerError, DataError) as error:
@@ -389,7 +396,7 @@ class IbkrFeed:
             log.warning("no minute bars of %s: %s", symbol, error)
             found = []
         if symbol in self._of:
-            self._minutes[symbol] = deque(found[:-1], maxlen=KEPT_MINUTES)  # the last one is not over yet
+            self._minutes[symbol] = tuple(found[:-1])[-KEPT_MINUTES:]  # the last one is not over yet
 
     def _connected(self) -> tuple[Asking, Wire]:
         if self._asking is None or self._wire is None or not self._wire.is_open:

@@ -266,6 +266,18 @@ async def test_daily_bars(tmp_path: Path) -> None:
         assert found["ts"].max() <= today - timedelta(days=7)  # type: ignore[operator]
 
 
+async def test_a_scan_that_comes_before_the_connection() -> None:
+    """The first scan of a start waits for the feed to be connected."""
+    async with opened(symbols=("TEST",)) as room:
+        await room.feed.disconnect()
+        scan = asyncio.ensure_future(asyncio.to_thread(room.feed.daily_bars, datetime.now(UTC).date(), 30))
+        await asyncio.sleep(0.05)
+        assert not scan.done()
+        await room.feed.connect(None)
+
+        assert (await scan).collect().height >= 20
+
+
 async def test_daily_bars_of_nothing() -> None:
     """Without symbols, or without an answer for any, it says so."""
     async with opened() as room:
