@@ -9,6 +9,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from sigma9_core.errors import BrokerError
 from sigma9_plugins.brokers.ibkr.codes import request_fails, says
+from sigma9_plugins.brokers.ibkr.lanes import Parcel
 from sigma9_plugins.brokers.ibkr.wire import Handler, Wire
 
 T = TypeVar("T")
@@ -81,15 +82,15 @@ class Asking:
         """
         number, answer = self._wire.number(), Answer[T]()
         self._open[number] = answer
+        parcel: Parcel | None = None
         try:
             with self._wire.listening(handlers(answer, number)):
-                self._wire.put("questions", call(number))
+                parcel = self._wire.put("questions", call(number))
                 return await self._wait(what, answer, within)
         finally:
             del self._open[number]
             answer.forget()
-            if after is not None and self._wire.is_open:
-                self._wire.put("questions", after(number))
+            self._over(parcel, None if after is None else after(number))
 
     async def single(
         self,
@@ -102,15 +103,15 @@ class Asking:
         async with self._turns.setdefault(what, asyncio.Lock()):
             answer = Answer[T]()
             self._unnumbered.add(answer)
+            parcel: Parcel | None = None
             try:
                 with self._wire.listening(handlers(answer)):
-                    self._wire.put("questions", *calls)
+                    parcel = self._wire.put("questions", *calls)
                     return await self._wait(what, answer, None)
             finally:
                 self._unnumbered.discard(answer)
                 answer.forget()
-                if after is not None and self._wire.is_open:
-                    self._wire.put("questions", after)
+                self._over(parcel, after)
 
     @asynccontextmanager
     async def guarded(
@@ -131,6 +132,13 @@ class Asking:
         """Tell everybody who waits that the connection has ended."""
         for answer in (*self._open.values(), *self._unnumbered):
             answer.fail(BrokerError(f"the connection to TWS ended before the answer came: {why}"))
+
+    def _over(self, parcel: Parcel | None, after: tuple[str, tuple[Any, ...]] | None) -> None:
+        """Take back a question that has not left and that nobody waits for any more; end what it has begun."""
+        if parcel is None or self._wire.lanes.drop(parcel):
+            return
+        if after is not None and self._wire.is_open:
+            self._wire.put("questions", after)
 
     async def _wait(self, what: str, answer: Answer[T], within: float | None) -> list[T]:
         limit = within or self._within

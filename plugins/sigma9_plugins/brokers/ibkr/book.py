@@ -40,6 +40,8 @@ class Known:
     """The newest words of IB on it."""
     change: OrderRequest | None = None
     """A change that was sent and not confirmed."""
+    changes: list[Parcel] = field(default_factory=list)
+    """What its changes leave in, those that have left included."""
     cancel_asked: bool = False
     parcel: Parcel | None = None
     """What it leaves in, while it has not left."""

@@ -6,6 +6,7 @@ an account holds gets a name that is no stock's, so that an option on a stock is
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from collections.abc import Sequence
@@ -50,6 +51,8 @@ class Contracts:
     def __init__(self) -> None:
         self._known: dict[str, Any] = {}
         self._instruments: dict[str, Instrument] = {}
+        self._asked: dict[str, asyncio.Task[Instrument]] = {}
+        """Symbols that are being asked about: whoever wants to know of one meanwhile waits for the same answer."""
 
     def contract(self, library: Library, symbol: str) -> Any:
         """Give the contract for an order, at once: the qualified one, else the stock that the symbol means."""
@@ -69,6 +72,21 @@ class Contracts:
         known = self._instruments.get(symbol)
         if known is not None:
             return known
+        asked = self._asked.get(symbol)
+        if asked is None:
+            asked = asyncio.get_running_loop().create_task(
+                self._ask(library, asking, symbol), name="ibkr-contract"
+            )
+            self._asked[symbol] = asked
+            asked.add_done_callback(lambda task: self._answered(symbol, task))
+        return await asyncio.shield(asked)
+
+    def _answered(self, symbol: str, task: asyncio.Task[Instrument]) -> None:
+        del self._asked[symbol]
+        if not task.cancelled():
+            task.exception()  # whoever waited has it; perhaps nobody does any more
+
+    async def _ask(self, library: Library, asking: Asking, symbol: str) -> Instrument:
         try:
             found = await details(library, asking, symbol)
         except RequestFailed as error:

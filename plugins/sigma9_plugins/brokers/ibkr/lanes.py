@@ -1,8 +1,9 @@
-"""What leaves for TWS, at most so many messages a second: cancels first, then orders, then questions.
+"""What leaves for TWS, at most so many messages a second: cancels first, then orders, beside them questions.
 
-IB counts messages and closes the socket of who sends too many. Half of the rate is kept for the urgent lane, which
-has cancels and the orders of a kill: whatever has left within the last second can be cancelled at once. A parcel
-(an entry and its legs) goes out as a whole, at once where there is room; one that has not left can be taken back.
+IB counts messages and closes the socket of who sends too many. Of the rate orders get a good third and questions a
+fifth; all that is left, and at least as much as orders get, belongs to the urgent lane, which has cancels and
+the orders of a kill: whatever has left within the last second can be cancelled at once. A parcel (an entry and its
+legs) goes out as a whole, at once where there is room; one that has not left can be taken back.
 """
 
 from __future__ import annotations
@@ -33,11 +34,12 @@ class Lanes:
     """Sends parcels, by the clock of the running loop."""
 
     def __init__(self, rate: int, *, reserved: bool = True) -> None:
-        """Store; `rate` is what may leave in a second, and half of it is `reserved` for the urgent lane."""
+        """Store; `rate` is what may leave in a second, of which some is `reserved` for the urgent lane."""
+        shares = {"urgent": 20, "orders": 7, "questions": 4} if reserved else dict.fromkeys(LANES, 20)
         self._rate = rate
-        self._common = max(rate // 2, 1) if reserved else rate
-        self._sent: deque[tuple[float, int, bool]] = deque()
-        """When how many have left, and whether by the urgent lane."""
+        self._most = {name: max(rate * share // 20, 1) for name, share in shares.items()}
+        self._sent: deque[tuple[float, int, LaneName]] = deque()
+        """When how many have left, and by which lane."""
         self._waiting: dict[LaneName, deque[Parcel]] = {name: deque() for name in LANES}
         self._timer: asyncio.TimerHandle | None = None
 
@@ -72,32 +74,31 @@ class Lanes:
     def pause(self) -> None:
         """Send nothing more for a second but what is urgent: IB has complained."""
         now = asyncio.get_running_loop().time()
-        self._sent.append((now, self._common, False))
+        self._sent.append((now, self._most["orders"], "orders"))
+        self._sent.append((now, self._most["questions"], "questions"))
 
     def _go_on(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        now = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        now = loop.time()
         while self._sent and now - self._sent[0][0] >= WINDOW:
             self._sent.popleft()
         for name in LANES:
             waiting = self._waiting[name]
             while waiting and self._room(waiting[0]):
                 parcel = waiting.popleft()
-                self._sent.append((now, parcel.messages, name == "urgent"))
+                self._sent.append((now, parcel.messages, name))
                 parcel.left = True
                 parcel.send()
-            if waiting:
-                break  # nothing overtakes what is more urgent
+            if waiting and name == "urgent":
+                break  # nothing overtakes it
         if self.waiting and self._sent:
-            loop = asyncio.get_running_loop()
             self._timer = loop.call_at(self._sent[0][0] + WINDOW, self._go_on)
 
     def _room(self, parcel: Parcel) -> bool:
         total = sum(count for _, count, _ in self._sent)
-        if parcel.lane == "urgent":
-            return total + parcel.messages <= self._rate or not self._sent
-        common = sum(count for _, count, urgent in self._sent if not urgent)
-        fits = common + parcel.messages <= self._common and total + parcel.messages <= self._rate
+        mine = sum(count for _, count, name in self._sent if name == parcel.lane)
+        fits = mine + parcel.messages <= self._most[parcel.lane] and total + parcel.messages <= self._rate
         return fits or not self._sent  # what is larger than a second's share goes when all is quiet

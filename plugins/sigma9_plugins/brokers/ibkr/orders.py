@@ -127,6 +127,8 @@ class Orders:
         """Change quantity and prices of a working order, under its own number."""
         wire, known = self._connected(), self._mine(order.order_id)
         request = order.request
+        if known.waiting:
+            raise BrokerRefused(f"order {known.order_id} has not left yet: change it once it is there")
         if known.request is not None:
             fixed = [name for name in FIXED if getattr(request, name) != getattr(known.request, name)]
             if fixed:
@@ -148,9 +150,9 @@ class Orders:
         )
         contract = self._contracts.contract(wire.library, request.symbol)
         known.change = request
-        wire.put(
-            "urgent" if request.intent == "kill" else "orders", ("placeOrder", (known.number, contract, written))
-        )
+        lane: LaneName = "urgent" if request.intent == "kill" else "orders"
+        known.changes = [parcel for parcel in known.changes if not parcel.left]
+        known.changes.append(wire.put(lane, ("placeOrder", (known.number, contract, written))))
 
     def cancel(self, order_id: str) -> None:
         """Cancel an order of ours ahead of everything that waits; one that has not left is taken back."""
@@ -162,6 +164,9 @@ class Orders:
                     each.parcel = None
                     self._ends(each, "cancelled", "cancelled before it was sent")
             return
+        for parcel in known.changes:  # it would come behind the cancel, and bring to life what has ended
+            wire.lanes.drop(parcel)
+        known.changes, known.change = [], None
         known.cancel_asked = True
         wire.put("urgent", ("cancelOrder", (known.number, "")))
 

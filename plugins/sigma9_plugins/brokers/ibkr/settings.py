@@ -44,8 +44,8 @@ class IbkrConfig(Frozen):
     """After so much silence it is asked for its time; without an answer in half of that the connection is dead."""
     commission_seconds: Annotated[float, Field(ge=0, le=10)] = 0.25
     """How long a fill waits for its commission report; one that comes later is booked later."""
-    messages_per_second: Annotated[int, Field(ge=4, le=48)] = 40
-    """What the broker sends at most; half of it is kept for cancels and the kill switch. IB closes above 50."""
+    messages_per_second: Annotated[int, Field(ge=20, le=48)] = 40
+    """What the broker sends at most; nearly half is kept for cancels and the kill switch. IB closes above 50."""
     client_id_seconds: Annotated[float, Field(ge=0, le=3600)] = 60.0
     """How long `ibkr.client_id` may be in use by another client before the spare one is taken."""
     spare_client_id: Annotated[int, Field(ge=1)] | None = None

@@ -36,7 +36,7 @@ class Wire:
     """A connection, from `open` to its end, on the loop that opens it."""
 
     def __init__(self, library: Library, rate: int, *, reserved: bool = True) -> None:
-        """Make one that is not open yet; half of the rate is `reserved` for cancels."""
+        """Make one that is not open yet; some of the rate is `reserved` for cancels."""
         self.library = library
         self.lanes = Lanes(rate, reserved=reserved)
         self.heard_at = monotonic()

@@ -110,8 +110,7 @@ async def test_contract_qualified_once(room: IbkrRoom) -> None:
     """An order names its stock by symbol until the contract was looked up, and by IB's number from then on."""
     await on_the_wire(room, approve(request("MSFT", "buy", 1, limit_price=5, order_type="limit")))
     first = room.tws.requests("placeOrder")[-1].contract
-    for _ in range(2):
-        found = await room.broker.instrument("MSFT")
+    for found in await asyncio.gather(*(room.broker.instrument("MSFT") for _ in range(20))):
         assert (found.fault, found.tick, found.asset_class) == (None, None, "stock")
     await on_the_wire(room, approve(request("MSFT", "buy", 1, limit_price=5, order_type="limit")))
     second = room.tws.requests("placeOrder")[-1].contract
@@ -241,7 +240,7 @@ async def test_cancels_pass_a_burst_of_orders(room: IbkrRoom) -> None:
         took = monotonic() - begun
         for order in orders:
             await room.ended(order, "cancelled")
-        assert 10 <= len(left) <= 20
+        assert 7 <= len(left) <= 14
         assert len(room.tws.requests("placeOrder")) - placed == len(left)
         return took
 
@@ -266,13 +265,33 @@ async def test_a_kill_passes_a_burst_of_orders(room: IbkrRoom) -> None:
     assert await quickest(attempt) < LIMIT
 
 
+async def test_a_change_that_waits_never_follows_the_cancel(room: IbkrRoom) -> None:
+    """A change behind a burst is taken back with the cancel of its order: it would bring it to life again."""
+    order = await room.send("buy", 100, **RESTING)
+    changed = approve(order.request.model_copy(update={"quantity": Decimal(50)}), order.order_id)
+    burst = [approve(request(SYMBOL, "buy", 1, **RESTING)) for _ in range(40)]
+    for each in burst:
+        await room.broker.submit([each])
+    with pytest.raises(BrokerRefused, match="has not left"):
+        await room.broker.replace(approve(burst[-1].request, burst[-1].order_id))
+    await room.broker.replace(changed)
+    for each in (order, *burst):
+        await room.broker.cancel(each.order_id)
+    for each in (order, *burst):
+        await room.ended(each, "cancelled")
+    await asyncio.sleep(1.1)  # a second later what had waited would have left
+
+    assert not room.tws.orders(live=True)
+    assert [each.quantity for each in room.tws.orders(ref=order.order_id)] == [100]
+
+
 async def test_the_pace_holds(room: IbkrRoom) -> None:
     """A burst takes its time, arrives whole and in order, and never breaks IB's limit."""
     room.tws.arm("rate-limit", times=None)
-    orders = [approve(request(SYMBOL, "buy", 1, **RESTING)) for _ in range(50)]
+    orders = [approve(request(SYMBOL, "buy", 1, **RESTING)) for _ in range(40)]
     for order in orders:
         await room.broker.submit([order])
-    await room.tws.until(lambda: len(room.tws.orders()) >= 50)
+    await room.tws.until(lambda: len(room.tws.orders()) >= 40)
 
     assert [each.ref for each in room.tws.orders()] == [order.order_id for order in orders]
     assert room.tws.faults.happened["rate-limit"] == 0

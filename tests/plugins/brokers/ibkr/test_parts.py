@@ -136,20 +136,22 @@ def test_a_disk_that_fails_stops_no_order(tmp_path: Path) -> None:
 # --- lanes ----------------------------------------------------------------------------------------------------
 
 
-async def test_lanes_keep_half_for_what_is_urgent() -> None:
-    """Orders get half of the rate, cancels the rest of it; a parcel leaves whole, or not at all."""
-    lanes, left = Lanes(10), list[str]()
+async def test_lanes_keep_room_for_what_is_urgent() -> None:
+    """Orders get a third of the rate, cancels what is left of it; a parcel leaves whole, or not at all."""
+    lanes, left = Lanes(20), list[str]()
 
     def put(lane: Any, name: str, messages: int = 1) -> Any:
         return lanes.put(lane, messages, lambda: left.append(name))
 
-    first = put("orders", "bracket", 3)
+    first = put("orders", "bracket", 5)
     waits = put("orders", "next bracket", 3)
     put("orders", "behind it")
-    put("questions", "question")
-    for number in range(7):
+    for number in range(5):
+        put("questions", f"question {number}")
+    for number in range(11):
         put("urgent", f"cancel {number}")
-    assert left == ["bracket", *(f"cancel {number}" for number in range(7))]
+    cancels = [f"cancel {number}" for number in range(11)]
+    assert left == ["bracket", *(f"question {number}" for number in range(4)), *cancels]
     last = put("urgent", "one cancel too many")
 
     assert (first.left, waits.left, last.left) == (True, False, False)
@@ -157,7 +159,7 @@ async def test_lanes_keep_half_for_what_is_urgent() -> None:
     assert lanes.drop(waits)
     assert not lanes.drop(waits)
     await asyncio.sleep(1.05)
-    assert left[8:] == ["one cancel too many", "behind it", "question"]
+    assert left[16:] == ["one cancel too many", "behind it", "question 4"]
     lanes.clear()
     assert lanes.waiting == 0
 
