@@ -47,7 +47,8 @@ class Known:
     """What it leaves in, while it has not left."""
     group: tuple[str, ...] = ()
     """The orders that were sent as one unit with it, where it waits at TWS for the last of them."""
-    sent_at: float = 0.0
+    released_at: float = 0.0
+    """When it was last cancelled as one that may wait there in vain."""
 
     @property
     def broker_order_id(self) -> str:

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from sigma9_core.clock import monotonic
+
 LaneName = Literal["urgent", "orders", "questions"]
 LANES: Final[tuple[LaneName, ...]] = ("urgent", "orders", "questions")
 WINDOW: Final = 1.0
@@ -28,6 +30,8 @@ class Parcel:
     messages: int
     send: Callable[[], None]
     left: bool = False
+    left_at: float = 0.0
+    """When it left, by the clock that never goes back."""
 
 
 class Lanes:
@@ -90,7 +94,7 @@ class Lanes:
             while waiting and self._room(waiting[0]):
                 parcel = waiting.popleft()
                 self._sent.append((now, parcel.messages, name))
-                parcel.left = True
+                parcel.left, parcel.left_at = True, monotonic()
                 parcel.send()
             if waiting and name == "urgent":
                 break  # nothing overtakes it

@@ -112,7 +112,6 @@ class Orders:
                     quantity=request.quantity,
                     request=request,
                     group=() if written.transmit else tuple(numbers),
-                    sent_at=monotonic(),
                 )
             )
         for known in knowns:
@@ -276,16 +275,16 @@ class Orders:
         if wire is None or not wire.is_open:
             return
         for known in list(self.book.open()):
-            if not known.group or known.client_id != wire.client_id or known.waiting:
+            if not known.group or known.client_id != wire.client_id or known.parcel is None or known.waiting:
                 continue
-            if monotonic() - known.sent_at < STUCK_AFTER:
+            if monotonic() - max(known.parcel.left_at, known.released_at) < STUCK_AFTER:
                 continue
             unit = [self.book.by_id(order_id) for order_id in known.group]
             if not any(
                 each is None or each.acknowledged or each.counted or each.order_id in shown for each in unit
             ):
                 log.warning("order %s may wait at TWS for one that never arrived: it is cancelled", known.order_id)
-                known.sent_at = monotonic()  # a cancel may be lost as well
+                known.released_at = monotonic()  # a cancel may be lost as well
                 wire.put("urgent", ("cancelOrder", (known.number, "")))
 
     # --- inside ------------------------------------------------------------------------------------------------
