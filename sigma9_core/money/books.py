@@ -19,7 +19,7 @@ from sigma9_core.money.holding import EXACT, Holding
 Row = Mapping[str, Any]
 Tell = Callable[[str], None]
 
-NOTES: Final = ("opening", "transfer", "bust", "commission", SPLIT, "days")
+NOTES: Final = ("opening", "transfer", "bust", SPLIT, "days", "commission")
 """The notes that the books are made of, or can be compared with."""
 NEAR: Final = Decimal("0.000001")
 
@@ -120,34 +120,38 @@ class Books:
         kept = self._kept[symbol]
         place = next(i for i, (each, _) in enumerate(kept) if isinstance(each, Fill) and each.exec_id == exec_id)
         fill, _ = kept.pop(place)
-        self._make_again(symbol)
-        with localcontext(EXACT):
-            if isinstance(fill, Fill):
-                self.fees -= fill.commission
-                self.traded -= ZERO if fill.order_id == ADOPTED else paid(fill)
-
-    def _commission(self, n: int, body: Mapping[str, Any]) -> None:
-        exec_id, symbol, amount = body["exec_id"], self._symbol_of(body["exec_id"]), _amount(body["amount"])
-        for place, (fill, strategy) in enumerate(self._kept.get(symbol or "", ())):
-            if isinstance(fill, Fill) and not isinstance(strategy, Decimal) and fill.exec_id == exec_id:
-                self._kept[fill.symbol][place] = (replace(fill, commission=amount), strategy)
-                self._make_again(fill.symbol)
-                with localcontext(EXACT):
-                    self.fees += amount - fill.commission
-                    self.traded -= amount - fill.commission
-                return
-        self.tell(f"the note {n} tells the commission of the fill {exec_id}, which is not held at that time")
-
-    def _make_again(self, symbol: str) -> None:
         before = self.holdings[symbol].total
         holding = self.holdings[symbol] = Holding(symbol)
-        for each, other in self._kept[symbol]:
+        for each, other in kept:
             if isinstance(each, Fill):
                 holding.take(each, None if isinstance(other, Decimal) else other)
             elif isinstance(other, Decimal):
                 holding.split(each, other)
         with localcontext(EXACT):
             self.realized += holding.total - before
+            if isinstance(fill, Fill):
+                self.fees -= fill.commission
+                self.traded -= ZERO if fill.order_id == ADOPTED else paid(fill)
+
+    def _commission(self, n: int, body: Mapping[str, Any]) -> None:
+        exec_id, symbol, amount = body["exec_id"], self._symbol_of(body["exec_id"]), _amount(body["amount"])
+        kept = self._kept.get(symbol or "", [])
+        for place, (fill, strategy) in enumerate(kept):
+            if isinstance(fill, Fill) and not isinstance(strategy, Decimal) and fill.exec_id == exec_id:
+                kept[place] = (replace(fill, commission=amount), strategy)
+                before = self.holdings[fill.symbol].total
+                holding = self.holdings[fill.symbol] = Holding(fill.symbol)
+                for each, other in kept:
+                    if isinstance(each, Fill):
+                        holding.take(each, None if isinstance(other, Decimal) else other)
+                    elif isinstance(other, Decimal):
+                        holding.split(each, other)
+                with localcontext(EXACT):
+                    self.realized += holding.total - before
+                    self.fees += amount - fill.commission
+                    self.traded -= amount - fill.commission
+                return
+        self.tell(f"the note {n} tells the commission of the fill {exec_id}, which is not held at that time")
 
     def _symbol_of(self, exec_id: str) -> str | None:
         for symbol, kept in self._kept.items():

@@ -126,36 +126,10 @@ class Portfolio:
         if busted is None:
             return False
         history.remove(busted)
-        with localcontext(EXACT):
-            self.cash -= _paid(busted.fill)
-            self.fees -= busted.fill.commission
-        self._make_again(symbol)
-        return True
-
-    def commission(self, exec_id: str, amount: Decimal) -> bool:
-        """Take the commission of an execution that was counted before it was told; False where nothing changes."""
-        symbol = self._executions.get(exec_id, "")
-        history = self._history.get(symbol, [])
-        for place, entry in enumerate(history):
-            if isinstance(entry, _Booked) and entry.fill.exec_id == exec_id:
-                fill = replace(entry.fill, commission=amount)
-                if amount == entry.fill.commission:
-                    return False
-                _check(fill)
-                history[place] = replace(entry, fill=fill)
-                with localcontext(EXACT):
-                    self.cash -= amount - entry.fill.commission
-                    self.fees += amount - entry.fill.commission
-                self._make_again(symbol)
-                return True
-        return False
-
-    def _make_again(self, symbol: str) -> None:
-        """Make a symbol's books again from the fills that stand."""
         before = self._holdings[symbol].total
         holding = self._holdings[symbol] = Holding(symbol)
         trades = [trade for trade in self._trades if trade.symbol != symbol]
-        for entry in self._history[symbol]:
+        for entry in history:
             if isinstance(entry, _Split):
                 holding.split(entry.new, entry.old)
             elif (closed := holding.take(entry.fill, entry.strategy).closed) is not None:
@@ -163,8 +137,41 @@ class Portfolio:
         self._trades = sorted(trades, key=lambda trade: trade.closed_at)
         self._trades_shown = None
         with localcontext(EXACT):
+            self.cash -= _paid(busted.fill)
+            self.fees -= busted.fill.commission
             self._realized += holding.total - before
         self._changed(symbol)
+        return True
+
+    def commission(self, exec_id: str, amount: Decimal) -> bool:
+        """Take the commission of an execution that was counted before it was told; False where nothing changes."""
+        symbol = self._executions.get(exec_id, "")
+        history = self._history.get(symbol, [])
+        place, entry = next(
+            ((n, e) for n, e in enumerate(history) if isinstance(e, _Booked) and e.fill.exec_id == exec_id),
+            (0, None),
+        )
+        if entry is None or entry.fill.commission == amount:
+            return False
+        fill = replace(entry.fill, commission=amount)
+        _check(fill)
+        history[place] = replace(entry, fill=fill)
+        more, before = amount - entry.fill.commission, self._holdings[symbol].total
+        holding = self._holdings[symbol] = Holding(symbol)
+        trades = [trade for trade in self._trades if trade.symbol != symbol]
+        for each in history:
+            if isinstance(each, _Split):
+                holding.split(each.new, each.old)
+            elif (closed := holding.take(each.fill, each.strategy).closed) is not None:
+                trades.append(closed)
+        self._trades = sorted(trades, key=lambda trade: trade.closed_at)
+        self._trades_shown = None
+        with localcontext(EXACT):
+            self.cash -= more
+            self.fees += more
+            self._realized += holding.total - before
+        self._changed(symbol)
+        return True
 
     def adopt(self, fill: Fill, strategy: str | None) -> Applied | None:
         """Make a foreign position ours: a fill at its cost that its owner has paid for already.

@@ -6,7 +6,7 @@ import gc
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal, localcontext
 from typing import Any, Final
@@ -103,7 +103,7 @@ def read(journal: Journal, now: datetime) -> Known:
     return Known(
         opening=None if opening is None else journal.told(opening, _amount, "cash"),
         transfers=transfers,
-        books=tuple(_with_commissions(journal)),
+        books=tuple(journal.books()),
         busted=frozenset(journal.told(note, str, "exec_id") for note in journal.every("bust")),
         orders=orders,
         entries={day: len(sent)},
@@ -113,19 +113,6 @@ def read(journal: Journal, now: datetime) -> Known:
         unguarded=unguarded,
         kills=[note for note in journal.notes("kill", TRAIL) if _is_trail(note)],
     )
-
-
-def _with_commissions(journal: Journal) -> Iterator[FillRecord | NoteRecord]:
-    """Read fills and splits; a fill has the commission that was told after it."""
-    told = {
-        journal.told(note, str, "exec_id"): journal.told(note, _amount, "amount")
-        for note in journal.every("commission")
-    }
-    for record in journal.books():
-        if isinstance(record, FillRecord) and (amount := told.get(record.fill.exec_id)) is not None:
-            yield replace(record, fill=replace(record.fill, commission=amount))
-        else:
-            yield record
 
 
 def _guards(journal: Journal) -> tuple[dict[str, Mapping[str, Any]], dict[str, str]]:
