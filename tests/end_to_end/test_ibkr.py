@@ -6,6 +6,7 @@ Scan, trigger, bracket, fills, exits, flat; seen on MQTT and REST, and at the ga
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import threading
 from collections.abc import Callable, Coroutine, Iterator
@@ -173,8 +174,10 @@ def test_scan_trigger_bracket_fills_exits_flat(tmp_path: Path, gateway: Gateway)
         server.until(lambda: server.get("/api/watchlist")["count"] > 0, "the watchlist")
         server.until(lambda: gateway.do(lambda: gateway.tws.requests("reqMktData")), "the subscription")
 
+        moves = itertools.count()
+
         def rises() -> bool:
-            gateway.trade(10.1)
+            gateway.trade(10.0 if next(moves) % 100 < 50 else 10.1)  # the strategy must see it below first
             return bool(gateway.filled("BUY"))
 
         server.until(rises, "the entry")

@@ -11,8 +11,9 @@ import asyncio
 import logging
 import os
 import random
+import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -27,7 +28,6 @@ from sigma9_core.config import IbkrSettings, Settings
 from sigma9_core.contracts import PluginContext
 from sigma9_core.errors import CommandError
 from sigma9_core.models import ExitPlan, OrderRequest, OrderStatus, Session, Slice, Trade
-from sigma9_core.money import exits, killswitch, link, path, reconcile
 from sigma9_core.money.gate import GuardedRule
 from sigma9_core.money.journal import Journal
 from sigma9_core.money.latch import Latch
@@ -35,8 +35,6 @@ from sigma9_core.money.orders import Order
 from sigma9_core.money.path import MoneyPath
 from sigma9_core.testing.money_room import AllowAll
 from sigma9_core.testing.tws import KINDS, FakeTws
-from sigma9_plugins.brokers.ibkr import broker as module
-from sigma9_plugins.brokers.ibkr import orders
 from sigma9_plugins.brokers.ibkr.broker import IbkrBroker
 from sigma9_plugins.brokers.ibkr.settings import IbkrConfig
 
@@ -56,6 +54,7 @@ KILL_WITHIN: Final = 0.1
 """Seconds until the cancels of a kill have left."""
 KILL_LIMIT: Final = 15.0
 """Seconds until a kill has to be done, whatever fails."""
+IBKR: Final = "sigma9_plugins.brokers.ibkr."
 CONNECTION: Final = frozenset(("connection", "start"))
 FAULTS: Final = tuple(
     name
@@ -65,25 +64,28 @@ FAULTS: Final = tuple(
     and not name.startswith(("link-", "farm-"))
 )
 """Those that strike an order, a change, a cancel, a fill or a question; the others have their own times."""
-PATIENCE: Final[tuple[tuple[Any, str, object], ...]] = (
-    (reconcile, "SURE_AFTER", 1.0),
-    (path, "READ_BACK_EVERY", 0.3),
-    (exits, "RETRY", timedelta(seconds=0.5)),
-    (killswitch, "ASK_AGAIN", timedelta(seconds=0.5)),
-    (link, "FIRST_WAIT", 0.05),
-    (link, "LONGEST_WAIT", 0.5),
-    (module, "LOOK_AFTER", 0.1),
-    (module, "LOOK_AGAIN", 0.3),
-    (orders, "STUCK_AFTER", 0.5),
-)
+PATIENCE: Final[Mapping[str, object]] = {
+    "SURE_AFTER": 1.0,
+    "READ_BACK_EVERY": 0.3,
+    "RETRY": timedelta(seconds=0.5),
+    "ASK_AGAIN": timedelta(seconds=0.5),
+    "FIRST_WAIT": 0.05,
+    "LONGEST_WAIT": 0.5,
+    "LOOK_AFTER": 0.1,
+    "LOOK_AGAIN": 0.3,
+    "STUCK_AFTER": 0.5,
+}
 """Waits that are made for a real broker; here a day lasts seconds."""
 
 
 @pytest.fixture(autouse=True)
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    for owner, name, value in PATIENCE:
-        assert hasattr(owner, name)
-        monkeypatch.setattr(owner, name, value)
+    ours = [each for name, each in sys.modules.items() if name.startswith(("sigma9_core.money.", IBKR))]
+    for name, value in PATIENCE.items():
+        owners = [each for each in ours if hasattr(each, name)]
+        assert owners, name
+        for owner in owners:
+            monkeypatch.setattr(owner, name, value)
 
 
 def price_of(tws: FakeTws, symbol: str) -> Decimal:
