@@ -45,6 +45,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python tests/bench_kill.py
 	$(BIN)/python tests/bench_feeds.py
 	$(BIN)/python tests/bench_mqtt.py
+	$(BIN)/python tests/bench_ibkr.py
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache

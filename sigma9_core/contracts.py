@@ -359,7 +359,8 @@ class RiskRule(ABC):
 
 # --- brokers --------------------------------------------------------------------------------------------------
 
-ReportKind = Literal["accepted", "filled", "cancelled", "rejected", "expired", "replaced", "busted"]
+ReportKind = Literal["accepted", "filled", "cancelled", "rejected", "expired", "replaced", "busted", "commission"]
+"""`commission`: that of an execution which was told before it was known; its `fill` is that execution, with it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,16 @@ if [ ! -d "$parser/node_modules/@asyncapi/parser" ]; then
     fi
 fi
 
+# ib_insync and ib_async both bring a package called eventkit: each library is tested in an environment of its own.
+insync=.venv/insync
+if [ -x .venv/bin/python ] && { [ ! -f "$insync/.ready" ] || [ pyproject.toml -nt "$insync/.ready" ]; }; then
+    echo "making the environment with ib_insync for the tests ($insync), once"
+    { [ -x "$insync/bin/python" ] || .venv/bin/python -m venv "$insync"; } \
+        && "$insync/bin/pip" install --quiet --disable-pip-version-check -e '.[testkit,ibkr]' \
+        && touch "$insync/.ready" \
+        || echo "ib_insync can't be installed; the test that needs it is skipped and says so"
+fi
+
 missing=""
 command -v mosquitto >/dev/null 2>&1 || [ -x /usr/sbin/mosquitto ] || missing="$missing mosquitto"
 command -v mosquitto_sub >/dev/null 2>&1 || missing="$missing mosquitto-clients"

@@ -45,6 +45,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "config": "config",
     "token": "token",
     "data": "data",
+    "fake-tws": "fake_tws",
 }
 """Every built-in command and its module in this package, in the order of `--help`.
 

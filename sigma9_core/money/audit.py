@@ -300,7 +300,7 @@ def _ids(rows: Snapshot, found: Audit) -> None:
 
 def _books(rows: Snapshot, found: Audit) -> None:
     watched = set()
-    for note in rows.notes("bust"):
+    for note in rows.notes("bust", "commission"):
         body = _body(note)
         fill = rows.fill(str(body.get("exec_id")), str(body.get("order_id")))
         if fill is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal, InvalidOperation, localcontext
 from typing import Any, Final
 
@@ -19,7 +19,7 @@ from sigma9_core.money.holding import EXACT, Holding, parted
 Row = Mapping[str, Any]
 Tell = Callable[[str], None]
 
-NOTES: Final = ("opening", "transfer", "bust", SPLIT, "days")
+NOTES: Final = ("opening", "transfer", "bust", SPLIT, "days", "commission")
 """The notes that the books are made of, or can be compared with."""
 NEAR: Final = Decimal("0.000001")
 
@@ -92,6 +92,7 @@ class Books:
         try:
             body = json.loads(row["body"])
             take = {"opening": self._open, "transfer": self._transfer, "bust": self._bust, SPLIT: self._split}
+            take["commission"] = self._commission
             take.get(row["kind"], self._compare)(row["n"], body)
         except (ValueError, TypeError, KeyError, AttributeError, InvalidOperation, StateError) as error:
             self.tell(f"the note {row['n']} ({row['kind']}) can't be read: {error or type(error).__name__}")
@@ -135,6 +136,26 @@ class Books:
             self.realized += holding.total - before
             self.fees -= taken.commission
             self.traded -= ZERO if taken.order_id == ADOPTED else paid(taken)
+
+    def _commission(self, n: int, body: Mapping[str, Any]) -> None:
+        exec_id, symbol, amount = body["exec_id"], self._symbol_of(body["exec_id"]), _amount(body["amount"])
+        kept = self._kept.get(symbol or "", [])
+        for place, (fill, strategy) in enumerate(kept):
+            if isinstance(fill, Fill) and not isinstance(strategy, Decimal) and fill.exec_id == exec_id:
+                kept[place] = (replace(fill, commission=amount), strategy)
+                before = self.holdings[fill.symbol].total
+                holding = self.holdings[fill.symbol] = Holding(fill.symbol)
+                for each, other in kept:
+                    if isinstance(each, Fill):
+                        holding.take(each, None if isinstance(other, Decimal) else other)
+                    elif isinstance(other, Decimal):
+                        holding.split(each, other)
+                with localcontext(EXACT):
+                    self.realized += holding.total - before
+                    self.fees += amount - fill.commission
+                    self.traded -= amount - fill.commission
+                return
+        self.tell(f"the note {n} tells the commission of the fill {exec_id}, which is not held at that time")
 
     def _symbol_of(self, exec_id: str) -> str | None:
         for symbol, kept in self._kept.items():

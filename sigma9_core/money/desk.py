@@ -422,6 +422,9 @@ class OrderDesk:
     def _take(self, report: BrokerReport, *, recovered: bool) -> None:
         if report.kind == "filled" and report.fill is not None and report.fill.exec_id in self._executions:
             return  # told twice: counted once
+        if report.kind == "commission":
+            self._commission(report)
+            return
         order = self.orders.get(report.order_id)
         if order is None:
             self.orphan_reports += 1
@@ -442,6 +445,13 @@ class OrderDesk:
             # Counted first: a read-back would find an order that has filled, and count what is gone.
             self._apply(order, "filled", fill, None, fill.ts, recovered=True)
         self._apply(order, report.kind, report.fill, report.reason, report.ts, recovered=recovered)
+
+    def _commission(self, report: BrokerReport) -> None:
+        """Book a commission that the broker told after its execution."""
+        fill = report.fill
+        if fill is not None and self.portfolio.commission(fill.exec_id, fill.commission):
+            body = {"exec_id": fill.exec_id, "order_id": report.order_id, "amount": str(fill.commission)}
+            self.note([NoteRecord("commission", report.ts, body)])
 
     async def _late(self, report: BrokerReport) -> None:
         if await self.recall(report.order_id) is not None:

@@ -342,10 +342,19 @@ class History:
         return (record for _, record in self._fills())
 
     def books(self) -> Iterator[FillRecord | NoteRecord]:
-        """Give every fill and every split (a note), oldest first, in the order in which they were committed."""
+        """Give every fill and every split (a note), oldest first, in the order in which they were committed.
+
+        A fill has the commission that was told after it, where one was.
+        """
         query = select(NOTES).where(NOTES.c.node == self.node, NOTES.c.kind == SPLIT)
         splits = ((row["n"], self._as(rows.note, NOTES, row)) for row in self._pages(query, NOTES.c.n))
-        fills: Iterator[tuple[int, FillRecord | NoteRecord]] = self._fills(counted=True)
+        told = {
+            self.told(note, str, "exec_id"): self.told(note, rows.amount, "amount")
+            for note in self.every("commission")
+        }
+        fills: Iterator[tuple[int, FillRecord | NoteRecord]] = (
+            (n, rows.with_commission(record, told)) for n, record in self._fills(counted=True)
+        )
         return (record for _, record in heapq.merge(fills, splits, key=itemgetter(0)))
 
     def _fills(self, *, counted: bool = False) -> Iterator[tuple[int, FillRecord]]:

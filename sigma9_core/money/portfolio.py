@@ -154,6 +154,36 @@ class Portfolio:
         self._changed(symbol)
         return True
 
+    def commission(self, exec_id: str, amount: Decimal) -> bool:
+        """Take the commission of an execution that was counted before it was told; False where nothing changes."""
+        symbol = self._executions.get(exec_id, "")
+        history = self._history.get(symbol, [])
+        place, entry = next(
+            ((n, e) for n, e in enumerate(history) if isinstance(e, _Booked) and e.fill.exec_id == exec_id),
+            (0, None),
+        )
+        if entry is None or entry.fill.commission == amount:
+            return False
+        fill = replace(entry.fill, commission=amount)
+        _check(fill)
+        history[place] = replace(entry, fill=fill)
+        more, before = amount - entry.fill.commission, self._holdings[symbol].total
+        holding = self._holdings[symbol] = Holding(symbol)
+        trades = [trade for trade in self._trades if trade.symbol != symbol]
+        for each in history:
+            if isinstance(each, _Split):
+                holding.split(each.new, each.old)
+            elif (closed := holding.take(each.fill, each.strategy).closed) is not None:
+                trades.append(closed)
+        self._trades = sorted(trades, key=lambda trade: trade.closed_at)
+        self._trades_shown = None
+        with localcontext(EXACT):
+            self.cash -= more
+            self.fees += more
+            self._realized += holding.total - before
+        self._changed(symbol)
+        return True
+
     def adopt(self, fill: Fill, strategy: str | None) -> Applied | None:
         """Make a foreign position ours: a fill at its cost that its owner has paid for already.
 

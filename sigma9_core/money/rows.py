@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
@@ -146,6 +147,7 @@ _NOTED: Final[Mapping[str, tuple[str, str]]] = {
     "opening": ("broker", "connect"),
     "transfer": ("broker", "cash"),
     "bust": ("broker", "order_id"),
+    "commission": ("broker", "order_id"),
     "split": ("feed", "symbol"),
     "days": ("engine", "session"),
     "guard": ("exit", "entry_id group"),
@@ -216,6 +218,21 @@ def countable(record: FillRecord) -> FillRecord:
             f"the fill {fill.exec_id}: {fill.side} {fill.quantity} at {fill.price}, commission {fill.commission}"
         )
     return record
+
+
+def with_commission(record: FillRecord, told: Mapping[str, Decimal]) -> FillRecord:
+    """Give a fill the commission that was told after it, by execution id; most had theirs at once."""
+    if not told or (amount := told.get(record.fill.exec_id)) is None:
+        return record
+    return replace(record, fill=replace(record.fill, commission=amount))
+
+
+def amount(text: object) -> Decimal:
+    """Read an amount; raise ValueError for what is no number."""
+    number = Decimal(str(text))
+    if not number.is_finite():
+        raise ValueError(f"{text} is no amount")
+    return number
 
 
 def command(row: RowMapping) -> CommandRecord:

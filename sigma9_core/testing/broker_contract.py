@@ -58,8 +58,10 @@ class Recorder:
         return [report.kind for report in self.reports if report.order_id == order_id]
 
     def fills(self, order_id: str | None = None) -> list[Fill]:
-        """List the fills, of one order or of all."""
-        return [r.fill for r in self.reports if r.fill is not None and order_id in (None, r.order_id)]
+        """List the fills, of one order or of all, each with the commission that was told last."""
+        mine = [r for r in self.reports if r.fill is not None and order_id in (None, r.order_id)]
+        told = {r.fill.exec_id: r.fill for r in mine if r.kind == "commission" and r.fill is not None}
+        return [told.get(r.fill.exec_id, r.fill) for r in mine if r.kind == "filled" and r.fill is not None]
 
 
 class BrokerRoom(ABC):

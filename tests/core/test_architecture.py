@@ -34,7 +34,7 @@ ROOTS: Mapping[str, frozenset[str]] = {
     "engine": frozenset(("serve", "testing")),
     "serve": frozenset(("cli", "testing")),
     "cli": frozenset(("cli", "__main__")),
-    "testing": frozenset(("testing",)),
+    "testing": frozenset(("testing", "cli.fake_tws")),
 }
 """Who may import the composition root, what starts it, the command line and the test kit."""
 

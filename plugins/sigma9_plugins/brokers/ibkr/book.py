@@ -1,0 +1,131 @@
+"""The orders that this adapter knows, under every name that IB has for them; it outlives connections."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any, Literal
+
+from sigma9_core.models import ZERO, OrderRequest
+from sigma9_plugins.brokers.ibkr.lanes import Parcel
+from sigma9_plugins.brokers.ibkr.mapping import broker_id
+
+End = Literal["filled", "cancelled", "rejected", "expired"]
+
+
+@dataclass(slots=True, eq=False)
+class Known:
+    """One order that carries an id of ours."""
+
+    order_id: str
+    client_id: int
+    number: int
+    """IB's order id, in the session of the client that has sent it."""
+    perm_id: int = 0
+    parent: int = 0
+    """IB's order id of its parent."""
+    quantity: Decimal = ZERO
+    """In all, as it was sent or told last."""
+    request: OrderRequest | None = None
+    """None where an earlier process has sent it."""
+    acknowledged: bool = False
+    end: End | None = None
+    told: Decimal = ZERO
+    """What the order status says has filled."""
+    counted: Decimal = ZERO
+    """What the executions say has filled."""
+    executions: set[str] = field(default_factory=set)
+    said: str | None = None
+    """The newest words of IB on it."""
+    change: OrderRequest | None = None
+    """A change that was sent and not confirmed."""
+    changes: list[Parcel] = field(default_factory=list)
+    """What its changes leave in, those that have left included."""
+    cancel_asked: bool = False
+    parcel: Parcel | None = None
+    """What it leaves in, while it has not left."""
+    group: tuple[str, ...] = ()
+    """The orders that were sent as one unit with it, where it waits at TWS for the last of them."""
+    released_at: float = 0.0
+    """When it was last cancelled as one that may wait there in vain."""
+
+    @property
+    def broker_order_id(self) -> str:
+        """Name it as IB does."""
+        return broker_id(self.perm_id, self.client_id, self.number)
+
+    @property
+    def waiting(self) -> bool:
+        """Tell whether it has not left yet."""
+        return self.parcel is not None and not self.parcel.left
+
+
+class Book:
+    """Finds orders by our id, by IB's permanent id, and by a client's order id."""
+
+    def __init__(self) -> None:
+        self._by_id: dict[str, Known] = {}
+        self._by_perm: dict[int, Known] = {}
+        self._by_number: dict[tuple[int, int], Known] = {}
+
+    def __contains__(self, order_id: str) -> bool:
+        return order_id in self._by_id
+
+    def add(self, known: Known) -> None:
+        """Take an order."""
+        self._by_id[known.order_id] = known
+        self.name(known, known.perm_id, known.client_id, known.number)
+
+    def forget(self, known: Known) -> None:
+        """Take out an order that was never sent, so that it is not one of the account's."""
+        self._by_id.pop(known.order_id, None)
+        self._by_number.pop((known.client_id, known.number), None)
+
+    def name(self, known: Known, perm_id: int, client_id: int, number: int) -> None:
+        """Learn what IB calls it now; what it was called in an earlier session may be another order's by then."""
+        if perm_id:
+            known.perm_id = perm_id
+            self._by_perm[perm_id] = known
+        if number:
+            if self._by_number.get((known.client_id, known.number)) is known:
+                del self._by_number[known.client_id, known.number]
+            known.client_id, known.number = client_id, number
+            self._by_number[client_id, number] = known
+
+    def by_id(self, order_id: str) -> Known | None:
+        """Find it by our id."""
+        return self._by_id.get(order_id)
+
+    def find(self, *, perm_id: int = 0, client_id: int = -1, number: int = 0) -> Known | None:
+        """Find it by IB's names; the permanent id counts for more."""
+        known = self._by_perm.get(perm_id) if perm_id else None
+        if known is None and number:
+            known = self._by_number.get((client_id, number))
+            if known is not None and perm_id and known.perm_id not in (0, perm_id):
+                return None  # the number was given out again
+        return known
+
+    def by_broker_id(self, broker_order_id: str) -> Known | None:
+        """Find it by the name that reports give it."""
+        return next((each for each in self._by_id.values() if each.broker_order_id == broker_order_id), None)
+
+    def open(self) -> Iterable[Known]:
+        """Give those that have not ended, as far as is known."""
+        return [each for each in self._by_id.values() if each.end is None]
+
+
+def learn(book: Book, order: Any, number: int) -> Known | None:
+    """Find the order that a message of IB is about, or take it into the book where it carries an id of ours."""
+    known = book.by_id(order.orderRef) if order.orderRef else None
+    if known is None:
+        known = book.find(perm_id=order.permId, client_id=order.clientId, number=number)
+        if known is not None and order.orderRef and order.orderRef != known.order_id:
+            return None
+    if known is None:
+        if not order.orderRef:
+            return None
+        known = Known(order.orderRef, order.clientId, number, acknowledged=True)
+        book.add(known)
+    book.name(known, order.permId, order.clientId, number)
+    return known

@@ -1,0 +1,96 @@
+"""Three healths, none guessed from another: the socket, TWS's own link to IB, and the data farms.
+
+A socket can be dead without a word: where nothing has come for a while TWS is asked for its time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Final
+
+from sigma9_core.clock import monotonic
+from sigma9_core.contracts import BrokerHealth
+from sigma9_core.errors import BrokerError
+from sigma9_plugins.brokers.ibkr.codes import action, says
+from sigma9_plugins.brokers.ibkr.wire import NO_REQUEST, Wire
+
+log = logging.getLogger("sigma9.ibkr")
+
+CUT_OFF: Final = 12
+"""So many times longer a TWS that has lost IB's servers may be silent: it may have nobody to ask."""
+
+
+class Health:
+    """Keeps the three, and tells each change."""
+
+    def __init__(self, tell: Callable[[BrokerHealth], None]) -> None:
+        self.now = BrokerHealth()
+        self._tell = tell
+        self._farms: set[str] = set()
+        """Those that are away."""
+        self._lost = False
+        """TWS has lost IB's servers."""
+
+    def watch(self, wire: Wire) -> None:
+        """Take the codes of a connection that is being opened."""
+        self._farms, self._lost = set(), False
+        wire.on({"error": self._on_code})
+
+    def up(self) -> None:
+        """Say that the connection is there and may be used."""
+        self._set(BrokerHealth("up", "down" if self._lost else "up", "down" if self._farms else "up"))
+
+    def down(self) -> None:
+        """Say that there is no connection."""
+        self._set(BrokerHealth())
+
+    def _on_code(self, number: int, code: int, text: str, *_: Any) -> None:
+        asked = action(code)
+        if number != NO_REQUEST or asked == "log":
+            return
+        if asked in ("mark_data_down", "mark_data_up"):
+            farm = text.rpartition(":")[2].strip() or text
+            (self._farms.add if asked == "mark_data_down" else self._farms.discard)(farm)
+            self._refresh()
+        elif asked == "mark_down":
+            log.error("%s", says(code, text))
+            self._lost = True
+            self._refresh()
+        elif asked in ("reconcile", "resubscribe"):
+            log.warning("%s", says(code, text))
+            if not self._lost:  # its beginning was not told: whatever was missed is read back all the same
+                self._lost = True
+                self._refresh()
+            self._lost = False
+            self._refresh()
+
+    def _refresh(self) -> None:
+        if self.now.socket == "up":
+            self.up()
+
+    def _set(self, health: BrokerHealth) -> None:
+        if health != self.now:
+            self.now = replace(health)
+            self._tell(self.now)
+
+
+async def keep_probing(wire: Wire, health: Health, silence: float) -> None:
+    """Ask for the time where nothing has come for so long, and give the connection up where no answer comes."""
+    while wire.is_open:
+        patience = silence * (CUT_OFF if health.now.link == "down" else 1)
+        quiet = monotonic() - wire.heard_at
+        if quiet < patience:
+            await asyncio.sleep(patience - quiet)
+            continue
+        asked = monotonic()
+        try:
+            wire.put("urgent", ("reqCurrentTime", ()))
+        except BrokerError:
+            return
+        await asyncio.sleep(patience / 2)
+        if wire.is_open and wire.heard_at < asked:
+            wire.abort(f"TWS has said nothing for {monotonic() - wire.heard_at:.0f} s, and does not answer")
+            return

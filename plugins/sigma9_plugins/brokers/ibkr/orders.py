@@ -1,0 +1,341 @@
+"""Orders out and their reports in: what TWS says in order messages counts, what a code says is looked up.
+
+Nothing waits between `submit` and the bytes on the socket: the contract is known or named by its symbol, and the
+order id is counted up in memory. What was sent is never sent again; an order that nobody has confirmed is found by
+its `orderRef` in a read-back.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Sequence
+from datetime import datetime
+from typing import Any
+
+from sigma9_core.clock import monotonic, wall_now
+from sigma9_core.contracts import BrokerReport, ReportKind
+from sigma9_core.errors import BrokerError, BrokerRefused
+from sigma9_core.models import ApprovedOrder
+from sigma9_plugins.brokers.ibkr.book import Book, End, Known, learn
+from sigma9_plugins.brokers.ibkr.codes import order_action, says
+from sigma9_plugins.brokers.ibkr.contracts import Contracts
+from sigma9_plugins.brokers.ibkr.executions import Executions
+from sigma9_plugins.brokers.ibkr.figures import quantity
+from sigma9_plugins.brokers.ibkr.ids import OrderNumbers
+from sigma9_plugins.brokers.ibkr.lanes import LaneName
+from sigma9_plugins.brokers.ibkr.mapping import CONFIRMED, fault, same_terms, state_of, to_ib
+from sigma9_plugins.brokers.ibkr.wire import Wire
+
+log = logging.getLogger("sigma9.ibkr")
+
+FIXED = ("symbol", "side", "order_type", "time_in_force", "outside_rth")
+"""What a change can't change."""
+
+
+STUCK_AFTER = 5.0
+"""Seconds without any word after which a unit counts as one that did not arrive whole."""
+
+
+class Orders:
+    """Sends, changes and cancels, and makes reports; it outlives connections, each of which is attached."""
+
+    def __init__(
+        self,
+        contracts: Contracts,
+        numbers: OrderNumbers,
+        report: Callable[[BrokerReport], None],
+        look: Callable[[Known], None],
+        patience: float,
+    ) -> None:
+        """Store; `look` is called for an order that is in doubt, which is then to be read back."""
+        self.book = Book()
+        self.account = ""
+        self.executions = Executions(self.book, report, self._acknowledge, look, patience)
+        self._contracts = contracts
+        self._numbers = numbers
+        self._report = report
+        self._look = look
+        self._wire: Wire | None = None
+
+    def attach(self, wire: Wire, account: str) -> None:
+        """Use a connection from here on."""
+        self._wire, self.account = wire, account
+        wire.on(
+            {
+                "openOrder": self._on_open_order,
+                "orderStatus": self._on_status,
+                "execDetails": self._on_execution,
+                "commissionReport": self.executions.on_commission,
+                "error": self._on_error,
+            }
+        )
+
+    def detach(self) -> None:
+        """Learn that the connection is gone: what has not left never will."""
+        self._wire = None
+        self.executions.flush()
+        for known in self.book.open():
+            if known.waiting:
+                known.parcel = None
+                self._ends(known, "cancelled", "it had not left when the connection ended")
+
+    # --- out ---------------------------------------------------------------------------------------------------
+
+    def submit(self, orders: Sequence[ApprovedOrder]) -> None:
+        """Send one order or a group as one unit: all but the last wait at TWS for the last."""
+        wire = self._connected()
+        self._check_new(orders)
+        numbers = {order.order_id: self._numbers.next() for order in orders}
+        knowns: list[Known] = []
+        calls: list[tuple[str, tuple[Any, ...]]] = []
+        linked = any(order.request.parent_id in numbers for order in orders)
+        for index, order in enumerate(orders):
+            request, number = order.request, numbers[order.order_id]
+            parent = self._parent(request.parent_id, numbers)
+            contract = self._contracts.contract(wire.library, request.symbol)
+            written = to_ib(
+                wire.library,
+                request,
+                order.order_id,
+                account=self.account,
+                number=number,
+                parent=parent,
+                transmit=not linked or index == len(orders) - 1,
+            )
+            calls.append(("placeOrder", (number, contract, written)))
+            knowns.append(
+                Known(
+                    order.order_id,
+                    wire.client_id,
+                    number,
+                    parent=parent,
+                    quantity=request.quantity,
+                    request=request,
+                    group=() if written.transmit else tuple(numbers),
+                )
+            )
+        for known in knowns:
+            self.book.add(known)
+        kill = all(order.request.intent == "kill" for order in orders)
+        lane: LaneName = "urgent" if kill else "orders"
+        parcel = wire.put(lane, *calls)
+        for known in knowns:
+            known.parcel = parcel
+
+    def replace(self, order: ApprovedOrder) -> None:
+        """Change quantity and prices of a working order, under its own number."""
+        wire, known = self._connected(), self._mine(order.order_id)
+        request = order.request
+        if known.waiting:
+            raise BrokerRefused(f"order {known.order_id} has not left yet: change it once it is there")
+        if known.request is not None:
+            fixed = [name for name in FIXED if getattr(request, name) != getattr(known.request, name)]
+            if fixed:
+                raise BrokerRefused(
+                    f"the {' and '.join(fixed)} of order {known.order_id} can't be changed: cancel it"
+                )
+        wrong = fault(request)
+        if wrong is None and request.quantity <= known.counted:
+            wrong = f"{known.counted} of it have filled, so its quantity can't become {request.quantity}"
+        if wrong is not None:
+            raise BrokerRefused(f"order {known.order_id} stays as it is: {wrong}")
+        written = to_ib(
+            wire.library,
+            request,
+            known.order_id,
+            account=self.account,
+            number=known.number,
+            parent=known.parent,
+        )
+        contract = self._contracts.contract(wire.library, request.symbol)
+        known.change = request
+        lane: LaneName = "urgent" if request.intent == "kill" else "orders"
+        known.changes = [parcel for parcel in known.changes if not parcel.left]
+        known.changes.append(wire.put(lane, ("placeOrder", (known.number, contract, written))))
+
+    def cancel(self, order_id: str) -> None:
+        """Cancel an order of ours ahead of everything that waits; one that has not left is taken back."""
+        wire, known = self._connected(), self._mine(order_id)
+        if known.waiting and known.parcel is not None and wire.lanes.drop(known.parcel):
+            parcel = known.parcel
+            for each in self.book.open():
+                if each.parcel is parcel:
+                    each.parcel = None
+                    self._ends(each, "cancelled", "cancelled before it was sent")
+            return
+        for parcel in known.changes:  # it would come behind the cancel, and bring to life what has ended
+            wire.lanes.drop(parcel)
+        known.changes, known.change = [], None
+        known.cancel_asked = True
+        wire.put("urgent", ("cancelOrder", (known.number, "")))
+
+    # --- in ----------------------------------------------------------------------------------------------------
+
+    def _on_execution(self, request: int, contract: Any, execution: Any) -> None:
+        self.executions.on_execution(request, contract, execution, self.account)
+
+    def _on_open_order(self, number: int, _contract: Any, order: Any, state: Any) -> None:
+        if order.whatIf or not self._is_mine(order.account):
+            return
+        known = learn(self.book, order, number)
+        if known is None:
+            return
+        known.parent = order.parentId or known.parent
+        known.quantity = quantity(order.totalQuantity)
+        if known.change is not None and same_terms(known.change, order) and state.status in CONFIRMED:
+            known.request, known.change = known.change, None
+            self._report(BrokerReport("replaced", known.order_id, wall_now(), known.broker_order_id))
+        self._stands(known, state.status)
+
+    def _on_status(
+        self,
+        number: int,
+        status: str,
+        filled: float,
+        _remaining: float,
+        _average: float,
+        perm_id: int,
+        _parent: int,
+        _last: float,
+        client_id: int,
+        *_: Any,
+    ) -> None:
+        known = self.book.find(perm_id=perm_id, client_id=client_id, number=number)
+        if known is None:
+            return
+        self.book.name(known, perm_id, client_id, number)
+        known.told = max(known.told, quantity(filled))
+        self._stands(known, status)
+        if known.told > known.counted:
+            self._look(known)
+
+    def _stands(self, known: Known, status: str) -> None:
+        """Take a status that IB tells of an order."""
+        state = state_of(status)
+        if status in CONFIRMED:
+            if known.end in ("rejected", "cancelled"):
+                log.warning("order %s works again at IB: %s", known.order_id, status)
+                known.end = None
+            self._acknowledge(known, wall_now())
+        elif state == "cancelled":
+            self.executions.flush(known)
+            self._ends(known, "cancelled", known.said)
+        elif state == "filled":
+            self._acknowledge(known, wall_now())
+            known.end = "filled"
+        elif status == "Inactive" and known.end is None:
+            if known.acknowledged:
+                self._look(known)
+            else:
+                self._ends(known, "rejected", known.said or "IB holds it as inactive")
+
+    def _on_error(self, number: int, code: int, text: str, *_: Any) -> None:
+        """Take a code about an order of ours: what it asks for stands in the table of codes."""
+        wire = self._wire
+        known = None if wire is None else self.book.find(client_id=wire.client_id, number=number)
+        if wire is None or known is None or number <= 0:
+            return
+        words = says(code, text)
+        asked = order_action(code, acknowledged=known.acknowledged, changing=known.change is not None)
+        log.warning("order %s: %s", known.order_id, words)
+        if asked != "log":
+            known.said = words
+        match asked:
+            case "reject":
+                if known.end is None:
+                    self._ends(known, "rejected", words)
+            case "keep_change_off":
+                known.change = None
+                self._look(known)
+            case "read_back":
+                self._look(known)
+            case "slow_down":
+                wire.lanes.pause()
+
+    def settle(self, known: Known, end: End, reason: str | None) -> None:
+        """Take the end of an order that a read-back has shown."""
+        if known.end is None:
+            self.executions.flush(known)
+            if end == "filled":
+                known.end = "filled"
+            else:
+                self._ends(known, end, reason)
+
+    def works(self, known: Known) -> None:
+        """Take that a read-back shows it as working."""
+        self._acknowledge(known, wall_now())
+
+    def release(self, shown: Collection[str]) -> None:
+        """Cancel what may lie at TWS untransmitted: the first orders of a unit of which the last never arrived.
+
+        Nobody would see it in a read-back, and a person could still transmit it. Where any order of the unit works
+        or has filled the last one has arrived; one that was turned down proves nothing.
+        """
+        wire = self._wire
+        if wire is None or not wire.is_open:
+            return
+        for known in list(self.book.open()):
+            if not known.group or known.client_id != wire.client_id or known.parcel is None or known.waiting:
+                continue
+            if monotonic() - max(known.parcel.left_at, known.released_at) < STUCK_AFTER:
+                continue
+            unit = [self.book.by_id(order_id) for order_id in known.group]
+            if not any(
+                each is None or each.acknowledged or each.counted or each.order_id in shown for each in unit
+            ):
+                log.warning("order %s may wait at TWS for one that never arrived: it is cancelled", known.order_id)
+                known.released_at = monotonic()  # a cancel may be lost as well
+                wire.put("urgent", ("cancelOrder", (known.number, "")))
+
+    # --- inside ------------------------------------------------------------------------------------------------
+
+    def _acknowledge(self, known: Known, ts: datetime) -> None:
+        if not known.acknowledged:
+            known.acknowledged = True
+            self._report(BrokerReport("accepted", known.order_id, ts, known.broker_order_id))
+
+    def _ends(self, known: Known, kind: ReportKind, reason: str | None) -> None:
+        if known.end is not None:
+            return
+        known.end = "rejected" if kind == "rejected" else "expired" if kind == "expired" else "cancelled"
+        known.change = None
+        self._report(BrokerReport(kind, known.order_id, wall_now(), known.broker_order_id, reason=reason))
+
+    def _connected(self) -> Wire:
+        if self._wire is None or not self._wire.is_open:
+            raise BrokerRefused("not connected to TWS: nothing was sent")
+        return self._wire
+
+    def _is_mine(self, account: str) -> bool:
+        return not account or not self.account or account == self.account
+
+    def _check_new(self, orders: Sequence[ApprovedOrder]) -> None:
+        seen: set[str] = set()
+        for order in orders:
+            if order.order_id in self.book or order.order_id in seen:
+                raise BrokerError(f"order {order.order_id} was submitted before: nothing was sent; read it back")
+            seen.add(order.order_id)
+
+    def _parent(self, parent_id: str | None, group: dict[str, int]) -> int:
+        """Give the number of a parent that works still, or goes out with its children."""
+        if parent_id is None:
+            return 0
+        if parent_id in group:
+            return group[parent_id]
+        known = self.book.by_id(parent_id)
+        return 0 if known is None or known.end is not None else known.number
+
+    def _mine(self, order_id: str) -> Known:
+        """Give a working order that this connection may change; raise BrokerError or BrokerRefused."""
+        known = self.book.by_id(order_id)
+        if known is None:
+            raise BrokerError(f"no order of ours has the id {order_id}")
+        if known.end is not None:
+            raise BrokerRefused(f"order {order_id} is {known.end} already")
+        wire = self._connected()
+        if known.client_id != wire.client_id:
+            raise BrokerError(
+                f"order {order_id} was sent by client {known.client_id}, and this is client {wire.client_id}: "
+                "IB lets only the client that has sent an order change or cancel it"
+            )
+        return known

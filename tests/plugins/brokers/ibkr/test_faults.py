@@ -1,0 +1,439 @@
+"""Everything that goes wrong at IB, by name: no order doubled, none believed dead that lives, no fill lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sigma9_core.contracts import BrokerHealth, ReportKind
+from sigma9_core.errors import BrokerError, BrokerRefused
+from sigma9_core.models import ApprovedOrder
+from sigma9_core.testing.broker_contract import UP, Recorder
+from sigma9_core.testing.orders import approve, request
+from sigma9_core.testing.tws import KINDS
+from sigma9_plugins.brokers.ibkr import broker as module
+from sigma9_plugins.brokers.ibkr import orders as orders_module
+from sigma9_plugins.brokers.ibkr.wire import ClientIdInUse
+from sigma9_plugins.testing.ibkr_room import IbkrRoom, open_room
+
+ENDS: frozenset[ReportKind] = frozenset(("cancelled", "rejected", "expired"))
+RESTING: dict[str, Any] = {"limit_price": 9.5, "order_type": "limit", "time_in_force": "gtc"}
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read back at once what is in doubt."""
+    monkeypatch.setattr(module, "LOOK_AFTER", 0.02)
+    monkeypatch.setattr(module, "LOOK_AGAIN", 0.05)
+
+
+@pytest.fixture(name="room")
+async def _room(tmp_path: Path) -> AsyncIterator[IbkrRoom]:
+    async with open_room(tmp_path) as room:
+        await room.move(room.symbol, 10.0)
+        yield room
+
+
+async def sent(room: IbkrRoom, **more: Any) -> ApprovedOrder:
+    """Send a limit order that rests, and wait for nothing but its arrival."""
+    order = approve(request(room.symbol, "buy", 100, **{**RESTING, **more}))
+    count = len(room.tws.requests("placeOrder"))
+    await room.broker.submit([order])
+    await room.tws.until_received("placeOrder", count + 1)
+    await room.caught_up()
+    return order
+
+
+async def again(room: IbkrRoom) -> None:
+    """Connect again, with another listener."""
+    room.heard = Recorder()
+    await room.broker.connect(room.heard)
+
+
+# --- orders -------------------------------------------------------------------------------------------------
+
+
+async def test_reject(room: IbkrRoom) -> None:
+    """A rejected order is reported so, with IB's words and the code, once."""
+    room.tws.arm("reject")
+    order = await sent(room)
+
+    report = await room.ended(order, "rejected")
+    assert report.reason is not None
+    assert "(code 201)" in report.reason
+    assert room.heard.kinds(order.order_id) == ["rejected"]
+
+
+async def test_lost_order(room: IbkrRoom) -> None:
+    """Of an order that never arrived nothing is reported; no read-back shows it, and it is not sent again."""
+    room.tws.arm("lost-order")
+    order = await sent(room)
+
+    assert room.heard.reports == []
+    assert await room.working(order) is None
+    assert len(room.tws.requests("placeOrder")) == 1
+
+
+async def test_a_unit_that_did_not_arrive_whole(room: IbkrRoom, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An entry whose legs never arrived waits at TWS, where no read-back shows it: it is cancelled there."""
+    monkeypatch.setattr(orders_module, "STUCK_AFTER", 0.1)
+    parent = approve(request(room.symbol, "buy", 100, **RESTING))
+    stop = approve(
+        request(
+            room.symbol, "sell", 100, stop_price=9, order_type="stop", intent="reduce", parent_id=parent.order_id
+        )
+    )
+    room.tws.arm("lost-order", order_ref=stop.order_id)
+    await room.broker.submit([parent, stop])
+    await room.tws.until_received("placeOrder", 2)
+    assert await room.broker.open_orders() == []
+    assert room.tws.requests("cancelOrder") == []
+    await asyncio.sleep(0.15)
+    assert await room.broker.open_orders() == []
+    report = await room.ended(parent, "cancelled")
+
+    assert report.kind == "cancelled"
+    assert not room.tws.orders(live=True)
+    assert len(room.tws.requests("cancelOrder")) == 1
+
+
+async def test_lost_acknowledgement(room: IbkrRoom) -> None:
+    """An order that nobody acknowledged is found by its `orderRef`, and works like any other from then on."""
+    room.tws.arm("lost-ack")
+    order = await sent(room)
+    assert room.heard.reports == []
+
+    found = await room.working(order)
+    assert found is not None
+    assert len(room.tws.requests("placeOrder")) == 1
+    await room.broker.cancel(order.order_id)
+    await room.ended(order, "cancelled")
+
+
+async def test_death_after_accept(room: IbkrRoom) -> None:
+    """The connection that dies with an order says so; the next one finds the order, and it is not sent again."""
+    room.tws.arm("death-after-accept")
+    order = approve(request(room.symbol, "buy", 100, **RESTING))
+    await room.broker.submit([order])
+    await room.until(lambda: room.heard.healths[-1] == BrokerHealth(), "the end of the connection")
+    assert room.heard.kinds(order.order_id) == []
+    with pytest.raises(BrokerRefused):
+        await room.broker.submit([approve(request(room.symbol, "buy", 1))])
+
+    await again(room)
+    assert await room.working(order) is not None
+    assert len(room.tws.orders(live=True)) == 1
+    with pytest.raises(BrokerError, match="submitted before"):
+        await room.broker.submit([order])
+    await room.move(room.symbol, 9.4)
+    await room.filled(order)
+
+
+@pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if kind.where == "order"])
+async def test_codes_about_a_live_order(room: IbkrRoom, name: str) -> None:
+    """Whatever code comes about an order that works: it is not believed dead, and its fill counts."""
+    room.tws.arm(name)
+    order = await sent(room)
+    await room.accepted(order)
+    await asyncio.sleep(0.1)
+
+    assert room.heard.kinds(order.order_id) == ["accepted"]
+    await room.move(room.symbol, 9.4)
+    await room.filled(order)
+
+
+@pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if kind.where == "modify"])
+async def test_changes_that_are_not_made(room: IbkrRoom, name: str) -> None:
+    """A change that was refused or lost is not reported as made; the order works on as it was."""
+    order = await sent(room)
+    room.tws.arm(name)
+    changed = order.request.model_copy(update={"limit_price": Decimal("9.6")})
+    await room.broker.replace(approve(changed, order.order_id))
+    await room.tws.until_received("placeOrder", 2)
+    await room.caught_up()
+    await asyncio.sleep(0.1)
+
+    found = await room.working(order)
+    assert found is not None
+    assert found.limit_price == Decimal("9.5")
+    assert room.heard.kinds(order.order_id) == ["accepted"]
+    await room.broker.replace(approve(changed, order.order_id))
+    await room.ended(order, "replaced")
+
+
+CANCELS = [name for name, kind in KINDS.items() if kind.where == "cancel" and name != "cancel-late"]
+
+
+@pytest.mark.parametrize("name", CANCELS)
+async def test_cancels_that_are_not_done(room: IbkrRoom, name: str) -> None:
+    """A cancel that was refused or lost ends nothing: the order works, and can be cancelled again."""
+    order = await sent(room)
+    room.tws.arm(name)
+    await room.broker.cancel(order.order_id)
+    await room.tws.until_received("cancelOrder")
+    await room.caught_up()
+    await asyncio.sleep(0.1)
+
+    assert await room.working(order) is not None
+    assert not ENDS & set(room.heard.kinds(order.order_id))
+    await room.broker.cancel(order.order_id)
+    await room.ended(order, "cancelled")
+
+
+async def test_late_cancel(room: IbkrRoom) -> None:
+    """What fills before a late cancel counts, and the order ends as filled."""
+    order = await sent(room)
+    room.tws.arm("cancel-late", seconds=0.1)
+    await room.broker.cancel(order.order_id)
+    await room.tws.until_received("cancelOrder")
+    await room.move(room.symbol, 9.4)
+    await room.filled(order)
+    await asyncio.sleep(0.15)
+
+    assert await room.position() == 100
+    assert not ENDS & set(room.heard.kinds(order.order_id))
+
+
+async def test_fill_after_a_cancel(room: IbkrRoom) -> None:
+    """A fill that comes after the cancel of its order is reported all the same."""
+    order = await sent(room)
+    await room.accepted(order)
+    room.tws.arm("late-execution", seconds=0.1)
+    room.tws.fill(order.order_id, 40)
+    room.tws.cancel(order.order_id)
+    await room.ended(order, "cancelled")
+    await room.until(lambda: bool(room.heard.fills(order.order_id)), "the late fill")
+
+    assert room.heard.fills(order.order_id)[0].quantity == 40
+
+
+async def test_rejected_while_it_works(room: IbkrRoom) -> None:
+    """An order that IB turns down after all is dead by its read-back, and not before."""
+    order = await sent(room)
+    await room.accepted(order)
+    room.tws.reject(order.order_id)
+
+    report = await room.ended(order, "rejected")
+    assert report.reason
+
+
+# --- fills --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if kind.where in ("fill", "status")])
+async def test_fills_are_told_once(room: IbkrRoom, name: str) -> None:
+    """However IB tells a fill, it is reported once, with its commission in the end."""
+    room.tws.arm(name, times=None, **({"seconds": 0.4} if "late" in name else {}))
+    begun = room.now()
+    order = await sent(room)
+    await room.move(room.symbol, 9.4)
+    await room.filled(order)
+    await room.until(lambda: all(fill.commission > 0 for fill in room.heard.fills()), "the commissions")
+    await asyncio.sleep(0.1)
+
+    assert sum(fill.quantity for fill in room.heard.fills()) == 100
+    assert len({fill.exec_id for fill in room.heard.fills()}) == len(room.heard.fills())
+    found = await room.broker.executions(begun - timedelta(minutes=1))
+    assert list(found) == room.heard.fills()
+    assert not ENDS & set(room.heard.kinds(order.order_id))
+
+
+async def test_late_commission(room: IbkrRoom) -> None:
+    """A fill does not wait long for its commission; that is reported by itself when it comes."""
+    room.tws.arm("late-commission", seconds=0.5)
+    order = await sent(room)
+    await room.move(room.symbol, 9.4)
+    await room.filled(order)
+    assert room.heard.kinds(order.order_id) == ["accepted", "filled"]
+    assert room.heard.fills()[0].commission == 0
+
+    await room.ended(order, "commission")
+    assert room.heard.fills()[0].commission > 0
+
+
+async def test_corrected_execution(room: IbkrRoom) -> None:
+    """A corrected execution takes the place of the old one, live and for who was away."""
+    begun = room.now()
+    order = await sent(room)
+    execution = room.tws.fill(order.order_id, 100, 9.5)
+    await room.filled(order)
+    room.tws.correct(execution, 9.45)
+    await room.until(lambda: len(room.heard.fills()) == 2, "the corrected fill")
+
+    kinds = [kind for kind in room.heard.kinds(order.order_id) if kind != "commission"]
+    assert kinds == ["accepted", "filled", "busted", "filled"]
+    old, new = room.heard.fills()
+    busted = next(report for report in room.heard.reports if report.kind == "busted").fill
+    assert busted is not None
+    assert busted.exec_id == old.exec_id
+    assert new.price == Decimal("9.45")
+    (found,) = await room.broker.executions(begun - timedelta(minutes=1))
+    assert (found.exec_id, found.price) == (new.exec_id, new.price)
+
+
+async def test_fill_while_away_after_a_restart(room: IbkrRoom) -> None:
+    """What fills between two lives of the server reads back once, under our id."""
+    begun = room.now()
+    order = await sent(room)
+    await room.broker.disconnect()
+    room.tws.fill(order.order_id, 60)
+    room.broker = room.another()
+    await again(room)
+    found = await room.broker.executions(begun - timedelta(minutes=1))
+
+    assert [(fill.order_id, fill.quantity) for fill in found] == [(order.order_id, Decimal(60))]
+    working = await room.working(order)
+    assert working is not None
+    assert working.filled_quantity == 60
+    room.tws.fill(order.order_id)
+    await room.until(lambda: bool(room.heard.fills()), "the rest")
+    assert [fill.quantity for fill in room.heard.fills()] == [40]
+
+
+# --- the connection -----------------------------------------------------------------------------------------
+
+
+async def test_link_lost_and_back(room: IbkrRoom) -> None:
+    """1100 takes the link down and not the socket; nothing is sent until it is back, and cancels still are."""
+    order = await sent(room)
+    room.tws.lose_link()
+    await room.until(lambda: room.broker.health.link == "down", "the loss of the link")
+
+    assert room.broker.health == BrokerHealth("up", "down", "up")
+    with pytest.raises(BrokerRefused, match="lost IB's servers"):
+        await room.broker.submit([approve(request(room.symbol, "buy", 1))])
+    await room.broker.cancel(order.order_id)
+    for kept in (True, False):
+        room.tws.lose_link()
+        room.tws.regain_link(kept=kept)
+        await room.until(lambda: room.heard.healths[-1] == UP, "the link")
+    await room.ended(order, "cancelled")
+
+
+async def test_link_back_without_its_loss(room: IbkrRoom) -> None:
+    """Where 1102 comes without a 1100 the link is told as down and up: what was missed is reconciled."""
+    seen = len(room.heard.healths)
+    room.tws.say(1102, "Connectivity between IB and TWS has been restored- data maintained.")
+    await room.until(lambda: len(room.heard.healths) >= seen + 2, "two changes of health")
+
+    assert [health.link for health in room.heard.healths[seen:]] == ["down", "up"]
+
+
+async def test_farms_flap(room: IbkrRoom) -> None:
+    """A data farm that flaps changes the data's health alone."""
+    room.tws.flap_farms()
+    await room.until(lambda: len(room.heard.healths) >= 3, "the flap")
+    await room.caught_up()
+
+    assert {(health.socket, health.link) for health in room.heard.healths} == {("up", "up")}
+    assert "down" in {health.data for health in room.heard.healths}
+    assert room.broker.health == UP
+
+
+async def test_nightly_restart_with_forgotten_ids(room: IbkrRoom) -> None:
+    """After a restart that gives ids out again no id is used twice, and old orders can still be cancelled."""
+    order = await sent(room)
+    before = {each.order_id for each in room.tws.requests("placeOrder")}
+    room.tws.restart()
+    await room.until(lambda: room.broker.health == BrokerHealth(), "the end of the connection")
+    room.broker = room.another()  # and our own process has restarted as well
+    await again(room)
+    new = await sent(room)
+    numbers = {each.order_id for each in room.tws.requests("placeOrder")} - before
+
+    assert len(numbers) == 1
+    assert min(numbers) > max(before)
+    assert {each.order_id for each in await room.broker.open_orders()} == {order.order_id, new.order_id}
+    for each in (order, new):
+        await room.broker.cancel(each.order_id)
+        await room.ended(each, "cancelled")
+
+
+async def test_client_id_in_use(tmp_path: Path) -> None:
+    """A client id that is in use is said at once; after a while a spare one is taken, which sees all orders."""
+    async with open_room(tmp_path, config={"client_id_seconds": 0.2}) as room:
+        order = await sent(room)
+        await room.broker.disconnect()
+        room.tws.arm("client-id-in-use", client_id=1, times=None)
+        with pytest.raises(ClientIdInUse, match="client id 1"):
+            await again(room)
+        assert room.broker.health.socket == "down"
+        await asyncio.sleep(0.25)
+        await again(room)
+
+        assert [client.client_id for client in room.tws.clients] == [101]
+        assert await room.working(order) is not None
+        with pytest.raises(BrokerError, match="sent by client 1"):
+            await room.broker.cancel(order.order_id)
+        other = await sent(room, limit_price=9.4)
+        await room.accepted(other)
+        await room.broker.disconnect()
+        room.tws.disarm()
+        await again(room)
+        assert [client.client_id for client in room.tws.clients] == [1]
+        await room.broker.cancel(order.order_id)
+        await room.ended(order, "cancelled")
+
+
+@pytest.mark.parametrize("name", ["silent-handshake", "closed-at-once"])
+async def test_greetings_that_fail(room: IbkrRoom, name: str) -> None:
+    """A connection that is not greeted fails in time and leaves nothing behind; the next one works."""
+    await room.broker.disconnect()
+    room.tws.arm(name)
+    with pytest.raises(BrokerError):
+        await again(room)
+    assert room.broker.health == BrokerHealth()
+
+    await again(room)
+    assert room.broker.health == UP
+
+
+async def test_nobody_listens(room: IbkrRoom) -> None:
+    """Without a gateway a connection fails with a clear sentence, as often as it is tried."""
+    await room.broker.disconnect()
+    await room.tws.go_away()
+    for _ in range(3):
+        with pytest.raises(BrokerError, match="can't be reached"):
+            await again(room)
+    await room.tws.come_back()
+    await again(room)
+
+    assert room.broker.health == UP
+
+
+async def test_half_open(tmp_path: Path) -> None:
+    """A connection that is dead without a word is found by a question for the time, and given up."""
+    async with open_room(tmp_path, config={"probe_seconds": 0.1}) as room:
+        await asyncio.sleep(0.3)
+        assert room.broker.health == UP  # a gateway that answers is left alone
+        room.tws.mute()
+        await room.until(lambda: room.broker.health == BrokerHealth(), "the end of the connection")
+        await again(room)
+
+        assert room.broker.health == UP
+
+
+async def test_unanswered_question(room: IbkrRoom) -> None:
+    """A question that nobody answers is an error after a time; the next one is answered."""
+    room.tws.arm("unanswered", request="reqCompletedOrders")
+    with pytest.raises(BrokerError, match="completed orders within"):
+        await room.broker.completed_orders(room.now())
+
+    assert await room.broker.completed_orders(room.now()) == []
+
+
+async def test_questions_end_with_the_connection(room: IbkrRoom) -> None:
+    """Who waits for an answer when the connection ends is told at once."""
+    room.tws.arm("unanswered", request="reqPositions")
+    waiting = asyncio.ensure_future(room.broker.positions())
+    await room.tws.until_received("reqPositions")
+    room.tws.drop()
+
+    with pytest.raises(BrokerError, match="ended before the answer"):
+        await waiting
