@@ -51,6 +51,7 @@ from sigma9_core.events import (
     encode,
 )
 from sigma9_core.handlers import Handlers
+from sigma9_core.keeping import Keeping
 from sigma9_core.lanes import Lane
 from sigma9_core.market import Market
 from sigma9_core.models import Bar, OrderRequest, Slice, WatchlistItem
@@ -93,8 +94,6 @@ CONNECT_WAIT: Final = 2.0
 """Seconds that the answer to `broker_connect` waits for the broker."""
 RECALLED: Final = timedelta(days=1)
 """Market time that a trigger hears of at a start, before now and before its oldest position was opened."""
-SAVE_AGAIN: Final = 1.0
-"""Seconds between two tries of a document that could not be saved."""
 SERVICE_WAIT: Final = 5.0
 """Seconds that the start waits for services that are not our own."""
 SERVICE_AGAIN: Final = 1.0
@@ -154,9 +153,6 @@ class Engine:
         """What is telling the triggers a new watchlist."""
         self._traded: set[str] = set()
         """Symbols of orders that are newer than the board."""
-        self._to_keep: dict[str, dict[str, Any]] = {}
-        """Documents that are still to be saved, by name."""
-        self._keeper: asyncio.Task[None] | None = None
         self._rule_errors: dict[str, str | None] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._build()
@@ -176,6 +172,7 @@ class Engine:
             marks=self._data_dir.path,
         )
         self.documents = Documents(self._data_dir.file("documents.json"))
+        self.keeping = Keeping(self.documents)
         self.watchlist = Watchlist(self.clock, self._on_watchlist)
         broker = self._host.build("broker", settings.broker, {}, self._context(settings.broker, self.clock))
         self._rules: dict[str, tuple[str, dict[str, Any]]] = {}
@@ -215,7 +212,7 @@ class Engine:
             self.calendar,
             self._run_job,
             lambda: self.documents.get("schedule") or {},
-            lambda marks: self._save("schedule", marks),
+            lambda marks: self.keeping.save("schedule", marks),
             changed=self._show_schedule,
         )
         self.market = Market(
@@ -339,7 +336,7 @@ class Engine:
         self._undo.append(("status", self.status.stop))
         self.documents.open()
         self._undo.append(("documents", self.documents.close))
-        self._undo.append(("what is to be saved", self._end_keeping))
+        self._undo.append(("what is to be saved", self.keeping.end))
         self._undo.append(("latch", self._latch.close))
         self.bus.last_seq = self.journal.last_seq
         self._set_clock()
@@ -503,7 +500,7 @@ class Engine:
                     + (f" ({self.path.link.error})" if self.path.link.error else ""),
                 )
             if person:
-                await self._save("commanded", {"state": "start"})
+                await self.keeping.save("commanded", {"state": "start"})
             if self._stops != stops:
                 raise CommandError("conflict", "the engine was stopped while it started")
             if self.state == "running":
@@ -523,7 +520,7 @@ class Engine:
         if self.state in ("running", "paused", "starting"):
             await self._leave("stopped", reason)
         if person:
-            await self._save("commanded", {"state": "stop"})
+            await self.keeping.save("commanded", {"state": "stop"})
 
     async def pause_trading(self, *, reason: str, person: bool = False) -> None:
         """Take no new entries. Raise CommandError `not_running` where the engine is stopped."""
@@ -535,7 +532,7 @@ class Engine:
         if self.state != "paused":
             raise CommandError("not_running", f"the engine is {self.state}: there is nothing to pause")
         if person:
-            await self._save("commanded", {"state": "pause"})
+            await self.keeping.save("commanded", {"state": "pause"})
 
     async def resume_trading(self, *, reason: str) -> None:
         """Take entries again after a pause. Raise CommandError `killed`, `not_running`."""
@@ -545,7 +542,7 @@ class Engine:
             raise CommandError("killed", "the kill switch is on: reset it with a reason, then start")
         if self.state != "paused":
             raise CommandError("not_running", f"the engine is {self.state}: start it instead")
-        await self._save("commanded", {"state": "start"})
+        await self.keeping.save("commanded", {"state": "start"})
         await self._open_gate("paused", reason)
 
     async def after_reset(self, scope: Scope | None) -> None:
@@ -607,7 +604,7 @@ class Engine:
             )
         self._host.set_enabled(name, enabled, kind=kind)
         switched = {**(self.documents.get("switched") or {}), name: enabled}
-        await self._save("switched", switched)
+        await self.keeping.save("switched", switched)
 
     async def set_rule(self, name: str, changes: Mapping[str, Any]) -> Mapping[str, Any]:
         """Give a rule new settings, for now and after restarts; raise CommandError where they don't fit."""
@@ -616,7 +613,7 @@ class Engine:
         plugin, config = self._rules[name]
         merged = {**config, **plain(changes)}
         rule = self._build_rule(name, plugin, merged)
-        await self._save("risk", {**(self.documents.get("risk") or {}), name: merged})
+        await self.keeping.save("risk", {**(self.documents.get("risk") or {}), name: merged})
         self._rules[name] = (plugin, merged)
         await self.money.call(self.path.replace_rule(name, rule))
         return merged
@@ -771,7 +768,7 @@ class Engine:
             self.runner.entering = False
             self._set_state("killed", "kill switch")
             # A person starts it again, also where a restart comes between.
-            self._keep("commanded", {"state": "stop"})
+            self.keeping.keep("commanded", {"state": "stop"})
         elif key[0] == "strategy":
             self.runner.stopped.add(key[1])
         self.status.changed("kill_switch", "kill switch")
@@ -905,7 +902,7 @@ class Engine:
         self._emit("watchlist_update", update)
         self.board.set("watchlist", self.watchlist.body())
         self._subscribe()
-        self._keep("watchlist", self.watchlist.body())
+        self.keeping.keep("watchlist", self.watchlist.body())
         if self.state in ("running", "paused"):
             task = self._loop_task(self._watch(), "watch")
             self._watching.add(task)
@@ -970,7 +967,7 @@ class Engine:
         """Keep where the simulated market is: after a crash it goes on from here, not from its last event."""
         now = rfc3339(self.clock.now())
         if (self.documents.get("clock") or {}).get("ts") != now:
-            self._keep("clock", {"ts": now})
+            self.keeping.keep("clock", {"ts": now})
 
     async def _restore_documents(self) -> None:
         document = self.documents.get("watchlist")
@@ -1137,50 +1134,6 @@ class Engine:
             self.quotes.show()
             self._show_schedule()
             self._look_at_session()
-
-    def _keep(self, name: str, document: Mapping[str, Any]) -> None:
-        """Save a document that nobody waits for, as soon as the disk takes it."""
-        self._to_keep[name] = dict(document)
-        if self._keeper is None or self._keeper.done():
-            self._keeper = self._loop_task(self._keep_all(), "save-documents")
-
-    async def _keep_all(self) -> None:
-        """Save what is to be kept; a document that can't be saved holds up no other, and is told once."""
-        told: set[str] = set()
-        while self._to_keep:
-            failed = False
-            for name, document in tuple(self._to_keep.items()):
-                if self._to_keep.get(name) is not document:
-                    continue  # a newer one came meanwhile, or somebody has saved one
-                try:
-                    await self.documents.save(name, document)
-                except StateError as error:
-                    failed = True
-                    if name not in told:
-                        log.error("%s; the document %s is saved as soon as it can be", error, name)
-                    told.add(name)
-                else:
-                    if self._to_keep.get(name) is document:
-                        del self._to_keep[name]
-            if failed:
-                await asyncio.sleep(SAVE_AGAIN)
-
-    async def _end_keeping(self) -> None:
-        """Give what is still to be saved a last moment, and say what was not."""
-        if self._keeper is not None:
-            await asyncio.wait([self._keeper], timeout=SAVE_AGAIN)
-            await _end(self._keeper)
-        if self._to_keep:
-            log.error("not saved: the documents %s", ", ".join(self._to_keep))
-
-    async def _save(self, name: str, document: Mapping[str, Any]) -> None:
-        older = self._to_keep.pop(name, None)  # this one is newer
-        try:
-            await self.documents.save(name, dict(document))
-        except StateError:
-            if older is not None and name not in self._to_keep:
-                self._keep(name, older)  # whoever asked for the newer one hears that it does not count
-            raise
 
     def _loop_task(self, work: Any, name: str) -> asyncio.Task[Any]:
         task: asyncio.Task[Any] = asyncio.get_running_loop().create_task(work, name=name)

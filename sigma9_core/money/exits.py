@@ -199,7 +199,7 @@ class ExitManager:
             best[trade.symbol] = (max(high, trade.price), min(low, trade.price))
         for guard in tuple(self.guards.values()):
             entry = self._desk.orders.get(guard.entry_id)
-            if not self._tried_again(guard) or self.stands_down(guard.symbol, guard.strategy):
+            if not self._tried_again(guard) or self._stands_down(guard):
                 continue
             if guard.opened_at is None or entry is None or entry.average_price is None or guard.released:
                 continue
@@ -324,7 +324,7 @@ class ExitManager:
             symbol=guard.symbol,
             side=opposite(guard.side),
             quantity=quantity,
-            strategy=guard.strategy,
+            strategy=self._owner(guard),
             source="exit",
             intent="reduce",
             oca_group=guard.group if grouped else None,
@@ -463,7 +463,7 @@ class ExitManager:
             return
         if guard.busy or guard.retry_at is not None or self.broker_has(guard.symbol) is not None:
             return  # nobody knows what there is to guard: `recheck` keeps what works within it
-        standing_down = self.stands_down(guard.symbol, guard.strategy)
+        standing_down = self._stands_down(guard)
         quantity = abs(held) if right_way else ZERO
         price = (
             self._desk.portfolio.position(guard.symbol).average_cost
@@ -617,6 +617,18 @@ class ExitManager:
             log.warning("an order of %s could not be cancelled: %s", order.request.symbol, error)
 
     # --- small things ---------------------------------------------------------------------------------------
+
+    def _stands_down(self, guard: Guard) -> bool:
+        """Tell whether a kill has taken the exits over."""
+        return self.stands_down(guard.symbol, self._owner(guard))
+
+    def _owner(self, guard: Guard) -> str | None:
+        """Name the strategy that a kill would know the position by: the books' word, not that of its first entry.
+
+        The two differ where the entry was taken back and what others have added is left.
+        """
+        position = self._desk.portfolio.position(guard.symbol)
+        return position.strategy if position.quantity else guard.strategy
 
     def _last(self, symbol: str) -> Guard | None:
         """Give the guard of a symbol's last position, without the one before it."""

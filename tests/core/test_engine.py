@@ -20,6 +20,7 @@ from pytest_mock import MockerFixture
 from sigma9_core import deadman as deadman_module
 from sigma9_core import dispatcher as dispatcher_module
 from sigma9_core import engine as engine_module
+from sigma9_core import keeping
 from sigma9_core import watchdog as watchdog_module
 from sigma9_core.clock import rfc3339
 from sigma9_core.errors import CommandError, JournalError, PluginError, StateError
@@ -475,7 +476,7 @@ async def test_what_a_kill_means_for_the_next_start_is_saved_once_it_can_be(
     room: EngineRoom, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """With a full disk it waits, is said once, and is there as soon as the disk is; a later word beats it."""
-    monkeypatch.setattr(engine_module, "SAVE_AGAIN", 0.02)
+    monkeypatch.setattr(keeping, "SAVE_AGAIN", 0.02)
     save, full = room.engine.documents.save, True
 
     async def sometimes(name: str, body: Any) -> None:
@@ -493,7 +494,7 @@ async def test_what_a_kill_means_for_the_next_start_is_saved_once_it_can_be(
 
     await room.do("reset_kill_switch", reason="seen")
     full = True
-    room.engine._keep("commanded", {"state": "stop"})
+    room.engine.keeping.keep("commanded", {"state": "stop"})
     await asyncio.sleep(0.03)
     full = False
     await room.do("start")
@@ -505,10 +506,10 @@ async def test_a_document_that_cannot_be_saved_holds_up_no_other(
     room: EngineRoom, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What a kill means for the next start is saved, and told of, whatever waits before it."""
-    monkeypatch.setattr(engine_module, "SAVE_AGAIN", 0.02)
-    room.engine._keep("watchlist", {"text": "x" * (MOST_BYTES + 1)})
+    monkeypatch.setattr(keeping, "SAVE_AGAIN", 0.02)
+    room.engine.keeping.keep("watchlist", {"text": "x" * (MOST_BYTES + 1)})
     await room.until(lambda: "the document watchlist is saved as soon as it can be" in caplog.text)
-    room.engine._keep("commanded", {"state": "stop"})
+    room.engine.keeping.keep("commanded", {"state": "stop"})
     await room.until(lambda: room.engine.documents.get("commanded") == {"state": "stop"})
 
     assert caplog.text.count("the document watchlist is saved as soon as it can be") == 1
@@ -518,7 +519,7 @@ async def test_a_start_that_cannot_be_saved_leaves_the_word_before_it(
     room: EngineRoom, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A start that is refused because its word can't be saved does not make a kill's word be forgotten."""
-    monkeypatch.setattr(engine_module, "SAVE_AGAIN", 0.02)
+    monkeypatch.setattr(keeping, "SAVE_AGAIN", 0.02)
     save, full = room.engine.documents.save, True
 
     async def sometimes(name: str, body: Any) -> None:
@@ -527,7 +528,7 @@ async def test_a_start_that_cannot_be_saved_leaves_the_word_before_it(
         await save(name, body)
 
     monkeypatch.setattr(room.engine.documents, "save", sometimes)
-    room.engine._keep("commanded", {"state": "stop"})
+    room.engine.keeping.keep("commanded", {"state": "stop"})
     assert await room.refused("start") == "internal"
     full = False
 
@@ -615,14 +616,14 @@ async def test_a_stop_during_a_drill_is_kept(room: EngineRoom, turns: int, mocke
 async def test_a_stop_while_it_starts_counts_for_more(room: EngineRoom, mocker: MockerFixture) -> None:
     """A stop that comes while a start has only been noted is not undone by it."""
     await room.do("stop")
-    save, noted, go_on = room.engine._save, asyncio.Event(), asyncio.Event()
+    save, noted, go_on = room.engine.keeping.save, asyncio.Event(), asyncio.Event()
 
     async def slow(name: str, document: Any) -> None:
         await save(name, document)
         noted.set()
         await go_on.wait()
 
-    mocker.patch.object(room.engine, "_save", slow)
+    mocker.patch.object(room.engine.keeping, "save", slow)
     start = asyncio.create_task(room.refused("start"))
     await noted.wait()
     stop = asyncio.create_task(room.do("stop"))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from pytest_mock import MockerFixture
 
-from sigma9_core.commands import Command, ModifyOrderArgs, OrderArgs
+from sigma9_core.commands import Command, ModifyOrderArgs, OrderArgs, Scope
 from sigma9_core.errors import BrokerRefused, CommandError
 from sigma9_core.models import ApprovedOrder, ExitPlan, OrderStatus
 from sigma9_core.money.orders import Order
@@ -318,6 +318,22 @@ async def test_the_last_guard_is_remembered_beside_an_entry_that_works(room: Mon
         await after.until(lambda: after.working(protective=True))
 
         assert after.working(protective=True)[0].request.stop_price == Decimal("9.80")
+
+
+async def test_a_kill_of_a_strategy_leaves_what_is_not_its_own_guarded(room: MoneyRoom) -> None:
+    """Where a strategy's entry is taken back, what a person has added stays, with its stop, whatever is killed."""
+    entry = await room.enter()
+    await room.fill(entry, "10")
+    await room.fill(await room.buy(quantity=50), "10")
+    bust(room, 0)
+    await room.desk.settle()
+    await room.kill.fire(reason="test", source="api", flatten=True, scope=Scope(strategy="test"))
+    (stop,) = room.working(protective=True)
+    room.exchange.end(stop.order_id, "cancelled", "the exchange has lost it")
+    await room.until(lambda: room.working(protective=True))
+
+    assert room.path.portfolio.quantity("AAPL") == 50
+    assert room.working(protective=True)[0].request.quantity == 50
 
 
 async def test_a_sale_of_somebody_else_that_is_taken_back_wakes_no_guard(room: MoneyRoom) -> None:
