@@ -18,7 +18,7 @@ from sigma9_core.bus import EventBus
 from sigma9_core.calendar import Calendar
 from sigma9_core.clock import Clock, SteppedClock
 from sigma9_core.contracts import Feed, FeedHealth, FeedState
-from sigma9_core.errors import DataError
+from sigma9_core.errors import DataError, Sigma9Error
 from sigma9_core.events import Event, MarketData, encode
 from sigma9_core.lanes import Lane
 from sigma9_core.models import Bar, Quote, Slice, Trade
@@ -136,13 +136,17 @@ class Market:
                     raise DataError("its data have ended, and a live market's never do")
             except Exception as error:
                 # A feed plugin may raise anything; it is told, and connected anew with back-off.
-                log.exception("the feed failed")
+                wait = self._wait * random.uniform(0.8, 1.2)  # noqa: S311 - jitter, not a secret
+                then = "" if self._clock.kind == "replay" else f"; next try in {wait:.1f} s"
+                # What a feed says on purpose, and a line that broke, are no bugs: a sentence tells all.
+                known = isinstance(error, (Sigma9Error, OSError))
+                log.error("the feed failed (%s: %s)%s", type(error).__name__, error, then, exc_info=not known)
                 self.failures += 1
                 self._tell("disconnected", f"{type(error).__name__}: {error}")
                 if self._clock.kind == "replay":
                     raise  # files do not mend themselves
                 await self._hang_up()
-                await asyncio.sleep(self._wait * random.uniform(0.8, 1.2))  # noqa: S311 - jitter, not a secret
+                await asyncio.sleep(wait)
                 self._wait = min(self._wait * 2, LONGEST_WAIT)
                 since = self._clock.now()
             else:

@@ -34,6 +34,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "stop": "engine",
     "pause": "engine",
     "resume": "engine",
+    "watchlist": "watchlist",
     "order": "order",
     "close": "close",
     "adopt": "adopt",

@@ -98,6 +98,12 @@ class KillWork:
 
     async def round(self, kill: Kill) -> bool:
         """Do what can be done now; tell whether nothing is left."""
+        try:
+            return await self._round(kill)
+        finally:
+            self._take_down(kill)  # a broker's reports come while a round waits, and this one may be the last
+
+    async def _round(self, kill: Kill) -> bool:
         link = self.link_up()
         cancels = self._to_cancel(kill)
         first = kill.phase == "gated"
@@ -143,9 +149,13 @@ class KillWork:
         return order.request.intent != "kill"
 
     async def _cancel(self, kill: Kill, orders: list[Order]) -> None:
-        """Ask for cancels, side by side, and take down what has been cancelled."""
+        """Ask for cancels, side by side, and take down what has come of them."""
         asked = [order for order in orders if order.working and self._may_ask(kill, order.order_id)]
         await self.side_by_side(self._ask_cancel(kill, order) for order in asked)
+        self._take_down(kill)
+
+    def _take_down(self, kill: Kill) -> None:
+        """Note what of that which was asked for has come: cancelled orders, closed positions."""
         for order_id in kill.asked:
             ended = self._desk.orders.get(order_id)
             if (
@@ -154,6 +164,11 @@ class KillWork:
                 and order_id not in kill.cancelled
             ):
                 kill.cancelled.append(order_id)
+        for symbol, order_id in kill.closing.items():
+            if symbol not in kill.closed and self._desk.portfolio.quantity(symbol) == ZERO:
+                order = self._desk.orders.get(order_id)
+                if order is None or not order.working:
+                    kill.closed.append(symbol)
 
     async def _ask_cancel(self, kill: Kill, order: Order) -> None:
         try:
@@ -225,11 +240,6 @@ class KillWork:
             else:
                 work.append(self._protect(kill, symbol, quantity))
         ends = await asyncio.gather(*work, return_exceptions=True)  # one that hangs holds up no other symbol
-        for symbol, order_id in kill.closing.items():
-            if symbol not in kill.closed and self._desk.portfolio.quantity(symbol) == ZERO:
-                order = self._desk.orders.get(order_id)
-                if order is None or not order.working:
-                    kill.closed.append(symbol)
         kill.detail = WAITING_FOR_MARKET if waiting else None
         for end in ends:
             if isinstance(end, BaseException):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import sys
 import time
 from collections.abc import Iterable
 from typing import Any, Final
@@ -51,7 +52,8 @@ def postgres_engine(url: URL, node: str | None, busy_seconds: float) -> Engine:
         )
     except ModuleNotFoundError as error:
         raise JournalError(
-            f"database.url needs the driver of PostgreSQL ({error.name}): pip install 'sigma9[postgres]'"
+            f"database.url needs the driver of PostgreSQL ({error.name}): "
+            f"{sys.executable} -m pip install 'sigma9[postgres]'"
         ) from error
     if node:
         event.listen(engine, "connect", lambda connection, _record: _make_durable(connection, busy_seconds))

@@ -15,6 +15,7 @@ from sigma9_core.bus import EventBus
 from sigma9_core.calendar import Calendar
 from sigma9_core.clock import Clock, ClockKind, LiveClock, SteppedClock
 from sigma9_core.contracts import FeedHealth, FeedState
+from sigma9_core.errors import DataError
 from sigma9_core.events import MarketData
 from sigma9_core.lanes import Lane
 from sigma9_core.market import Market, market_data
@@ -316,7 +317,28 @@ async def test_a_feed_that_raises_is_connected_anew(room: Room, caplog: pytest.L
     if room.clock.kind == "simulated":
         assert room.feed.calls[2] == ("connect", OPEN + timedelta(seconds=1))
     assert room.feed.symbols == [frozenset(("AAPL",))] * 2
-    assert "the line broke" in caplog.text
+    assert "the feed failed (ConnectionError: the line broke); next try in" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("error", "traced"),
+    [
+        (DataError("127.0.0.1:4002 can't be reached"), False),
+        (ConnectionError("the line broke"), False),
+        (RuntimeError("a bug in the feed"), True),
+    ],
+)
+async def test_only_a_bug_of_the_feed_brings_its_traceback(
+    room: Room, caplog: pytest.LogCaptureFixture, error: Exception, traced: bool
+) -> None:
+    """A gateway that is not there is a sentence each time, and no page."""
+    room.feed.refuse = [error]
+    room.start()
+    await room.until(lambda: ("connected", None) in room.states)
+
+    (told,) = [each for each in caplog.records if "the feed failed" in each.getMessage()]
+    assert (told.levelname, bool(told.exc_info)) == ("ERROR", traced)
+    assert str(error) in told.getMessage()
 
 
 async def test_the_back_off_grows_until_a_slice_has_come(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import ipaddress
 import socket
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -64,7 +65,7 @@ def require() -> None:
     if importlib.util.find_spec("cryptography") is None:
         raise CertificateError(
             "certificates are made with the package cryptography, which is not installed: "
-            "pip install 'sigma9[tls]' (or pip install cryptography), then run this again"
+            f"{sys.executable} -m pip install 'sigma9[tls]', then run this again"
         )
 
 

@@ -50,7 +50,10 @@ def read_arguments(text: str | None) -> dict[str, Any]:
         found = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
-        raise WrongUsage(f"the JSON can't be read at {place}: {error.msg}; nothing was sent") from error
+        message = f"the JSON can't be read at {place}: {error.msg}; nothing was sent"
+        if not text.lstrip().startswith(("{", "[")):
+            message += f" (arguments are written by name, such as '{_SAMPLE}')"
+        raise WrongUsage(message) from error
     except RecursionError as error:
         raise WrongUsage("the JSON is nested too deep; nothing was sent") from error
     if not isinstance(found, dict):

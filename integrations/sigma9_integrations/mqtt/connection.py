@@ -37,6 +37,8 @@ _LOG = logging.getLogger("sigma9.mqtt")
 _CLIENT_LOG = logging.getLogger("sigma9.mqtt.client")
 _CLIENT_LOG.setLevel(logging.CRITICAL)  # what it calls errors are lost connections, which a Link reports
 
+PLAIN: Final = 1883
+"""The port at which nobody expects TLS."""
 KEEPALIVE: Final = 10
 """Seconds; a broker that is frozen is noticed after twice as many."""
 AWAY_SECONDS: Final = 1.5 * KEEPALIVE
@@ -345,6 +347,8 @@ class Wire(aiomqtt.Client):
             text = "the broker closed the connection without an answer"
             if self._endpoint.tls != MqttTls():  # with TLS 1.3 a client certificate is refused after the handshake
                 text += ": does this port want another client certificate (mqtt.tls.cert), or WebSocket?"
+            elif self._endpoint.port != PLAIN:
+                text += ": does this port want TLS (mqtt.tls.ca; on the command line --ca)?"
             self._connected.set_exception(NoAnswer(text))
         super()._on_disconnect(client, userdata, flags, reason_code, properties)
         self._room.set()

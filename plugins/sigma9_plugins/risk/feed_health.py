@@ -47,8 +47,13 @@ class FeedWatch(RiskRule):
         failures = self._failures(view)
         if self._tripped or (self._most is not None and failures >= self._most):
             failed = max(failures, self._failed if self._tripped else 0)
+            # Out of session nothing trips: what comes of the feed lets entries in again.
+            trips = self._tripped or view.session is not None
+            until = (
+                f"a person clears {self.name} (sigma9 risk clear {self.name})" if trips else "it has given data"
+            )
             return self.refuse(
-                f"the feed failed to connect {failed} times: no entries until a person clears {self.name}",
+                f"the feed failed to connect {failed} times: no entries until {until}",
                 Decimal(failed),
                 self._limit,
             )

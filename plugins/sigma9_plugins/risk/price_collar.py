@@ -40,7 +40,9 @@ class PriceCollar(RiskRule):
         mark = view.marks.get(order.symbol)
         if mark is None or not usable(mark.price):
             return self.refuse(
-                f"there is no price of {order.symbol} to measure the order against", limit=self._percent
+                f"there is no price of {order.symbol} to measure the order against: only what is watched or held "
+                f"has prices (sigma9 watchlist add {order.symbol})",
+                limit=self._percent,
             )
         if mark.halted:
             return self.refuse(f"{order.symbol} is halted: its last price is no reference", limit=self._percent)

@@ -343,6 +343,22 @@ def test_plugins(cli: Any, web: Any) -> None:
     assert web.asked[-1].body == {"name": "x"}
 
 
+def test_watchlist(cli: Any, web: Any) -> None:
+    """What is watched is listed, added to and taken from."""
+    row = {"symbol": "AAPL", "score": None, "last": 190.5, "strategies": ["manual"], "reasons": ["added by hand"]}
+    web.says("/api/watchlist", {"items": [row]})
+    assert cli("watchlist", "list", "--format", "json").json == [row]
+    assert cli("watchlist", "list").out.splitlines()[1].split()[:4] == ["AAPL", "-", "-", "190.5"]
+    web.says("/api/watchlist", {"items": []})
+    assert cli("watchlist", "list").out == "nothing is watched\n"
+    web.does("watchlist_add", {"count": 1})
+    assert cli("watchlist", "add", "AAPL", "--reason", "r").out == "AAPL is watched\n"
+    assert web.asked[-1].body == {"symbol": "AAPL", "reason": "r"}
+    web.does("watchlist_remove", {"count": 0})
+    assert cli("watchlist", "remove", "AAPL").out == "AAPL is not watched any more\n"
+    assert web.asked[-1].body == {"symbol": "AAPL"}
+
+
 def test_risk(cli: Any, web: Any) -> None:
     """Rules are listed, set with typed values, and cleared."""
     row = {"rule": "max_open", "enabled": True, "used": 2, "limit": 3, "tripped": False, "until": None}

@@ -817,6 +817,29 @@ async def test_a_cancel_that_could_not_leave_is_asked_again_at_once(
     await room.until(lambda: resting.status is OrderStatus.CANCELLED, within=2)
 
 
+async def test_what_a_last_round_hears_while_it_reads_back_is_told(room: MoneyRoom, mocker: MockerFixture) -> None:
+    """A close that fills, and a cancel that comes, during the read-back that says done stand in its record."""
+    held = await room.enter()
+    await room.fill(held, "10")
+    resting = await room.buy("MSFT", order_type="limit", limit_price=Decimal(5))
+    read = room.exchange.open_orders
+
+    async def fills_meanwhile() -> Any:
+        for order in room.working(intent="kill"):
+            room.exchange.fill(order.order_id, Decimal(10), order.request.quantity)
+        await asyncio.sleep(0.01)
+        return await read()
+
+    mocker.patch.object(room.exchange, "open_orders", fills_meanwhile)
+    await kill(room)
+    await room.until(lambda: room.kill.body()["phase"] == "done")
+
+    body = room.kill.body()
+    assert body["closed"] == ["AAPL"]
+    assert resting.order_id in body["cancelled"]
+    assert len(body["cancelled"]) == 2  # the stop of AAPL as well
+
+
 async def test_done_is_said_of_nothing_that_the_broker_shows(room: MoneyRoom, mocker: MockerFixture) -> None:
     """An entry that fills while it is cancelled, and whose fill is told late, is not done."""
     entry = await room.buy()

@@ -88,6 +88,7 @@ async def test_what_the_server_refuses(cli: Any, server: FakeServer) -> None:
         ("start", "at line 1, column 1: "),
         ("", "at line 1, column 1: "),
         ("[1]", "not an object"),
+        ("BEME", "arguments are written by name"),
         ('{"a": NaN}', "has NaN"),
         ('{"a": 1, "a": 2}', "has 'a' twice"),
         ("[" * 100_000, "nested too deep"),

@@ -136,6 +136,19 @@ def test_it_refuses_before_it_has_looked() -> None:
     assert "failed to connect 3 times" in (rule().check(order(), feed(3)).reason or "")
 
 
+def test_out_of_session_nobody_is_asked_to_clear_what_has_not_tripped() -> None:
+    """Failures at night refuse until data come, and say so; in session they say who must act, and how."""
+    judge, night = rule(), feed(5, session=None)
+    assert looks(judge, night) == []
+    assert judge.check(order(), night).reason == (
+        "the feed failed to connect 5 times: no entries until it has given data"
+    )
+    assert judge.check(order(), feed(session=None)).outcome == "allow"
+    assert (judge.check(order(), feed(5)).reason or "").endswith(
+        "until a person clears r25 (sigma9 risk clear r25)"
+    )
+
+
 def test_the_trip_names_what_went_wrong() -> None:
     """The reason tells the feed's own error."""
     trip = rule().trip(view(feed=FeedHealth("disconnected", 3, "TimeoutError: no answer")))

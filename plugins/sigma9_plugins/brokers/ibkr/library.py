@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import logging
+import sys
 import threading
 from dataclasses import dataclass
 from types import ModuleType
@@ -21,7 +22,7 @@ from sigma9_core.errors import BrokerError
 NAMES: Final = ("ib_async", "ib_insync")
 """In the order of preference: the one that is maintained first."""
 MISSING: Final = (
-    "neither ib_async nor ib_insync is installed: pip install 'sigma9[ibkr-async]' (or 'sigma9[ibkr]') brings one"
+    f"neither ib_async nor ib_insync is installed: {sys.executable} -m pip install 'sigma9[ibkr-async]' brings one"
 )
 
 _loading = threading.Lock()
