@@ -129,8 +129,7 @@ class DatabaseSettings(Frozen):
     """`database`: the journal's; `url` beats `path`."""
 
     type: Literal["sqlite", "postgresql"] = "sqlite"
-    path: Path | None = None
-    """SQLite's file; null: `sigma9.db` in data_dir, which the loader fills in."""
+    path: Path = Path("data/sigma9.db")
     url: SecretStr | None = None
 
 

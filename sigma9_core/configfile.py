@@ -602,9 +602,13 @@ class _Configuration(Generic[Model]):
             return
         path = database.get("path")
         at: Location = ("database", "path")
-        moved = self._source(("data_dir",)).order[0] > 0 and self._source(at).order[0] == 0
+        in_file = self._source(at).order[0] == 0
+        moved = self._source(("data_dir",)).order[0] > 0 and in_file
         before = self._file_data_dir or data_dir
-        if path is None:
+        # As it is shipped: whoever moves data_dir in the file means the journal, too. With the latch in one folder
+        # and the journal in another the server would come up killed.
+        shipped = in_file and path == self._folder / "data" / "sigma9.db"
+        if path is None or shipped:
             database["path"] = data_dir / "sigma9.db"
         elif moved and isinstance(path, Path) and path.is_relative_to(before):
             database["path"] = data_dir / path.relative_to(before)

@@ -90,17 +90,13 @@ OnEvents = Callable[[Sequence[Event]], None]
 OnHealth = Callable[[bool, str], None]
 
 
-DEFAULT_FILE: Final = Path("data/sigma9.db")
-"""Where settings that no loader has completed keep the journal."""
-
-
 def journal_url(settings: DatabaseSettings) -> str:
     """Give the address of the journal that the configuration names."""
     if settings.url is not None:
         return settings.url.get_secret_value()
     if settings.type != "sqlite":
         raise JournalError(f"database.type is {settings.type}: say where it is in database.url")
-    return URL.create("sqlite", database=str(settings.path or DEFAULT_FILE)).render_as_string(hide_password=False)
+    return URL.create("sqlite", database=str(settings.path)).render_as_string(hide_password=False)
 
 
 @dataclass(slots=True, eq=False)

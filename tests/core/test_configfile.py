@@ -423,8 +423,8 @@ def test_paths_start_at_the_file(tmp_path: Path) -> None:
 def test_the_database_follows_the_data(tmp_path: Path) -> None:
     """The database lies in data_dir unless its path is given; one inside a data_dir that moves moves with it."""
     assert load("data_dir: d").database.path == tmp_path / "d" / "sigma9.db"
-    assert load("data_dir: d\ndatabase: {path: null}").database.path == tmp_path / "d" / "sigma9.db"
     assert load("data_dir: d\ndatabase: {path: x.db}").database.path == tmp_path / "x.db"
+    assert load("data_dir: d\ndatabase: {path: data/sigma9.db}").database.path == tmp_path / "d" / "sigma9.db"
     shipped = "data_dir: data\ndatabase: {path: data/sigma9.db}"
     assert load(shipped, (), {"SIGMA9_DATA_DIR": "/else"}).database.path == Path("/else/sigma9.db")
     assert load(shipped, ["data_dir=/else"]).database.path == Path("/else/sigma9.db")
