@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
 CRASHES = 30
+AT_TWS = 7
+"""How often with the peer as the broker, in the short form."""
+AT_TWS_LONG = 200
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -28,6 +32,18 @@ def _crashes(request: pytest.FixtureRequest) -> int:
     return number(request.config, "crashes", CRASHES)
 
 
+@pytest.fixture(name="at_tws")
+def _at_tws(request: pytest.FixtureRequest) -> int:
+    """Give how often the server is killed with the peer as the broker."""
+    return number(request.config, "crashes", AT_TWS)
+
+
+@pytest.fixture(name="at_tws_long")
+def _at_tws_long(request: pytest.FixtureRequest) -> int:
+    """Give how often it is killed there in the long form."""
+    return number(request.config, "crashes", AT_TWS_LONG)
+
+
 @pytest.fixture(name="seed")
 def _seed(request: pytest.FixtureRequest) -> int:
     """Give the seed."""
@@ -38,5 +54,5 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Give the torture the time that it needs: every wait in it has a limit of its own."""
     seconds = 120 + 10 * number(config, "crashes", CRASHES)
     for item in items:
-        if item.path.name == "test_crash_torture.py" and item.get_closest_marker("timeout") is None:
+        if item.path.parent == Path(__file__).parent and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(seconds))

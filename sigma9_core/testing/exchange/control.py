@@ -13,11 +13,16 @@ PATIENCE: Final = 20.0
 """Seconds that an answer may take."""
 
 
-class ExchangeProcess:
-    """Starts the exchange, talks to it over a connection of its own, and ends it; use it with `with`."""
+EXCHANGE: Final = "sigma9_core.testing.exchange.process"
 
-    def __init__(self, *, seed: int = 0, cash: Decimal = Decimal(100_000)) -> None:
+
+class ExchangeProcess:
+    """Starts a venue, talks to it over a connection of its own, and ends it; use it with `with`."""
+
+    def __init__(self, *, seed: int = 0, cash: Decimal = Decimal(100_000), venue: str = EXCHANGE) -> None:
+        """Store; `venue` names the module that is run."""
         self.port = 0
+        self._venue = venue
         self._options = ("--seed", str(seed), "--cash", str(cash))
         self._process: subprocess.Popen[str] | None = None
         self._socket: socket.socket | None = None
@@ -26,7 +31,7 @@ class ExchangeProcess:
     def start(self) -> Self:
         """Start it and connect to it; raise RuntimeError where it does not come up."""
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "sigma9_core.testing.exchange.process", *self._options],
+            [sys.executable, "-m", self._venue, *self._options],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -41,6 +41,7 @@ class Story:
     events: list[tuple[int, str, dict[str, Any]]]
     """Number, the bytes as published, and the envelope."""
     fills: list[Any]
+    """Each with the commission that was told after it, where one was."""
     notes: dict[str, list[Any]]
 
     @property
@@ -67,9 +68,11 @@ def read_story(folder: Path) -> Story:
             if page.next is None:
                 break
             after = page.next
-        kinds = ("opening", "transfer", "bust", "kill", "reconciliation", "journal")
+        kinds = ("opening", "transfer", "bust", "kill", "reconciliation", "journal", "commission")
         notes = {kind: history.notes(kind, 100_000) for kind in kinds}
-        return Story([*history.intents()], events, [*history.fills()], notes)
+        late = {note.body["exec_id"]: Decimal(note.body["amount"]) for note in reversed(notes["commission"])}
+        fills = [rows.with_commission(record, late) for record in history.fills()]
+        return Story([*history.intents()], events, fills, notes)
     finally:
         history.close()
 
@@ -212,6 +215,8 @@ def _stands_for(execution: Mapping[str, Any]) -> str:
 def _sent_once(dump: Dump) -> Iterator[str]:
     sent = Counter(one for message in dump["received"] if message["op"] == "submit" for one in message["ids"])
     yield from (f"the order {one} was sent {count} times" for one, count in sent.items() if count > 1)
+    there = Counter(order["order_id"] for order in dump["orders"] if order["order_id"])
+    yield from (f"the order {one} is there {count} times" for one, count in there.items() if count > 1)
 
 
 def _same_fills(story: Story, dump: Dump) -> Iterator[str]:
@@ -226,9 +231,10 @@ def _same_fills(story: Story, dump: Dump) -> Iterator[str]:
             yield f"the fill {exec_id} is in the journal and never was"
             continue
         real = truth[exec_id]["fill"]
-        same = (fill.order_id, fill.symbol, fill.side, str(fill.quantity), str(fill.price), str(fill.commission))
-        names = ("order_id", "symbol", "side", "quantity", "price", "commission")
-        if same != tuple(real[name] for name in names):
+        names = ("order_id", "symbol", "side")
+        amounts = ("quantity", "price", "commission")
+        same = all(getattr(fill, name) == real[name] for name in names)
+        if not same or any(getattr(fill, name) != Decimal(real[name]) for name in amounts):
             yield f"the fill {exec_id} is in the journal as {fill}, and was {real}"
     for exec_id, each in truth.items():
         if exec_id not in told and not each["busted"]:

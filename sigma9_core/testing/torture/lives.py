@@ -8,7 +8,7 @@ import random
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -26,29 +26,14 @@ from sigma9_core.testing.torture.checks import (
     released,
     unheard_turns,
 )
-from sigma9_core.testing.torture.points import POINTS
+from sigma9_core.testing.torture.points import POINTS, Point
 from sigma9_core.testing.torture.server import BUSTS, FOREIGN, Plan, TorturedServer
+from sigma9_core.testing.torture.sides import EXCHANGE, Side
 from sigma9_core.testing.torture.traffic import BASE, Promises, Traffic
 
 CASH: Final = Decimal(10_000_000)
 STEP: Final = 0.06
 """Seconds from price to price."""
-RATES: Final[dict[str, float]] = {
-    "drop": 0.04,
-    "delay": 0.08,
-    "double": 0.05,
-    "reorder": 0.05,
-    "answer_drop": 0.03,
-    "answer_delay": 0.05,
-    "intake": 0.05,
-    "reject": 0.03,
-    "cut": 0.004,
-    "outage": 0.008,
-    "cancel": 0.004,
-    "bust": 0.01,
-    "late": 0.25,
-}
-"""What goes wrong between server and exchange while the servers live."""
 WORK: Final = 2.5
 """Seconds that a server works at most before it is killed, where it has not come by its point."""
 TRIES: Final = 3
@@ -60,6 +45,12 @@ DYING: Final = 0.3
 """Seconds until the end of a process that is being killed can be seen."""
 PROTECTED_WITHIN: Final = 5.0
 """Seconds after a start until everything that is held has a working stop, or is being closed."""
+MANY: Final = 20
+"""From so many crashes on it can be expected what chance has a say in."""
+EACH_GROUP: Final = 25
+"""From so many crashes on, every part of the issue's sentence must have had one."""
+EACH_POINT: Final = 180
+"""From so many on, every single point must have had one."""
 
 
 class Violation(AssertionError):
@@ -70,6 +61,7 @@ class Violation(AssertionError):
 class Score:
     """What a torture has exercised."""
 
+    points: Mapping[str, Point] = field(default_factory=lambda: POINTS)
     crashes: Counter[str] = field(default_factory=Counter)
     """By point; `outside` and `outside, at the start` are kills from outside."""
     missed: Counter[str] = field(default_factory=Counter)
@@ -88,7 +80,7 @@ class Score:
         """Give the crashes by the part of the issue's sentence that they belong to."""
         found: Counter[str] = Counter()
         for name, count in self.crashes.items():
-            found[POINTS[name].group if name in POINTS else "outside"] += count
+            found[self.points[name].group if name in self.points else "outside"] += count
         return found
 
     def add(self, other: Score) -> None:
@@ -120,13 +112,15 @@ class Score:
 class Lives:
     """Runs so many lives in a folder of its own, and then lets the last server settle."""
 
-    def __init__(self, folder: Path, *, seed: int, crashes: int, rates: dict[str, float] | None = None) -> None:
+    def __init__(self, folder: Path, side: Side = EXCHANGE, *, seed: int, crashes: int) -> None:
         self.folder = folder
         self.seed = seed
         self.crashes = crashes
-        self.score = Score()
+        self.score = Score(side.points)
         self.promises = Promises()
-        self._rates = RATES if rates is None else rates
+        self._side = side
+        self._points = side.points
+        self._rates = dict(side.rates)
         self._draw = random.Random(f"{seed}-lives")  # noqa: S311 - repeatable
         self._torn: frozenset[str] = frozenset()
         self._births: list[datetime] = []
@@ -135,8 +129,9 @@ class Lives:
     def run(self) -> Score:
         """Run all lives; raise Violation at the first fault."""
         begun = time.monotonic()
-        with ExchangeProcess(seed=self.seed, cash=CASH) as exchange, ThreadPoolExecutor(1, "look") as looker:
-            server = TorturedServer(self.folder, port=exchange.port, seed=self.seed)
+        venue = ExchangeProcess(seed=self.seed, cash=CASH, venue=self._side.venue)
+        with venue as exchange, ThreadPoolExecutor(1, "look") as looker:
+            server = TorturedServer(self.folder, self._side, exchange, seed=self.seed)
             server.write()
             exchange.ask("run", every=STEP, step=0.004, base=dict(BASE), busts=list(BUSTS))
             exchange.ask("faults", rates=self._rates)
@@ -159,7 +154,7 @@ class Lives:
         plans = self._plans()
         while self.score.crashes.total() < self.crashes:
             plan = next(plans)
-            wants = "orders" if plan.point is None else POINTS[plan.point].wants
+            wants = "orders" if plan.point is None else self._points[plan.point].wants
             up = self._start(server, plan)
             if looking is not None:
                 self._judge(looking.result(), "after the crash before")
@@ -172,7 +167,7 @@ class Lives:
             self._count_crash(plan, died_at, up=up)
             dump = exchange.ask("dump")
             left = server.keep(plan.number)
-            torn = POINTS[died_at].tears if died_at is not None else frozenset()
+            torn = self._points[died_at].tears if died_at is not None else frozenset()
             self._torn |= torn
             faults, self.promises = check_left(left, self.promises, self._torn)
             self._judge([*faults, *self.promises.broken], f"after life {plan.number} ({died_at or 'outside'})")
@@ -194,14 +189,14 @@ class Lives:
         names: list[str] = []
         while True:
             if not names:
-                names = _mixed(draw)
+                names = _mixed(self._points, draw)
             name = names.pop()
             if draw.random() < 0.25:
                 yield Plan(next(numbers), seconds=draw.uniform(0.4, 3.4), at_once=draw.random() < 0.2)
-            if POINTS[name].wants == "a kill" and not any(self.promises.latch):
+            if self._points[name].wants == "a kill" and not any(self.promises.latch):
                 yield Plan(next(numbers), "behind the latch")  # so that there is one
             before = self.score.missed.total()
-            count = draw.randint(1, POINTS[name].most)
+            count = draw.randint(1, self._points[name].most)
             yield Plan(next(numbers), name, count, at_once=draw.random() < 0.2)
             for again in range(1, TRIES):
                 if self.score.missed.total() == before + again:  # it did not come by: once more, at the first call
@@ -394,10 +389,10 @@ class Lives:
         self.score.commands.update({f"{name} (refused)": n for name, n in self.promises.refused.items()})
 
 
-def _mixed(draw: random.Random) -> list[str]:
+def _mixed(points: Mapping[str, Point], draw: random.Random) -> list[str]:
     """Name every point once, by chance, but so that each group comes once before any comes twice."""
     rows: dict[str, list[str]] = {}
-    for name, point in POINTS.items():
+    for name, point in points.items():
         rows.setdefault(point.group, []).append(name)
     for names in rows.values():
         draw.shuffle(names)
@@ -439,7 +434,7 @@ def _differences(orders: dict[str, Any], positions: dict[str, Any], dump: dict[s
     return faults
 
 
-def torture(folder: Path, *, seed: int, crashes: int, side_by_side: int = 2) -> Score:
+def torture(folder: Path, side: Side = EXCHANGE, *, seed: int, crashes: int, side_by_side: int = 2) -> Score:
     """Run the crashes in chains of lives side by side, each on a server and an exchange of its own.
 
     Raise Violation where anything was not as it had to be.
@@ -447,11 +442,11 @@ def torture(folder: Path, *, seed: int, crashes: int, side_by_side: int = 2) -> 
     begun = time.monotonic()
     share = [crashes // side_by_side + (index < crashes % side_by_side) for index in range(side_by_side)]
     chains = [
-        Lives(folder / f"chain-{index}", seed=seed * 1000 + index, crashes=count)
+        Lives(folder / f"chain-{index}", side, seed=seed * 1000 + index, crashes=count)
         for index, count in enumerate(share)
         if count
     ]
-    whole = Score()
+    whole = Score(side.points)
     with ThreadPoolExecutor(len(chains), "lives") as pool:
         running = [pool.submit(chain.run) for chain in chains]
         for done in as_completed(running):
@@ -464,4 +459,35 @@ def torture(folder: Path, *, seed: int, crashes: int, side_by_side: int = 2) -> 
     return whole
 
 
-__all__ = ["Lives", "Score", "Violation", "torture"]
+def lacking(score: Score, crashes: int, faults: Iterable[str]) -> list[str]:
+    """Say what a torture of so many crashes lacks to be one: a run in which nothing happens proves nothing."""
+    numbers = score.numbers
+    told = [f"{crashes} crashes were to be, and {score.crashes.total()} were"] * (score.crashes.total() != crashes)
+    told += [f"there were no {what}" for what in ("orders at the exchange", "fills") if not numbers[what]]
+    if crashes < MANY:
+        return told
+    if score.crashes.total() - score.groups["outside"] < crashes * 0.4:
+        told.append("too few servers came by their point")
+    if crashes >= EACH_GROUP:
+        groups = {"outside", *(point.group for point in score.points.values() if point.group != "commands")}
+        told += [f"no crash in {group}" for group in groups - set(score.groups)]
+    if crashes >= EACH_POINT:
+        told += [f"no crash at {name}" for name in score.points if name not in score.crashes]
+    for what, least in (
+        ("orders at the exchange", 2 * crashes),
+        ("fills", crashes),
+        ("fills recovered", crashes // 3),
+        ("fills while no server was there", crashes // 6),
+        ("orders filled in part", crashes // 3),
+        ("orders that were unknown", crashes // 30),
+        ("kills", crashes // 30),
+        ("looks at a settled server", crashes // 15),
+    ):
+        if numbers[what] < least:
+            told.append(f"{what}: {numbers[what]}, and {least} were expected at the least")
+    if numbers["latches behind their answer"] > 1 + numbers["kills"] // 4:
+        told.append("kills do not wait for their latch")
+    return told + [f"there never was a {fault}" for fault in faults if not score.faults[fault]]
+
+
+__all__ = ["Lives", "Score", "Violation", "lacking", "torture"]

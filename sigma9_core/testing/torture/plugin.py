@@ -48,13 +48,15 @@ PATIENCE: Final[Mapping[tuple[Any, str], object]] = {
 """Waits of the product that are made for real brokers; here a life lasts seconds, and they are shorter."""
 
 
-def prepare() -> None:
+def prepare(
+    fuses: Mapping[str, points.Point] = points.POINTS, patience: Mapping[tuple[Any, str], object] = PATIENCE
+) -> None:
     """Lay the fuse that this life has, and shorten the waits."""
-    for (module, name), value in PATIENCE.items():
+    for (module, name), value in patience.items():
         if not hasattr(module, name):
             raise AttributeError(f"{module.__name__} has no {name} any more: see PATIENCE in {__name__}")
         setattr(module, name, value)
-    points.arm()
+    points.arm(fuses)
 
 
 # --- prices -----------------------------------------------------------------------------------------------------

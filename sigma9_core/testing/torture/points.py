@@ -344,14 +344,14 @@ POINTS: Final[Mapping[str, Point]] = {
 """Every place to die at, by name."""
 
 
-def arm() -> None:
+def arm(points: Mapping[str, Point] = POINTS) -> None:
     """Lay the fuse that the environment names, where it names one."""
     spec = os.environ.get(VARIABLE)
     if not spec:
         return
     wanted = json.loads(spec)
     if wanted.get("point"):
-        POINTS[wanted["point"]].lay(Fuse(wanted["point"], wanted["count"], Path(wanted["hit"])))
+        points[wanted["point"]].lay(Fuse(wanted["point"], wanted["count"], Path(wanted["hit"])))
 
 
 def life() -> int:
@@ -359,4 +359,4 @@ def life() -> int:
     return int(json.loads(os.environ.get(VARIABLE) or "{}").get("life", 0))
 
 
-__all__ = ["HIT", "POINTS", "VARIABLE", "Fuse", "Point", "arm", "life"]
+__all__ = ["HIT", "POINTS", "VARIABLE", "Fuse", "Point", "after", "always", "arm", "before", "life"]

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from sigma9_core.testing.engine_room import write_calendar
+from sigma9_core.testing.exchange.control import ExchangeProcess
 from sigma9_core.testing.server_process import ServerProcess
-from sigma9_core.testing.torture.plugin import SOURCE
 from sigma9_core.testing.torture.points import HIT, VARIABLE
+from sigma9_core.testing.torture.sides import Side
 
 ALPHA: Final = ("AA", "AB", "AC", "AD", "AE")
 BETA: Final = ("BA", "BB", "BC")
@@ -64,10 +65,11 @@ class Plan:
 class TorturedServer:
     """One server's data folder through all of its lives."""
 
-    def __init__(self, folder: Path, *, port: int, seed: int) -> None:
+    def __init__(self, folder: Path, side: Side, venue: ExchangeProcess, *, seed: int) -> None:
         self.folder = folder
+        self._side = side
+        self._venue = venue
         self.process = ServerProcess(folder / "server")
-        self._port = port
         self._seed = seed
         self._settings = self.process.settings
 
@@ -80,10 +82,11 @@ class TorturedServer:
         """Write the configuration, the plugin and a calendar of a market that is always open."""
         home = self.process.folder
         (home / "plugins").mkdir(parents=True, exist_ok=True)
-        (home / "plugins" / "torture.py").write_text(SOURCE)
+        (home / "plugins" / "torture.py").write_text(self._side.source)
         write_calendar(self.data, always=True)
+        broker, plugins = self._side.settings(self._venue)
         settings = {
-            "broker": "far_exchange",
+            **broker,
             "feed": "far_prices",
             "mqtt": {"enabled": False},
             "scheduler": {"enabled": False},
@@ -96,7 +99,7 @@ class TorturedServer:
             ],
             "plugins": {
                 "paths": ["plugins"],
-                "settings": {"far_exchange": {"port": self._port}, "far_prices": {"port": self._port}},
+                "settings": {**plugins, "far_prices": {"port": self._venue.port}},
             },
         }
         (home / "server_config.yaml").write_text(json.dumps(settings, indent=1))  # JSON is YAML
@@ -108,8 +111,7 @@ class TorturedServer:
         spec = {"life": plan.number, "point": plan.point, "count": plan.count, "hit": str(self.folder / HIT)}
         (self.folder / HIT).unlink(missing_ok=True)
         self.process.environment = {VARIABLE: json.dumps(spec)}
-        at_once = str(plan.at_once).lower()
-        self.process.settings = (*self._settings, f"plugins.settings.far_exchange.at_once={at_once}")
+        self.process.settings = (*self._settings, *self._side.at_once(plan.at_once))
         timer = None
         if plan.point is None:
             timer = threading.Timer(plan.seconds, self.kill)

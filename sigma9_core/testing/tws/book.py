@@ -247,6 +247,7 @@ class Book:
             average=ticket.average,
             commission=commission,
             realized=realized,
+            held=account.position(ticket.contract).quantity,
         )
         self.executions.append(execution)
         self.listener.filled(ticket, execution)
@@ -267,7 +268,7 @@ class Book:
             position.realized -= change
         elif position.quantity:
             position.cost += change / position.quantity
-        fixed = replace(execution, exec_id=f"{head}.{int(last) + 1:02d}", price=price)
+        fixed = replace(execution, exec_id=f"{head}.{int(last) + 1:02d}", price=price, told_at=None)
         execution.ticket.paid += (price - execution.price) * execution.quantity
         self.executions.append(fixed)
         self.listener.filled(execution.ticket, fixed)

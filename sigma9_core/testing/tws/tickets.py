@@ -152,6 +152,10 @@ class Execution:
     average: Decimal
     commission: Decimal
     realized: Decimal | None
+    held: Decimal = ZERO
+    """The position that it left."""
+    told_at: datetime | None = None
+    """When a client was told of it first, as it happened or when it asked."""
 
     def shown(self) -> dict[str, Any]:
         """Show it as plain data."""

@@ -213,6 +213,7 @@ def executions(world: World, client: Client, request: Request) -> None:
     for each in world.book.executions:
         if _wanted(request, each.ticket, each.time.strftime("%Y%m%d %H:%M:%S")):
             each.ticket.withheld = False
+            each.told_at = each.told_at or world.clock.now()
             client.send(execution_message(each, request.req_id, world.zone), commission_message(each))
     client.send(message(55, 1, request.req_id))
 

@@ -158,6 +158,11 @@ class World:
         commission = commission_message(execution)
         order, status = order_message(ticket, self.zone), status_message(ticket)
 
+        def tell(*messages: Message) -> None:
+            if any(not each.muted for each in self.hearers(ticket)):
+                execution.told_at = execution.told_at or self.clock.now()
+            self.tell(ticket, *messages)
+
         def report() -> None:
             fault = self.faults.strike(
                 "fill", "late-execution", "doubled-execution", "lost-execution", **about(ticket)
@@ -165,13 +170,13 @@ class World:
             late = self.faults.strike("fill", "late-commission", "lost-commission", **about(ticket))
             name = "" if fault is None else fault.kind.name
             if name in ("", "doubled-execution"):
-                self.tell(ticket, *([detail] * (2 if name else 1)))
+                tell(*([detail] * (2 if name else 1)))
             self.tell(ticket, order)
             self._tell_status(ticket, status)
             if name == "lost-execution":
                 return
             if fault is not None and name == "late-execution":
-                self._later(fault, lambda: self.tell(ticket, detail, commission))
+                self._later(fault, lambda: tell(detail, commission))
             elif late is None:
                 self.tell(ticket, commission)
             elif late.kind.name == "late-commission":

@@ -70,8 +70,12 @@ class Executions:
         self._commissions: dict[str, Decimal] = {}
         self._waiting: dict[str, tuple[Known, Fill, asyncio.TimerHandle]] = {}
         """Fills that wait for their commission report."""
-        self._owed: dict[str, tuple[Known, Fill]] = {}
+        self._owed: dict[str, Fill] = {}
         """Fills that were told, or read back, without one."""
+        self._read: set[str] = set()
+        """Executions that were read back with their commission."""
+        self._taken_back: set[str] = set()
+        """Executions that were corrected."""
 
     # --- as it happens -----------------------------------------------------------------------------------------
 
@@ -87,9 +91,7 @@ class Executions:
         known.executions.add(execution.execId)
         known.counted += quantity(execution.shares)
         fill = fill_of(contract, execution, known.order_id, self._commissions.get(execution.execId, ZERO))
-        for old in replaced_by(fill.exec_id):
-            if old in known.executions:
-                self._take_back(known, replace(fill, exec_id=old))
+        self._take_back(known, fill)
         if fill.exec_id in self._commissions or self._patience == 0:
             self._tell(known, fill)
             return
@@ -110,9 +112,7 @@ class Executions:
             self._tell(known, replace(fill, commission=commission))
         owed = self._owed.pop(exec_id, None)
         if owed is not None:
-            known, fill = owed
-            now = replace(fill, commission=commission)
-            self._report(BrokerReport("commission", known.order_id, fill.ts, known.broker_order_id, now))
+            self._tell_commission(replace(owed, commission=commission))
 
     def flush(self, known: Known | None = None) -> None:
         """Tell now what waits for its commission: of one order, which is about to end, or all."""
@@ -123,7 +123,7 @@ class Executions:
 
     def owes(self, known: Known) -> bool:
         """Tell whether an order has fills whose commission was not told."""
-        return any(of is known for of, _ in self._owed.values())
+        return any(fill.order_id == known.order_id for fill in self._owed.values())
 
     def has_commission(self, exec_id: str) -> bool:
         """Tell whether the commission report of an execution has come."""
@@ -138,17 +138,17 @@ class Executions:
         known = self._known(execution) if ours else None
         order_id = execution.orderRef or ("" if known is None else known.order_id)
         fill = fill_of(contract, execution, order_id if ours else "", self._commissions.get(exec_id, ZERO))
-        if known is None:
+        if not fill.order_id:
             return fill
         if exec_id not in self._commissions:
-            self._owed[exec_id] = (known, fill)
-        if exec_id not in known.executions:
+            self._owed[exec_id] = fill
+        elif exec_id not in self._read:
+            self._read.add(exec_id)
+            self._tell_commission(fill)  # it may have been counted without, also by an earlier process
+        if known is not None and exec_id not in known.executions:
             known.executions.add(exec_id)
             known.counted += fill.quantity
-        for old in replaced_by(exec_id):  # it may have been counted before; who has not counted it takes no notice
-            self._report(
-                BrokerReport("busted", known.order_id, fill.ts, known.broker_order_id, replace(fill, exec_id=old))
-            )
+        self._take_back(known, fill)
         return fill
 
     # --- inside ------------------------------------------------------------------------------------------------
@@ -162,7 +162,7 @@ class Executions:
         waiting = self._waiting.pop(exec_id, None)
         if waiting is not None:
             known, fill, _ = waiting
-            self._owed[exec_id] = (known, fill)
+            self._owed[exec_id] = fill
             self._tell(known, fill)
             self._look(known)
 
@@ -170,8 +170,18 @@ class Executions:
         self._acknowledge(known, fill.ts)
         self._report(BrokerReport("filled", known.order_id, fill.ts, known.broker_order_id, fill))
 
-    def _take_back(self, known: Known, fill: Fill) -> None:
-        log.warning("execution %s of order %s was corrected", fill.exec_id, known.order_id)
-        self.flush(known)
-        known.counted -= fill.quantity
-        self._report(BrokerReport("busted", known.order_id, fill.ts, known.broker_order_id, fill))
+    def _tell_commission(self, fill: Fill) -> None:
+        self._report(BrokerReport("commission", fill.order_id, fill.ts, fill.broker_order_id, fill))
+
+    def _take_back(self, known: Known | None, fill: Fill) -> None:
+        """Take back what an execution corrects, once: also what only an earlier process can have counted."""
+        for old in replaced_by(fill.exec_id):
+            if old in self._taken_back:
+                continue
+            self._taken_back.add(old)
+            log.warning("execution %s of order %s was corrected", old, fill.order_id)
+            if known is not None:
+                self.flush(known)
+                known.counted -= fill.quantity if old in known.executions else ZERO
+            gone = replace(fill, exec_id=old)
+            self._report(BrokerReport("busted", fill.order_id, fill.ts, fill.broker_order_id, gone))

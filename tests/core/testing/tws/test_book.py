@@ -165,6 +165,8 @@ async def test_gain_and_loss() -> None:
         assert account.realized() == 20 * 15 - 10 * 5
         assert account.cash == 100_000 + 250
         assert [each.realized for each in tws.book.executions] == [None, None, 300, -50]
+        assert [each.held for each in tws.book.executions] == [10, 20, -10, 0]
+        assert [each.told_at for each in tws.book.executions] == [None] * 4  # nobody is there
 
 
 async def test_no_fill_of_what_has_ended() -> None:

@@ -225,10 +225,22 @@ async def test_late_execution(lib: Any, ib: Any, aapl: Any, tws: FakeTws) -> Non
     tws.arm("late-execution", seconds=5)
     trade = await place(lib, ib, aapl, lib.MarketOrder("BUY", 100, tif="DAY"))
     assert (trade.orderStatus.status, trade.fills) == ("Filled", [])
+    assert tws.book.executions[0].told_at is None
     tws.clock.advance(5)
     await ib.reqCurrentTimeAsync()
     (fill,) = trade.fills
+    assert tws.book.executions[0].told_at == tws.clock.now()
     assert fill.commissionReport.commission == 1
+
+
+async def test_lost_execution_is_told_when_asked_for(lib: Any, ib: Any, aapl: Any, tws: FakeTws) -> None:
+    """lost-execution: the read-back tells it, and the peer knows when."""
+    tws.arm("lost-execution")
+    await place(lib, ib, aapl, lib.MarketOrder("BUY", 100, tif="DAY"))
+    (execution,) = tws.book.executions
+    assert execution.told_at is None
+    assert len(await ib.reqExecutionsAsync()) == 1
+    assert execution.told_at == tws.clock.now()
 
 
 async def test_doubled_execution(lib: Any, ib: Any, aapl: Any, tws: FakeTws) -> None:

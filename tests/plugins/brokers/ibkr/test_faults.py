@@ -277,6 +277,46 @@ async def test_corrected_execution(room: IbkrRoom) -> None:
     assert (found.exec_id, found.price) == (new.exec_id, new.price)
 
 
+async def test_commission_after_a_restart(room: IbkrRoom) -> None:
+    """A fill that was told without its commission gets it in the next life: the read-back tells it by itself."""
+    room.tws.arm("lost-commission")
+    begun = room.now()
+    order = await sent(room)
+    await room.broker.disconnect()
+    room.tws.fill(order.order_id)  # who has died had counted it, with no commission
+    room.broker = room.another()
+    await again(room)
+    (found,) = await room.broker.executions(begun - timedelta(minutes=1))
+    await room.broker.executions(begun - timedelta(minutes=1))
+
+    told = [report for report in room.heard.reports if report.kind == "commission"]
+    assert [report.fill for report in told] == [found]
+    assert told[0].order_id == order.order_id
+    assert found.commission > 0
+
+
+@pytest.mark.parametrize("live", [True, False])
+async def test_correction_after_a_restart(room: IbkrRoom, live: bool) -> None:
+    """What an earlier life has counted is taken back when the next one hears of its correction."""
+    begun = room.now()
+    order = await sent(room)
+    execution = room.tws.fill(order.order_id, 40, 9.5)
+    await room.until(lambda: bool(room.heard.fills()), "the fill")
+    await room.broker.disconnect()
+    room.broker = room.another()
+    if not live:
+        room.tws.correct(execution, 9.45)
+    await again(room)
+    if live:
+        room.tws.correct(execution, 9.45)
+        await room.until(lambda: bool(room.heard.fills()), "the corrected fill")
+    await room.broker.executions(begun - timedelta(minutes=1))
+    await room.broker.executions(begun - timedelta(minutes=1))
+
+    busted = [report.fill for report in room.heard.reports if report.kind == "busted"]
+    assert [fill.exec_id for fill in busted if fill] == [execution.exec_id]
+
+
 async def test_fill_while_away_after_a_restart(room: IbkrRoom) -> None:
     """What fills between two lives of the server reads back once, under our id."""
     begun = room.now()
