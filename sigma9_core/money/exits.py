@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from sigma9_core.clock import Clock, rfc3339
 from sigma9_core.errors import CommandError, JournalError
-from sigma9_core.models import ZERO, ExitPlan, OrderRequest, OrderStatus, Side, Slice, Split
+from sigma9_core.models import ZERO, ExitPlan, OrderRequest, OrderStatus, OrderView, Side, Slice, Split
 from sigma9_core.money.desk import OrderDesk, Step, rounded
 from sigma9_core.money.exposure import is_exit, reserved
 from sigma9_core.money.gate import CORE
@@ -214,7 +214,7 @@ class ExitManager:
     def protected(self, symbol: str) -> bool:
         """Tell whether stops that guard the symbol work at the broker, for all that is held of it."""
         stops = [
-            order.view()
+            self._covering(order)
             for order in self._desk.open_orders()
             if order.request.protective
             and order.request.symbol == symbol
@@ -224,6 +224,14 @@ class ExitManager:
             return False
         held = self._held(symbol)
         return reserved(stops, symbol, "sell" if held > ZERO else "buy") >= abs(held)
+
+    def _covering(self, stop: Order) -> OrderView:
+        """Show a stop with what it can close now: one that went out with an entry closes what that has opened."""
+        view, entry = stop.view(), self._order(stop.request.parent_id)
+        if entry is None or not entry.working:
+            return view
+        covered = max(ZERO, min(stop.remaining, entry.filled - stop.filled))
+        return view.model_copy(update={"quantity": stop.filled + covered})
 
     def legs_of(self, entry_id: str) -> list[str]:
         """List the working exits that follow an entry, by id."""

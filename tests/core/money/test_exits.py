@@ -320,6 +320,17 @@ async def test_the_last_guard_is_remembered_beside_an_entry_that_works(room: Mon
         assert after.working(protective=True)[0].request.stop_price == Decimal("9.80")
 
 
+async def test_the_stop_of_an_entry_that_works_guards_what_that_has_opened_alone(room: MoneyRoom) -> None:
+    """Shares that a person adds meanwhile are not called protected by it before the entry has ended."""
+    entry = await room.enter()
+    await room.fill(entry, "10", 50)
+    assert room.path.portfolio.position("AAPL").protected
+    await room.fill(await room.buy(quantity=50), "10")
+    assert not room.path.portfolio.position("AAPL").protected
+    await room.fill(entry, "10", 50)
+    await room.until(lambda: room.path.portfolio.position("AAPL").protected)
+
+
 async def test_a_kill_of_a_strategy_leaves_what_is_not_its_own_guarded(room: MoneyRoom) -> None:
     """Where a strategy's entry is taken back, what a person has added stays, with its stop, whatever is killed."""
     entry = await room.enter()
