@@ -890,6 +890,7 @@ async def test_a_symbol_is_subscribed_with_its_first_order(
     """An order's symbol has data before the board shows the order, and keeps them when the list is renewed."""
     monkeypatch.setattr(path_module, "SHOW_EVERY", 60.0)
     await room.do("watchlist_add", symbol="MSFT")
+    await room.until(lambda: room.engine.path._show_timer is None)  # one from before would show the order
     await room.order("MSFT")
     await room.do("watchlist_remove", symbol="MSFT")
     await room.settled()
