@@ -125,15 +125,8 @@ class Books:
         )
         taken, left = parted(whole, _amount(body["quantity"]) if "quantity" in body else None)
         kept[place : place + 1] = [] if left is None else [(left, strategy)]
-        before = self.holdings[symbol].total
-        holding = self.holdings[symbol] = Holding(symbol)
-        for each, other in kept:
-            if isinstance(each, Fill):
-                holding.take(each, None if isinstance(other, Decimal) else other)
-            elif isinstance(other, Decimal):
-                holding.split(each, other)
+        self._make_again(symbol)
         with localcontext(EXACT):
-            self.realized += holding.total - before
             self.fees -= taken.commission
             self.traded -= ZERO if taken.order_id == ADOPTED else paid(taken)
 
@@ -143,19 +136,24 @@ class Books:
         for place, (fill, strategy) in enumerate(kept):
             if isinstance(fill, Fill) and not isinstance(strategy, Decimal) and fill.exec_id == exec_id:
                 kept[place] = (replace(fill, commission=amount), strategy)
-                before = self.holdings[fill.symbol].total
-                holding = self.holdings[fill.symbol] = Holding(fill.symbol)
-                for each, other in kept:
-                    if isinstance(each, Fill):
-                        holding.take(each, None if isinstance(other, Decimal) else other)
-                    elif isinstance(other, Decimal):
-                        holding.split(each, other)
+                self._make_again(fill.symbol)
                 with localcontext(EXACT):
-                    self.realized += holding.total - before
                     self.fees += amount - fill.commission
                     self.traded -= amount - fill.commission
                 return
         self.tell(f"the note {n} tells the commission of the fill {exec_id}, which is not held at that time")
+
+    def _make_again(self, symbol: str) -> None:
+        """Make a symbol's holding again from what is kept of it."""
+        before = self.holdings[symbol].total
+        holding = self.holdings[symbol] = Holding(symbol)
+        for each, other in self._kept[symbol]:
+            if isinstance(each, Fill):
+                holding.take(each, None if isinstance(other, Decimal) else other)
+            elif isinstance(other, Decimal):
+                holding.split(each, other)
+        with localcontext(EXACT):
+            self.realized += holding.total - before
 
     def _symbol_of(self, exec_id: str) -> str | None:
         for symbol, kept in self._kept.items():

@@ -137,10 +137,34 @@ class Portfolio:
         taken, left = parted(busted.fill, quantity)
         place = history.index(busted)
         history[place : place + 1] = [] if left is None else [replace(busted, fill=left)]
+        self._make_again(symbol)
+        with localcontext(EXACT):
+            self.cash -= _paid(taken)
+            self.fees -= taken.commission
+        return True
+
+    def commission(self, exec_id: str, amount: Decimal) -> bool:
+        """Take the commission of an execution that was counted before it was told; False where nothing changes."""
+        entry = self._booked(exec_id)
+        if entry is None or entry.fill.commission == amount:
+            return False
+        fill = replace(entry.fill, commission=amount)
+        _check(fill)
+        history = self._history[fill.symbol]
+        history[history.index(entry)] = replace(entry, fill=fill)
+        self._make_again(fill.symbol)
+        with localcontext(EXACT):
+            more = amount - entry.fill.commission
+            self.cash -= more
+            self.fees += more
+        return True
+
+    def _make_again(self, symbol: str) -> None:
+        """Make a symbol's books and closed trades again from the fills that stand."""
         before = self._holdings[symbol].total
         holding = self._holdings[symbol] = Holding(symbol)
         trades = [trade for trade in self._trades if trade.symbol != symbol]
-        for entry in history:
+        for entry in self._history[symbol]:
             if isinstance(entry, _Split):
                 holding.split(entry.new, entry.old)
             elif (closed := holding.take(entry.fill, entry.strategy).closed) is not None:
@@ -148,41 +172,8 @@ class Portfolio:
         self._trades = sorted(trades, key=lambda trade: trade.closed_at)
         self._trades_shown = None
         with localcontext(EXACT):
-            self.cash -= _paid(taken)
-            self.fees -= taken.commission
             self._realized += holding.total - before
         self._changed(symbol)
-        return True
-
-    def commission(self, exec_id: str, amount: Decimal) -> bool:
-        """Take the commission of an execution that was counted before it was told; False where nothing changes."""
-        symbol = self._executions.get(exec_id, "")
-        history = self._history.get(symbol, [])
-        place, entry = next(
-            ((n, e) for n, e in enumerate(history) if isinstance(e, _Booked) and e.fill.exec_id == exec_id),
-            (0, None),
-        )
-        if entry is None or entry.fill.commission == amount:
-            return False
-        fill = replace(entry.fill, commission=amount)
-        _check(fill)
-        history[place] = replace(entry, fill=fill)
-        more, before = amount - entry.fill.commission, self._holdings[symbol].total
-        holding = self._holdings[symbol] = Holding(symbol)
-        trades = [trade for trade in self._trades if trade.symbol != symbol]
-        for each in history:
-            if isinstance(each, _Split):
-                holding.split(each.new, each.old)
-            elif (closed := holding.take(each.fill, each.strategy).closed) is not None:
-                trades.append(closed)
-        self._trades = sorted(trades, key=lambda trade: trade.closed_at)
-        self._trades_shown = None
-        with localcontext(EXACT):
-            self.cash -= more
-            self.fees += more
-            self._realized += holding.total - before
-        self._changed(symbol)
-        return True
 
     def adopt(self, fill: Fill, strategy: str | None) -> Applied | None:
         """Make a foreign position ours: a fill at its cost that its owner has paid for already.
