@@ -42,6 +42,11 @@ class Follower:
         """Give the state of an entity of the main node."""
         return self.look().states.get(f"sigma9_main_{name}")
 
+    def without_state(self) -> set[str]:
+        """Name the entities there are now that have shown nothing yet; a button never does."""
+        shows = {unique for unique, config in self.home.configs.items() if config["platform"] != "button"}
+        return shows - set(self.states)
+
     def press(self, server: ServerProcess, name: str, key: str = "payload_press") -> None:
         """Send what an entity's button or switch sends."""
         config = self.home.configs[f"sigma9_main_{name}"]
@@ -64,8 +69,7 @@ def test_it_follows_a_day_with_a_kill(server: ServerProcess) -> None:
         server.until(lambda: "filled" in home.look().events, "a fill")
         server.until(lambda: any("position_" in step for step in home.look().home.log), "a position's entity")
         server.until(lambda: any(step.startswith("-") for step in home.look().home.log), "its end")
-        shows = {unique for unique, config in home.home.configs.items() if config["platform"] != "button"}
-        assert shows - set(home.states) <= {"sigma9_main_watchlist_update"}
+        server.until(lambda: home.look().without_state() <= {"sigma9_main_watchlist_update"}, "a state of each entity")
         assert home.attributes["sigma9_main_watchlist"]["items"]
         assert (home.of("engine"), home.of("killed"), home.of("broker")) == ("ON", "OFF", "ON")
 
