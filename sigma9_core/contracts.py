@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Protocol, runtime_checkable
 
 from sigma9_core.entities import EntitySpec
 from sigma9_core.models import (
     Account,
+    Adjustment,
     ApprovedOrder,
     Bar,
     ClosedTrade,
@@ -359,8 +360,14 @@ class RiskRule(ABC):
 
 # --- brokers --------------------------------------------------------------------------------------------------
 
-ReportKind = Literal["accepted", "filled", "cancelled", "rejected", "expired", "replaced", "busted", "commission"]
-"""`commission`: that of an execution which was told before it was known; its `fill` is that execution, with it."""
+Kept = Literal["good_after", "adjustment"]
+"""Terms of an order that only some brokers keep to by themselves, by their names in `OrderRequest`."""
+KEPT: Final[tuple[Kept, ...]] = ("good_after", "adjustment")
+ReportKind = Literal[
+    "accepted", "filled", "cancelled", "rejected", "expired", "replaced", "adjusted", "busted", "commission"
+]
+"""`adjusted`: the broker has made the order's adjustment, and it is a trailing stop from here on.
+`commission`: that of an execution which was told before it was known; its `fill` is that execution, with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -400,6 +407,10 @@ class BrokerOrder:
     oca_group: str | None = None
     parent_id: str | None = None
     reason: str | None = None
+    good_after: datetime | None = None
+    """Until when the broker holds it."""
+    adjustment: Adjustment | None = None
+    """What the broker will make of it; none any more once it is made."""
 
     def __post_init__(self) -> None:
         """Write out what the journal could not hold."""
@@ -457,6 +468,10 @@ class Broker(Protocol):
 
     `health` says all three up before anything is believed of it. A broker whose read-backs show an order the
     moment it was sent may set `immediate = True`; of any other, an order that one lacks is looked for again.
+
+    A broker may name in `keeps`, a frozenset of `Kept`, the terms of an order that it keeps to by itself, whether
+    or not this server runs: `good_after`, by a clock that goes as the market's does, and `adjustment`. Exits then
+    rest there; an order with a term that is not named in it is never sent.
     """
 
     health: BrokerHealth

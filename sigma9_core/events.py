@@ -11,6 +11,7 @@ from pydantic import Field
 
 from sigma9_core.clock import rfc3339
 from sigma9_core.models import (
+    Adjustment,
     Frozen,
     Moment,
     Money,
@@ -88,6 +89,10 @@ class TradeEvent(Frozen):
     rule: str | None = None
     verdicts: tuple[Verdict, ...] = ()
     recovered: bool = False
+    good_after: Moment | None = None
+    """The broker holds the order until then."""
+    adjustment: Adjustment | None = None
+    """The trailing stop that the broker makes of this stop by itself."""
     trade_id: str | None = None
     """The execution's id, where this event is a fill."""
 

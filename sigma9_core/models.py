@@ -13,7 +13,7 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, PlainSerializer, StringConstraints
+from pydantic import AwareDatetime, BaseModel, ConfigDict, PlainSerializer, StringConstraints
 
 from sigma9_core.clock import rfc3339
 
@@ -171,6 +171,18 @@ class ExitPlan(Frozen):
     """The trail starts once the price is this far on the winning side of the fill; 0 starts it at once."""
 
 
+class Adjustment(Frozen):
+    """What the broker makes of a stop, by itself and once, when the trigger price trades: a trailing stop."""
+
+    trigger_price: Money
+    """At or above it sets off a stop that sells, at or below it one that buys."""
+    stop_price: Money
+    """Where the trailing stop begins; from there it trails the best price by the distance."""
+    trail_amount: Money | None = None
+    """The distance in money; either this or a percentage."""
+    trail_percent: Money | None = None
+
+
 class OrderRequest(Frozen):
     """What somebody wants: an order before the risk gate has seen it."""
 
@@ -182,6 +194,10 @@ class OrderRequest(Frozen):
     stop_price: Money | None = None
     trail_amount: Money | None = None
     trail_percent: Money | None = None
+    good_after: Annotated[AwareDatetime, PlainSerializer(rfc3339, return_type=str, when_used="json")] | None = None
+    """The broker holds the order until then; only for a broker that names `good_after` in `keeps`."""
+    adjustment: Adjustment | None = None
+    """What the broker makes of this stop; only for a broker that names `adjustment` in `keeps`."""
     time_in_force: TimeInForce = "day"
     outside_rth: bool = False
     strategy: str | None = None
@@ -196,6 +212,21 @@ class OrderRequest(Frozen):
     """A stop that guards a position: a halt leaves it, a flatten replaces it."""
     signal: Mapping[str, Any] | None = None
     """The decision log: the strategy's scores, the sizing, and the market time of the signal."""
+
+    def adjusted(self) -> OrderRequest:
+        """Give what this order is once the broker has made its adjustment; itself where it has none."""
+        change = self.adjustment
+        if change is None:
+            return self
+        terms = {"trail_amount": change.trail_amount, "trail_percent": change.trail_percent}
+        return self.model_copy(
+            update={"order_type": "trailing_stop", "stop_price": None, "adjustment": None, **terms}
+        )
+
+    def closes(self, now: datetime) -> bool:
+        """Tell whether it leaves a position at the market now; one that the broker holds until later does not."""
+        waits = self.good_after is not None and self.good_after > now
+        return self.intent != "entry" and self.order_type == "market" and not waits
 
 
 class Verdict(Frozen):
@@ -259,6 +290,8 @@ class OrderView(Frozen):
     rule: str | None = None
     verdicts: tuple[Verdict, ...] = ()
     recovered: bool = False
+    good_after: Moment | None = None
+    adjustment: Adjustment | None = None
     foreign: bool = False
 
 

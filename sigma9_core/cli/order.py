@@ -50,6 +50,8 @@ FIELDS: Final = (
     "rule",
     "verdicts",
     "recovered",
+    "good_after",
+    "adjustment",
     "foreign",
 )
 """An order's fields (contract 1)."""

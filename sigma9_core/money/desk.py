@@ -21,6 +21,7 @@ from typing import Any, Final
 from sigma9_core.calendar import Calendar, trading_day
 from sigma9_core.clock import Clock
 from sigma9_core.commands import wrong_prices
+from sigma9_core.contracts import KEPT as TERMS
 from sigma9_core.contracts import BrokerOrder, BrokerReport, Execution, Margin, RiskView, Submission
 from sigma9_core.errors import BrokerRefused, CommandError, ErrorCode, JournalError
 from sigma9_core.events import TradeEvent
@@ -131,6 +132,11 @@ class OrderDesk:
     def attach(self, link: BrokerLink) -> None:
         """Name the link that orders go out by."""
         self._link = link
+
+    @property
+    def keeps(self) -> frozenset[str]:
+        """Name the terms of an order that the broker keeps to by itself."""
+        return frozenset() if self._link is None else self._link.keeps
 
     # --- orders in ------------------------------------------------------------------------------------------
 
@@ -243,7 +249,7 @@ class OrderDesk:
         was sent; where it was, reading back tells what became of it).
         """
         order = self.working(order_id)
-        changed = order.request.model_copy(update=dict(changes))
+        changed = _adjustable(order.request.model_copy(update=dict(changes)))
         if wrong := wrong_prices(changed):
             errors = [{"field": name, "message": message} for name, message in wrong.items()]
             told = "; ".join(f"{name} {message}" for name, message in wrong.items())
@@ -293,7 +299,9 @@ class OrderDesk:
                 raise CommandError("broker_unavailable", f"the change of order {order_id} was not sent: {BEHIND}")
             if (outgrown := self.gate.outgrown(order_id, request, self.view())) is not None:
                 raise CommandError("conflict", f"the change of order {order_id} was not sent: {outgrown}")
-            self.working(order_id)  # it may have ended while the intent was being written
+            if self.working(order_id).request.order_type != request.order_type:  # or ended, while it was written
+                told = f"the broker has made a {order.request.order_type} of it meanwhile"
+                raise CommandError("conflict", f"the change of order {order_id} was not sent: {told}")
             try:
                 broker = self._broker()
             except CommandError as error:
@@ -717,6 +725,8 @@ class OrderDesk:
                 return
         self._waiting.difference_update(order.order_id for order in orders)
         try:
+            for order in orders:
+                self._check_terms(order.request)
             async with asyncio.timeout(SUBMIT_TIMEOUT):
                 await self.gate.let_out([order.request for order in orders], self._broker().submit(approved))
         except GateClosed as closing:
@@ -735,6 +745,12 @@ class OrderDesk:
             log.error("the outcome of order %s is unknown: %s", orders[0].order_id, error, exc_info=error)
             for order in orders:
                 self._lost(order, f"sent, and no answer: {type(error).__name__} {error}".strip())
+
+    def _check_terms(self, request: OrderRequest) -> None:
+        """Raise BrokerRefused for terms that the broker would overlook: it would trade at once."""
+        lacking = [name for name in TERMS if getattr(request, name) is not None and name not in self.keeps]
+        if lacking:
+            raise BrokerRefused(f"nothing was sent: the broker does not keep to {' and '.join(lacking)}")
 
     def _lost(self, order: Order, reason: str) -> None:
         if order.status is OrderStatus.SUBMITTED:  # a report may have been faster
@@ -769,6 +785,15 @@ def refusal(verdicts: Sequence[Verdict], order_id: str | None = None) -> Command
             **({} if order_id is None else {"order_id": order_id}),
         },
     )
+
+
+def _adjustable(request: OrderRequest) -> OrderRequest:
+    """Keep what a stop is to become from beginning behind the stop, wherever that was moved."""
+    change = request.adjustment
+    if change is None or request.stop_price is None:
+        return request
+    nearer = (max if request.side == "sell" else min)(change.stop_price, request.stop_price)
+    return request.model_copy(update={"adjustment": change.model_copy(update={"stop_price": nearer})})
 
 
 def _unsent_change(order_id: str, closed: Verdict) -> CommandError:

@@ -3,6 +3,10 @@
 The protective stop goes out with the entry as its child, so that no position is naked between fill and stop. Once
 the entry has filled, the stop is moved to the fill's price and quantity; the trail and the time stop join the
 same one-cancels-all group. Guards are written to the journal as notes and taken up again after a restart.
+
+Where the broker keeps to such terms by itself, the trail and the time stop rest there and work without this
+server: the stop carries what it is to become, and the time stop is an order that the broker holds until its time.
+A broker that refuses either of them is asked no more, and the server does it by itself, as at any other broker.
 """
 
 from __future__ import annotations
@@ -15,8 +19,9 @@ from decimal import Decimal
 from typing import Any, Final
 
 from sigma9_core.clock import Clock, rfc3339
+from sigma9_core.contracts import Kept
 from sigma9_core.errors import CommandError, JournalError
-from sigma9_core.models import ZERO, ExitPlan, OrderRequest, OrderStatus, OrderView, Side, Slice, Split
+from sigma9_core.models import ZERO, Adjustment, ExitPlan, OrderRequest, OrderStatus, OrderView, Side, Slice, Split
 from sigma9_core.money.desk import OrderDesk, Step, rounded
 from sigma9_core.money.exposure import is_exit, reserved
 from sigma9_core.money.gate import CORE
@@ -30,6 +35,10 @@ RETRY: Final = timedelta(seconds=5)
 """Market time until a leg that was refused is tried again."""
 PASSING: Final = frozenset(("R23", CORE))
 """Reason codes of what passes and says nothing of whether stops are taken: a halt, a position that is in doubt."""
+SOON: Final = timedelta(seconds=2)
+"""A time stop that is due within this does not go to rest any more: the server sends it when it is due."""
+SLOTS: Final = ("stop_id", "trail_id", "time_id", "rest_id", "profit_id")
+"""Where a guard has its own orders."""
 MOST_STOPS: Final = 3
 """Stops that may be refused in a row before the position is closed at the market."""
 
@@ -54,6 +63,8 @@ class Guard:
     stop_id: str | None = None
     time_id: str | None = None
     """The order that leaves at the market: the time stop, or a person's close."""
+    rest_id: str | None = None
+    """The time stop that the broker holds until its time."""
     profit_id: str | None = None
     """The take-profit of a person's bracket."""
     trail_id: str | None = None
@@ -72,6 +83,14 @@ class Guard:
     """The guard of the symbol's last position, which has ended: an exit of it may be taken back all the same."""
     busy: bool = field(default=False, repr=False)
     """A change of this guard's legs is on its way."""
+    rest_at: datetime | None = field(default=None, repr=False)
+    """When the time stop may be sent to rest again: it was not taken, and not for its terms."""
+
+    @property
+    def due(self) -> datetime | None:
+        """Tell when the time stop leaves; None where there is none, or nothing has filled."""
+        limit = self.plan.time_stop_seconds
+        return None if limit is None or self.opened_at is None else self.opened_at + timedelta(seconds=limit)
 
     def memory(self) -> dict[str, Any]:
         """Give what a restart needs, as JSON."""
@@ -85,6 +104,7 @@ class Guard:
             "opened_at": rfc3339(self.opened_at) if self.opened_at else None,
             "stop_id": self.stop_id,
             "time_id": self.time_id,
+            "rest_id": self.rest_id,
             "profit_id": self.profit_id,
             "trail_id": self.trail_id,
             "stop_price": None if self.stop_price is None else str(self.stop_price),
@@ -109,6 +129,7 @@ class Guard:
             opened_at=datetime.fromisoformat(opened) if opened else None,
             stop_id=body["stop_id"],
             time_id=body["time_id"],
+            rest_id=body.get("rest_id"),
             profit_id=body.get("profit_id"),
             trail_id=body["trail_id"],
             stop_price=None if body.get("stop_price") is None else Decimal(body["stop_price"]),
@@ -134,6 +155,8 @@ class ExitManager:
         """Gives what the broker has of a symbol whose position can't be explained, None for any other."""
         self._shrinking: set[str] = set()
         """Orders that are being made smaller at this moment."""
+        self._declined: set[tuple[str, Kept]] = set()
+        """Symbols and terms that the broker has refused since the start."""
         self._over: dict[str, Guard] = {}
         """The last guard of each symbol that has ended."""
         self._desk = desk
@@ -205,9 +228,9 @@ class ExitManager:
                 continue
             if guard.symbol in best and not entry.working:
                 self._trail(guard, entry.average_price * guard.factor, *best[guard.symbol])
-            limit = guard.plan.time_stop_seconds
-            due = limit is not None and now >= guard.opened_at + timedelta(seconds=limit)
-            if due and not self._works(guard.trail_id) and not self._works(guard.time_id):
+            due = guard.due
+            leaves = self._works(guard.time_id) or self._works(guard.rest_id)
+            if due is not None and now >= due and not leaves and not self._trails(guard):
                 self._leave(guard, "time stop")
             self._review(guard)
 
@@ -321,9 +344,40 @@ class ExitManager:
         stop_price = guard.stop_price or rounded(
             price * (1 - share if guard.side == "buy" else 1 + share), self._desk.tick_of(guard.symbol)
         )
+        adjustment = self._adjustment(guard, price, stop_price)
         return self._leg(guard, quantity, "protective stop", protective=True).model_copy(
-            update={"order_type": "stop", "stop_price": stop_price, "time_in_force": "gtc"}
+            update={
+                "order_type": "stop",
+                "stop_price": stop_price,
+                "time_in_force": "gtc",
+                "adjustment": adjustment,
+            }
         )
+
+    def _adjustment(self, guard: Guard, entry_price: Decimal, stop_price: Decimal) -> Adjustment | None:
+        """Give the trail that the broker is to make of the stop; it never begins behind the stop.
+
+        None where the plan has no trail, or the server does it.
+        """
+        plan, tick = guard.plan, self._desk.tick_of(guard.symbol)
+        if not self._rests(guard.symbol, "adjustment") or not (plan.trail_amount or plan.trail_percent):
+            return None
+        sign = 1 if guard.side == "buy" else -1
+        trigger = rounded(entry_price * (1 + sign * plan.trail_activation_percent / 100), tick)
+        distance = self._distance(plan, tick)
+        away = distance.get("trail_amount") or trigger * distance["trail_percent"] / 100
+        begins = (max if guard.side == "buy" else min)(rounded(trigger - sign * away, tick), stop_price)
+        return Adjustment(trigger_price=trigger, stop_price=begins, **distance)
+
+    @staticmethod
+    def _distance(plan: ExitPlan, tick: Decimal | None) -> dict[str, Any]:
+        if plan.trail_amount is not None:
+            return {"trail_amount": rounded(plan.trail_amount, tick)}
+        return {"trail_percent": plan.trail_percent}
+
+    def _rests(self, symbol: str, term: Kept) -> bool:
+        """Tell whether the broker keeps to a term by itself, and has not refused it."""
+        return term in self._desk.keeps and (symbol, term) not in self._declined
 
     def _leg(
         self, guard: Guard, quantity: Decimal, reason: str, *, protective: bool = False, grouped: bool = True
@@ -341,8 +395,12 @@ class ExitManager:
         )
 
     def _trail(self, guard: Guard, entry_price: Decimal, high: float, low: float) -> None:
-        plan = guard.plan
-        if self._works(guard.trail_id) or self._works(guard.time_id) or guard.busy:
+        plan, stop, rest = guard.plan, self._order(guard.stop_id), self._order(guard.rest_id)
+        if self._trails(guard) or self._works(guard.time_id) or guard.busy:
+            return
+        if stop is not None and stop.working and stop.request.adjustment is not None:
+            return  # the broker makes the trail of it
+        if rest is not None and rest.working and rest.request.closes(self._clock.now()):
             return
         if plan.trail_amount is None and plan.trail_percent is None:
             return
@@ -354,11 +412,7 @@ class ExitManager:
         held = abs(self._held(guard.symbol))
         if not reached or held == ZERO:
             return
-        distance: dict[str, Any] = (
-            {"trail_amount": rounded(plan.trail_amount, self._desk.tick_of(guard.symbol))}
-            if plan.trail_amount is not None
-            else {"trail_percent": plan.trail_percent}
-        )
+        distance = self._distance(plan, self._desk.tick_of(guard.symbol))
         leg = self._leg(guard, held, "trailing stop", protective=True).model_copy(
             update={"order_type": "trailing_stop", "time_in_force": "gtc", **distance}
         )
@@ -381,15 +435,17 @@ class ExitManager:
             order = (await self._desk.submit([leg], cause=guard.entry_id))[0]
         except (JournalError, CommandError) as error:
             log.error("%s of %s could not be sent (%s); it is tried again", leg.reason, guard.symbol, error)
-            self._try_later(guard)
+            if slot != "rest_id":  # it has a time of its own, and holds nothing else up
+                self._try_later(guard)
             return
         finally:
             guard.busy = False
         if order.working or order.filled:
             setattr(guard, slot, order.order_id)
-            guard.refused = 0
+            if slot != "rest_id":
+                guard.refused = 0
             self._remember(guard)
-        elif order.status is OrderStatus.CANCELLED:
+        elif order.status is OrderStatus.CANCELLED and slot != "rest_id":
             self._try_later(guard)  # it was not sent
         else:
             self._refused(guard, order)
@@ -420,7 +476,8 @@ class ExitManager:
         if guard is None:
             return
         order_id = step.order.order_id
-        if step.event is OrderStatus.REPLACED and order_id == guard.stop_id:
+        moved = step.event is OrderStatus.REPLACED and step.order.request.order_type == "stop"
+        if moved and order_id == guard.stop_id:
             guard.stop_price = step.order.request.stop_price  # also where a person moved it: it is not moved back
         filled = None if step.applied is None else step.applied.fill
         if order_id == guard.entry_id and filled is not None and (guard.opened_at is None or guard.released):
@@ -428,12 +485,12 @@ class ExitManager:
             self._remember(guard)
         if filled is not None and step.order.request.intent != "entry" and order_id not in guard.exits:
             guard.exits.append(order_id)
-        if order_id in (guard.stop_id, guard.trail_id, guard.time_id, guard.profit_id) and not step.order.working:
+        slots = [slot for slot in SLOTS if getattr(guard, slot) == order_id]
+        if slots and not step.order.working:
             if step.event in (OrderStatus.REJECTED, OrderStatus.EXPIRED):
                 self._refused(guard, step.order)
-            for slot in ("stop_id", "trail_id", "time_id", "profit_id"):
-                if getattr(guard, slot) == order_id:
-                    setattr(guard, slot, None)
+            for slot in slots:
+                setattr(guard, slot, None)
             self._remember(guard)
         self._review(guard)
 
@@ -452,7 +509,9 @@ class ExitManager:
             over = self._over.get(request.symbol)
             if over is None or order_id not in over.exits or step.event is not OrderStatus.BUSTED:
                 return None
-            guard = replace(over, group=group, ended=False, released=False, refused=0, retry_at=None, busy=False)
+            guard = replace(
+                over, group=group, ended=False, released=False, refused=0, retry_at=None, rest_at=None, busy=False
+            )
             guard.before = None
         self.guards[request.symbol] = guard
         self._remember(guard)
@@ -478,9 +537,8 @@ class ExitManager:
             if entry is None
             else entry.average_price and entry.average_price * guard.factor
         )
-        slots = (guard.stop_id, guard.trail_id, guard.time_id, guard.profit_id)
-        legs = [leg for slot in slots if (leg := self._order(slot)) is not None and leg.working]
-        guarded = guard.released or any(leg.order_id != guard.profit_id for leg in legs)
+        slots = [getattr(guard, slot) for slot in SLOTS]
+        guarded = guard.released or any(map(self._works, (guard.stop_id, guard.trail_id, guard.time_id)))
         if right_way and not standing_down and not guarded:
             if not entering or price is not None:
                 self._restore(guard, quantity, price)
@@ -496,22 +554,41 @@ class ExitManager:
                 size = min(size, leg.remaining)  # a person's exit may be for a part: it is never enlarged
             if standing_down and (not leg.request.protective or not ZERO < size < leg.remaining):
                 continue  # the kill's: what guards until its close can go must not outgrow the position
-            if size == ZERO:
-                self.drop(leg)
+            if size == ZERO or (leg.order_id == guard.rest_id and self._trails(guard)):
+                self.drop(leg)  # with the trail active, time no longer matters
                 continue
             if leg.remaining != size:
                 changes["quantity"] = size + leg.filled
-            unpriced = leg.order_id == guard.stop_id and guard.stop_price is None
-            if unpriced and price is not None and not entering and not standing_down:
-                guard.stop_price = self._stop(guard, quantity, price).stop_price
-                if guard.stop_price != leg.request.stop_price:
-                    changes["stop_price"] = guard.stop_price
+            own = leg.order_id == guard.stop_id and leg.request.order_type == "stop"
+            if own and price is not None and not entering and not standing_down:
+                if guard.stop_price is None:
+                    guard.stop_price = self._stop(guard, quantity, price).stop_price
+                    if guard.stop_price != leg.request.stop_price:
+                        changes["stop_price"] = guard.stop_price
+                if leg.request.adjustment is not None and guard.stop_price is not None:
+                    adjustment = self._adjustment(guard, price, guard.stop_price)
+                    if adjustment not in (None, leg.request.adjustment):
+                        changes["adjustment"] = adjustment
             if changes:
                 guard.busy = True
                 self._desk.spawn(
                     self._move(guard, leg, changes), f"exit[{guard.symbol} move {leg.request.reason}]"
                 )
                 return
+        if right_way and not entering and not standing_down:
+            self._rest(guard, quantity)
+
+    def _rest(self, guard: Guard, quantity: Decimal) -> None:
+        """Send the time stop to rest at the broker, where that keeps to a time by itself."""
+        now, due = self._clock.now(), guard.due
+        if due is None or due - now <= SOON or guard.released or not self._rests(guard.symbol, "good_after"):
+            return
+        if self._works(guard.rest_id) or self._works(guard.time_id) or self._trails(guard):
+            return
+        if guard.rest_at is None or now >= guard.rest_at:
+            terms = {"good_after": due, "time_in_force": "gtc"}
+            guard.rest_at = now + RETRY
+            self._send(guard, self._leg(guard, quantity, "time stop").model_copy(update=terms), "rest_id")
 
     def _keep_within(self, symbol: str, there: Decimal) -> None:
         """Take back what exits, whosever, may trade beyond what the broker has: it would open a position.
@@ -583,6 +660,22 @@ class ExitManager:
         return True
 
     def _refused(self, guard: Guard, order: Order) -> None:
+        ask = order.request
+        term: Kept | None = (
+            "good_after" if ask.good_after is not None else "adjustment" if ask.adjustment is not None else None
+        )
+        if term is not None and order.status is OrderStatus.REJECTED and not self.waits():
+            self._declined.add((guard.symbol, term))
+            log.warning(
+                "%s of %s was refused (%s): until the next start this server does it by itself in %s",
+                "the time stop at rest" if term == "good_after" else "the trail at rest",
+                guard.symbol,
+                order.reason,
+                guard.symbol,
+            )
+            return
+        if term == "good_after":
+            return  # the server does it when it is due, unless it comes to rest before
         passing = any(verdict.code in PASSING and verdict.outcome == "refuse" for verdict in order.verdicts)
         guard.refused += not passing
         log.error("%s of %s was refused: %s", order.request.reason, guard.symbol, order.reason)
@@ -653,6 +746,11 @@ class ExitManager:
 
     def _order(self, order_id: str | None) -> Order | None:
         return self._desk.orders.get(order_id) if order_id else None
+
+    def _trails(self, guard: Guard) -> bool:
+        """Tell whether the trail is active: the server's own, or the one that the broker has made of the stop."""
+        orders = (self._order(guard.trail_id), self._order(guard.stop_id))
+        return any(order.working and order.request.order_type == "trailing_stop" for order in orders if order)
 
     def _works(self, order_id: str | None) -> bool:
         order = self._order(order_id)

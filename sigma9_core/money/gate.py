@@ -83,6 +83,8 @@ _TERMS: Final = (
     "stop_price",
     "trail_amount",
     "trail_percent",
+    "good_after",
+    "adjustment",
     "time_in_force",
     "oca_group",
 )

@@ -70,6 +70,11 @@ class BrokerLink:
             )
         return self._broker
 
+    @property
+    def keeps(self) -> frozenset[str]:
+        """Name the terms of an order that the broker keeps to by itself, connected or not."""
+        return frozenset(getattr(self._broker, "keeps", ()))
+
     def on_report(self, report: BrokerReport) -> None:
         """Take a report and hand it to the order desk."""
         self._report(report)

@@ -15,7 +15,17 @@ from typing import Any, Final, Literal
 from sigma9_core.models import ZERO, Fill, OrderRequest, OrderStatus, OrderView, Verdict
 
 Message = Literal[
-    "accepted", "filled", "cancelled", "rejected", "expired", "replaced", "busted", "lost", "refused", "absent"
+    "accepted",
+    "filled",
+    "cancelled",
+    "rejected",
+    "expired",
+    "replaced",
+    "adjusted",
+    "busted",
+    "lost",
+    "refused",
+    "absent",
 ]
 """What a broker reports, and three of our own: `lost` (sent, no answer), `refused` (surely not taken),
 `absent` (the read-back finds no trace of it)."""
@@ -42,6 +52,7 @@ def _table() -> Mapping[tuple[OrderStatus, Message], OrderStatus | None]:
         table[status, "rejected"] = _S.REJECTED  # `Order.take` says CANCELLED where some of it has filled
         table[status, "expired"] = _S.EXPIRED
         table[status, "replaced"] = _S.REPLACED  # the same where nothing remains of the new quantity
+        table[status, "adjusted"] = _S.REPLACED
         table[status, "busted"] = _S.BUSTED
         table[status, "lost"] = _S.UNKNOWN if status is _S.SUBMITTED else None
     table[_S.SUBMITTED, "refused"] = _S.REJECTED
@@ -51,6 +62,7 @@ def _table() -> Mapping[tuple[OrderStatus, Message], OrderStatus | None]:
     for status in (_S.FILLED, _S.CANCELLED, _S.REJECTED, _S.EXPIRED, _S.BUSTED):
         table[status, "filled"] = _S.PARTIALLY_FILLED
         table[status, "busted"] = _S.BUSTED
+        table[status, "adjusted"] = None  # its end was faster
     # The end of an order is often told twice: by the answer to a cancel and by the order's own status.
     table[_S.CANCELLED, "cancelled"] = None
     table[_S.REJECTED, "rejected"] = None
@@ -119,7 +131,7 @@ class Order:
             target = TRANSITIONS[self.status, message]
         except KeyError:
             raise IllegalMessage(f"order {self.order_id} is {self.status} and can't be {message}") from None
-        if target is None:
+        if target is None or (message == "adjusted" and self.request.adjustment is None):
             return None
         self._view = None
         self.last_quantity = self.last_price = None
@@ -132,6 +144,8 @@ class Order:
                 self.request, self.replacement = self.replacement, None
             if self.filled >= self.request.quantity:  # changed down to what had filled meanwhile
                 target = OrderStatus.FILLED
+        elif message == "adjusted":
+            self.request = self.request.adjusted()
         elif target is OrderStatus.REJECTED and self.filled:
             target = OrderStatus.CANCELLED  # who refuses the rest of an order has cancelled it
         if message != "busted" or not self.working:  # a fill is taken back: what has not filled works on
@@ -155,6 +169,8 @@ class Order:
                 stop_price=ask.stop_price,
                 trail_amount=ask.trail_amount,
                 trail_percent=ask.trail_percent,
+                good_after=ask.good_after,
+                adjustment=ask.adjustment,
                 time_in_force=ask.time_in_force,
                 outside_rth=ask.outside_rth,
                 filled_quantity=self.filled,

@@ -474,7 +474,7 @@ class MoneyPath:
         """Close one position; `owed` is what is still to be committed with an intent."""
         symbol = position.symbol
         working = [order for order in self.desk.open_orders() if order.request.symbol == symbol]
-        if any(o.request.intent != "entry" and o.request.order_type == "market" for o in working):
+        if any(order.request.closes(self._clock.now()) for order in working):
             raise CommandError("busy", f"{symbol} is being closed already")
         guard = self.exits.guards.get(symbol)
         if guard is not None:
@@ -879,7 +879,7 @@ class MoneyPath:
         if state is None or monotonic() < state.not_before:
             return
         working = [order.request for order in self.desk.open_orders() if order.request.symbol == symbol]
-        if any(ask.intent != "entry" and ask.order_type == "market" for ask in working):
+        if any(ask.closes(self._clock.now()) for ask in working):
             return
         if (last := self.desk.orders.get(state.order_id or "")) is not None:
             state.order_id = None  # it has ended without a fill, which would have begun anew

@@ -29,10 +29,13 @@ def met_price(order: OrderRequest, mark: Mark | None) -> Decimal | None:
 
 
 def expected_price(order: OrderRequest, met: Decimal | None) -> Decimal | None:
-    """Give the price that slippage is measured from: a stop's own, none for a trail, else what the order `met`."""
+    """Give the price that slippage is measured from: a stop's own, else what the order `met`.
+
+    There is none for a trail, and none for an order that was held until a time: nobody knew the market of then.
+    """
     if order.order_type in ("stop", "stop_limit"):
         return order.stop_price
-    return None if order.order_type == "trailing_stop" else met
+    return None if order.order_type == "trailing_stop" or order.good_after is not None else met
 
 
 def reference_price(order: OrderRequest | OrderView, mark: Mark | None) -> Decimal | None:

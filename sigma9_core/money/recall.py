@@ -17,7 +17,10 @@ def recalled(journal: Journal, order_id: str) -> Order | None:
         return None
     terms = {
         name: getattr(event, name)
-        for name in ("quantity", "limit_price", "stop_price", "trail_amount", "trail_percent")
+        for name in (
+            *("quantity", "order_type", "limit_price", "stop_price"),
+            *("trail_amount", "trail_percent", "adjustment"),
+        )
     }
     return Order(
         order_id,

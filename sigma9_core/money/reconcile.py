@@ -397,6 +397,11 @@ class Reconciler:
                 order.replacement = None
                 order.touch()
                 found.orders[order.order_id] = "the change never arrived"
+        if truth.order_type == "trailing_stop" and order.request.adjustment is not None:
+            if not first and not self._sure(order, "adjusted", immediate=immediate):
+                return
+            self._desk.local(order, "adjusted", "read back from the broker", recovered=True)
+            found.orders[order.order_id] = "adjusted"
         differs = _differences(order.request, truth)
         if differs:
             if not first and not self._sure(order, "it differs", immediate=immediate):
@@ -606,8 +611,11 @@ def _state(order: Order) -> tuple[object, ...]:
     return order.status, order.filled, order.request, order.replacement
 
 
-def _differences(request: OrderRequest, truth: BrokerOrder) -> dict[str, Decimal]:
+def _differences(request: OrderRequest, truth: BrokerOrder) -> dict[str, Any]:
     """Name what a working order is at the broker and is not in a request; prices that it does not have are not."""
+    if request.order_type == "trailing_stop" and truth.adjustment is not None:  # a change was faster, or slower
+        terms = ("quantity", "order_type", "stop_price", "trail_amount", "trail_percent", "adjustment")
+        return {name: getattr(truth, name) for name in terms}
     priced = {"limit": ("limit_price",), "stop": ("stop_price",), "stop_limit": ("limit_price", "stop_price")}
     names = ("quantity", *priced.get(request.order_type, ()))
     theirs = {name: getattr(truth, name) for name in names}

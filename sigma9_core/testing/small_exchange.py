@@ -17,6 +17,7 @@ from sigma9_core.contracts import (
     BrokerOrder,
     BrokerPosition,
     BrokerReport,
+    Kept,
     ReportKind,
 )
 from sigma9_core.errors import BrokerError, BrokerRefused
@@ -57,6 +58,8 @@ class Resting:
             ask.time_in_force,
             ask.oca_group,
             ask.parent_id,
+            good_after=ask.good_after,
+            adjustment=ask.adjustment,
         )
 
 
@@ -77,6 +80,7 @@ class SmallExchange:
     listener: BrokerListener | None = None
     immediate: bool = True
     """What a read-back does not show is not there; a real broker may show an order late."""
+    keeps: frozenset[Kept] = frozenset()
 
     async def connect(self, listener: BrokerListener) -> None:
         """Connect."""
@@ -168,6 +172,12 @@ class SmallExchange:
                     other.state = "cancelled"
                     self.report("cancelled", other.order_id, reason="one cancels all")
         return fill
+
+    def adjust(self, order_id: str) -> None:
+        """Make of a stop what it is to become."""
+        resting = self.orders[order_id]
+        resting.request = resting.request.adjusted()
+        self.report("adjusted", order_id)
 
     def end(self, order_id: str, kind: Literal["cancelled", "rejected", "expired"], reason: str) -> None:
         """End an order from the exchange's side."""

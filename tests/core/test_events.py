@@ -61,7 +61,8 @@ KEYS = {
     "trade_event": (
         "event order_id broker_order_id symbol side quantity order_type limit_price stop_price trail_amount "
         "trail_percent time_in_force outside_rth filled_quantity average_price last_quantity last_price "
-        "commission strategy source parent_id oca_group reason rule verdicts recovered trade_id"
+        "commission strategy source parent_id oca_group reason rule verdicts recovered "
+        "good_after adjustment trade_id"
     ),
     "watchlist_update": "reason strategy added removed count items",
     "log": "level logger message fields dropped",

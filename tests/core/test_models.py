@@ -44,7 +44,8 @@ KEYS: dict[type[Frozen], str] = {
     OrderView: (
         "status order_id broker_order_id symbol side quantity order_type limit_price stop_price trail_amount "
         "trail_percent time_in_force outside_rth filled_quantity average_price last_quantity last_price "
-        "commission strategy source parent_id oca_group reason rule verdicts recovered foreign"
+        "commission strategy source parent_id oca_group reason rule verdicts recovered "
+        "good_after adjustment foreign"
     ),
     RuleUsage: "rule enabled used limit tripped until",
     WatchlistItem: "symbol priority score stage strategies reasons last added_at no_trade",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from datetime import UTC
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 
@@ -143,6 +144,8 @@ def _kind(data: TradeEvent) -> str:
     given = [f"{name} {_price(value)}" for name, value in prices.items() if value is not None]
     if data.trail_percent is not None:
         given.append(f"trail {_number(data.trail_percent)} %")
+    if data.good_after is not None:
+        given.append(f"held until {data.good_after.astimezone(UTC):%H:%M:%S} UTC")
     kind = data.order_type.replace("_", " ")
     return f"{kind} ({', '.join(given)})" if given else kind
 

@@ -71,7 +71,9 @@ function priceOf(order) {
   if (typeof order.stop_price === "number") parts.push(`stop ${number(order.stop_price)}`);
   if (typeof order.trail_amount === "number") parts.push(`trail ${number(order.trail_amount)}`);
   if (typeof order.trail_percent === "number") parts.push(`trail ${number(order.trail_percent)} %`);
-  return parts.join(", ") || "market";
+  if (order.adjustment) parts.push(`trail from ${number(order.adjustment.trigger_price)}`);
+  const kind = parts.join(", ") || "market";
+  return order.good_after ? `${kind}, held until ${marketMoment(order.good_after, { second: "2-digit" })}` : kind;
 }
 
 export function showWatchlist(body, missing) {
