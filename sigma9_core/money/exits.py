@@ -308,6 +308,17 @@ class ExitManager:
                 guard.retry_at = None
                 self._review(guard)
 
+    def keep_within_books(self) -> None:
+        """Take back what exits that no guard looks after may trade beyond what is held: it would open a position.
+
+        Such are a person's lone stop, or the close of what an exit has opened, when another order closes first.
+        """
+        if self.waits():
+            return  # it follows the reconciliation
+        exits = (order.request for order in self._desk.open_orders() if is_exit(order.request.intent))
+        for symbol in {ask.symbol for ask in exits} - {*self.guards}:
+            self._keep_lone_exits_within(symbol)
+
     def fit(self, symbol: str) -> None:
         """Try again what could not be brought in line, while a kill's close waits and no market data come."""
         guard = self.guards.get(symbol)
@@ -418,6 +429,8 @@ class ExitManager:
         if self.broker_has(symbol) is not None:
             self.recheck([symbol])
         if guard is None:
+            if step.applied is not None and not self.waits():
+                self._keep_lone_exits_within(symbol)
             return
         order_id = step.order.order_id
         if step.event is OrderStatus.REPLACED and order_id == guard.stop_id:
@@ -491,7 +504,8 @@ class ExitManager:
             changes: dict[str, Any] = {}
             # What went out with the entry covers what is still to fill of it, too.
             coming = entry.remaining if entry is not None and leg.request.parent_id == entry.order_id else ZERO
-            size = quantity + coming
+            # A leg that is told before its entry's fill takes the books beyond zero for a while: it counts against it.
+            size = max(ZERO, (held if guard.side == "buy" else -held) + coming)
             if leg.order_id not in slots:
                 size = min(size, leg.remaining)  # a person's exit may be for a part: it is never enlarged
             if standing_down and (not leg.request.protective or not ZERO < size < leg.remaining):
@@ -513,8 +527,13 @@ class ExitManager:
                 )
                 return
 
+    def _keep_lone_exits_within(self, symbol: str) -> None:
+        position = self._desk.portfolio.position(symbol)
+        if self.broker_has(symbol) is None and not self.stands_down(symbol, position.strategy):
+            self._keep_within(symbol, position.quantity)
+
     def _keep_within(self, symbol: str, there: Decimal) -> None:
-        """Take back what exits, whosever, may trade beyond what the broker has: it would open a position.
+        """Take back what exits, whosever, may trade beyond what there is: it would open a position.
 
         What protects comes first and is made smaller; all else goes. The rest of an entry goes before its stop,
         which covers what it has yet to open as well.
@@ -539,7 +558,7 @@ class ExitManager:
                 if parent is not None and parent.working:
                     self.drop(parent)
                     continue
-                log.error("%s: %s may trade %s, the broker has %s", symbol, leg.order_id, leg.remaining, there)
+                log.error("%s: %s may trade %s, there is %s", symbol, leg.order_id, leg.remaining, there)
                 if ask.protective and size > ZERO and left == whole:
                     self._shrinking.add(leg.order_id)
                     self._desk.spawn(self._shrink(leg, leg.filled + size), f"exit[{symbol} shrink {ask.reason}]")

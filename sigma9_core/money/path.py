@@ -845,6 +845,7 @@ class MoneyPath:
                 if changed or held != self.reconciler.unexplained:
                     self._touch()
                 await self._watch_cash(changed=changed)
+                self.exits.keep_within_books()
                 for symbol in sorted(self._unwanted):
                     await self._take_back(symbol)
             except Exception:

@@ -1642,6 +1642,20 @@ async def test_a_close_of_what_an_exit_opened_that_is_refused_is_told_once(
         assert (rest.request.quantity, room.path.portfolio.quantity("AAPL")) == (Decimal(40), Decimal(-40))
 
 
+async def test_a_close_of_what_nobody_wanted_shrinks_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What another order has closed meanwhile, such as a late fill, its own close must not close once more."""
+    monkeypatch.setattr(path_module, "READ_BACK_EVERY", 0.01)
+    async with MoneyRoom(tmp_path) as room:
+        await overshoot(room)
+        back = await taken_back(room)
+        await room.fill(await room.buy(quantity=60, order_type="limit", limit_price=Decimal(11)), "10")
+        await room.until(lambda: not back.working)
+        smaller = await taken_back(room)
+        assert smaller.request.quantity == 40
+
+
 async def test_what_flips_through_zero_is_as_unwanted_as_what_opens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
