@@ -504,7 +504,7 @@ class ExitManager:
             changes: dict[str, Any] = {}
             # What went out with the entry covers what is still to fill of it, too.
             coming = entry.remaining if entry is not None and leg.request.parent_id == entry.order_id else ZERO
-            # A leg that is told before its entry's fill takes the books beyond zero for a while: it counts against it.
+            # A leg that is told before its entry's fill takes the books beyond zero for a while.
             size = max(ZERO, (held if guard.side == "buy" else -held) + coming)
             if leg.order_id not in slots:
                 size = min(size, leg.remaining)  # a person's exit may be for a part: it is never enlarged
