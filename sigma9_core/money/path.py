@@ -486,10 +486,16 @@ class MoneyPath:
         command: Command,
         owed: list[Record],
     ) -> Order:
-        entries = [order for order in working if order.request.intent == "entry"]
-        for entry in entries:  # what an entry still fills would stand without an exit
-            await self.desk.ask_cancel(entry)
-        await self._ended(entries)
+        group = self._group_of(position.symbol)
+        # What an entry still fills would stand without an exit; an exit beside the close could open a position.
+        alone = [
+            o for o in working if o.request.intent == "entry" or group is None or o.request.oca_group != group
+        ]
+        for order in alone:
+            await self.desk.ask_cancel(order)
+        await self._ended(alone)
+        if any(order.working and order.request.intent != "entry" for order in alone):
+            raise CommandError("busy", f"exits of {position.symbol} are still being cancelled: ask again")
         quantity = await self.reconciler.closable(self.link, position.symbol)
         request = OrderRequest(
             symbol=position.symbol,
@@ -498,7 +504,7 @@ class MoneyPath:
             strategy=position.strategy,
             source=SOURCES.get(command.source, "api"),
             intent="reduce",
-            oca_group=self._group_of(position.symbol),
+            oca_group=group,
             reason=reason or "closed by command",
         )
         order = (await self.desk.submit([request], cause=command.id, records=tuple(owed)))[0]
