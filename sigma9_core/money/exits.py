@@ -331,6 +331,17 @@ class ExitManager:
                 guard.retry_at = None
                 self._review(guard)
 
+    def keep_within_books(self) -> None:
+        """Take back what exits that no guard looks after may trade beyond what is held: it would open a position.
+
+        Such are a person's lone stop, or the close of what an exit has opened, when another order closes first.
+        """
+        if self.waits():
+            return  # it follows the reconciliation
+        exits = (order.request for order in self._desk.open_orders() if is_exit(order.request.intent))
+        for symbol in {ask.symbol for ask in exits} - {*self.guards}:
+            self._keep_lone_exits_within(symbol)
+
     def fit(self, symbol: str) -> None:
         """Try again what could not be brought in line, while a kill's close waits and no market data come."""
         guard = self.guards.get(symbol)
@@ -474,6 +485,8 @@ class ExitManager:
         if self.broker_has(symbol) is not None:
             self.recheck([symbol])
         if guard is None:
+            if step.applied is not None and not self.waits():
+                self._keep_lone_exits_within(symbol)
             return
         order_id = step.order.order_id
         moved = step.event is OrderStatus.REPLACED and step.order.request.order_type == "stop"
@@ -549,7 +562,8 @@ class ExitManager:
             changes: dict[str, Any] = {}
             # What went out with the entry covers what is still to fill of it, too.
             coming = entry.remaining if entry is not None and leg.request.parent_id == entry.order_id else ZERO
-            size = quantity + coming
+            # A leg that is told before its entry's fill takes the books beyond zero for a while.
+            size = max(ZERO, (held if guard.side == "buy" else -held) + coming)
             if leg.order_id not in slots:
                 size = min(size, leg.remaining)  # a person's exit may be for a part: it is never enlarged
             if standing_down and (not leg.request.protective or not ZERO < size < leg.remaining):
@@ -590,8 +604,13 @@ class ExitManager:
             guard.rest_at = now + RETRY
             self._send(guard, self._leg(guard, quantity, "time stop").model_copy(update=terms), "rest_id")
 
+    def _keep_lone_exits_within(self, symbol: str) -> None:
+        position = self._desk.portfolio.position(symbol)
+        if self.broker_has(symbol) is None and not self.stands_down(symbol, position.strategy):
+            self._keep_within(symbol, position.quantity)
+
     def _keep_within(self, symbol: str, there: Decimal) -> None:
-        """Take back what exits, whosever, may trade beyond what the broker has: it would open a position.
+        """Take back what exits, whosever, may trade beyond what there is: it would open a position.
 
         What protects comes first and is made smaller; all else goes. The rest of an entry goes before its stop,
         which covers what it has yet to open as well.
@@ -616,7 +635,7 @@ class ExitManager:
                 if parent is not None and parent.working:
                     self.drop(parent)
                     continue
-                log.error("%s: %s may trade %s, the broker has %s", symbol, leg.order_id, leg.remaining, there)
+                log.error("%s: %s may trade %s, there is %s", symbol, leg.order_id, leg.remaining, there)
                 if ask.protective and size > ZERO and left == whole:
                     self._shrinking.add(leg.order_id)
                     self._desk.spawn(self._shrink(leg, leg.filled + size), f"exit[{symbol} shrink {ask.reason}]")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final, Literal
@@ -49,7 +49,6 @@ from sigma9_core.money.desk import PROTECTIVE, OrderDesk, Step, refusal
 from sigma9_core.money.exits import ExitManager, opposite
 from sigma9_core.money.gate import GuardedRule, RiskGate
 from sigma9_core.money.history import SPLIT
-from sigma9_core.money.ids import is_kill_id
 from sigma9_core.money.journal import Journal
 from sigma9_core.money.kill import Key
 from sigma9_core.money.killswitch import KillSwitch
@@ -62,6 +61,7 @@ from sigma9_core.money.reconcile import SURE_AFTER, Reconciler
 from sigma9_core.money.records import FillRecord, NoteRecord, Record
 from sigma9_core.money.restore import read, restore, split_body, split_of
 from sigma9_core.money.tally import Tally
+from sigma9_core.money.unwanted import Unwanted
 
 log = logging.getLogger("sigma9.money")
 
@@ -76,10 +76,6 @@ SHOW_EVERY: Final = 0.1
 ONE: Final = Decimal(1)
 READ_BACK_EVERY: Final = 5.0
 """Seconds between two read-backs of what is in doubt, and looks at what others do with the account."""
-TAKEN_BACK_EVERY: Final = 60.0
-"""The longest time in seconds until the close of what an exit has opened is tried again."""
-READ_WITHIN: Final = 5.0
-"""Seconds that a broker has to show a position that is to be closed."""
 CANCELLED_WITHIN: Final = 2.0
 CASH_LOOKS: Final = 3
 CASH_EVERY: Final = 60.0
@@ -87,18 +83,6 @@ CASH_EVERY: Final = 60.0
 CENT: Final = Decimal("0.01")
 SOURCES: Final[Mapping[CommandSource, OrderSource]] = {"mqtt": "mqtt", "cli": "cli", "schedule": "schedule"}
 """The order source of a command's source; all others are `api`."""
-
-
-@dataclass(slots=True)
-class TakingBack:
-    """How the close of what an exit has opened has gone so far."""
-
-    order_id: str | None = None
-    """The newest close that was sent."""
-    wait: float = 0.0
-    not_before: float = 0.0
-    told: set[str] = field(default_factory=set)
-    """Why it could not be sent or was refused, each reason told once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +153,15 @@ class MoneyPath:
         self.tally = Tally(self.desk)
         self.desk.attach(self.link)
         self.killswitch.attach(self.link)
+        self.unwanted = Unwanted(
+            desk=self.desk,
+            exits=self.exits,
+            reconciler=self.reconciler,
+            link=self.link,
+            journal=journal,
+            clock=clock,
+            owns_exits=self.killswitch.owns_exits,
+        )
         self.desk.before_report = self._roll
         self.desk.followers.append(self._follow)
         self._settings = settings
@@ -187,8 +180,6 @@ class MoneyPath:
         self.slices_ahead = 0
         """Slices that were too far ahead of the clock to be believed."""
         self._warned_ahead: float | None = None
-        self._unwanted: dict[str, TakingBack] = {}
-        """Symbols in which exits have opened a position that no entry has added to."""
         self._cash_at = monotonic()
         self._cash_seen: tuple[Decimal, Decimal, float] | None = None
         """Our cash and the broker's, which differ, and since when they have done so."""
@@ -219,7 +210,7 @@ class MoneyPath:
         if known.opening is not None:
             self._opened_with = known.opening
         restore(known, self.portfolio, self.desk, self.gate, self.exits)
-        await self._find_unwanted([position.symbol for position in self.portfolio.positions()])
+        await self.unwanted.find([position.symbol for position in self.portfolio.positions()])
         self.reconciler.remember(known.unexplained, known.since)
         self.killswitch.remember(known.kills)
         self._splits = {split_of(note.body) for note in known.books if isinstance(note, NoteRecord)}
@@ -496,11 +487,17 @@ class MoneyPath:
         command: Command,
         owed: list[Record],
     ) -> Order:
-        entries = [order for order in working if order.request.intent == "entry"]
-        for entry in entries:  # what an entry still fills would stand without an exit
-            await self.desk.ask_cancel(entry)
-        await self._ended(entries)
-        quantity = await self._closable(position.symbol)
+        group = self._group_of(position.symbol)
+        # What an entry still fills would stand without an exit; an exit beside the close could open a position.
+        alone = [
+            o for o in working if o.request.intent == "entry" or group is None or o.request.oca_group != group
+        ]
+        for order in alone:
+            await self.desk.ask_cancel(order)
+        await self._ended(alone)
+        if any(order.working and order.request.intent != "entry" for order in alone):
+            raise CommandError("busy", f"exits of {position.symbol} are still being cancelled: ask again")
+        quantity = await self.reconciler.closable(self.link, position.symbol)
         request = OrderRequest(
             symbol=position.symbol,
             side=opposite("buy" if quantity > 0 else "sell"),
@@ -508,7 +505,7 @@ class MoneyPath:
             strategy=position.strategy,
             source=SOURCES.get(command.source, "api"),
             intent="reduce",
-            oca_group=self._group_of(position.symbol),
+            oca_group=group,
             reason=reason or "closed by command",
         )
         order = (await self.desk.submit([request], cause=command.id, records=tuple(owed)))[0]
@@ -516,35 +513,6 @@ class MoneyPath:
         if order.status is OrderStatus.RISK_REJECTED:
             raise refusal(order.verdicts, order.order_id)
         return order
-
-    async def _closable(self, symbol: str) -> Decimal:
-        """Give what there is to close of a position of ours: what both the books and a fresh read of it show.
-
-        An exit may have filled without our knowing it: closing what the books have would turn the position.
-        """
-        try:
-            async with asyncio.timeout(READ_WITHIN):
-                actual = await self.reconciler.held(self.link, symbol)
-                if actual != self.portfolio.quantity(symbol):
-                    await self.reconciler.count_fills(self.link)
-                    actual = await self.reconciler.held(self.link, symbol)
-        except CommandError:
-            raise
-        except Exception as error:  # a broker plugin may raise anything; nothing was sent
-            raise CommandError(
-                "broker_unavailable",
-                f"nothing was sent: the position of {symbol} can't be read back ({type(error).__name__}: {error})",
-            ) from error
-        ours = self.portfolio.quantity(symbol)
-        if ours == ZERO:
-            raise CommandError(
-                "not_found", f"{symbol} is flat already: an exit of it has filled", {"field": "symbol"}
-            )
-        if actual * ours <= ZERO:
-            raise CommandError(
-                "busy", f"the books have {ours} of {symbol}, the broker has {actual}: ask again once the two agree"
-            )
-        return min(ours, actual, key=abs)
 
     async def adopt(self, args: AdoptArgs) -> Mapping[str, Any]:
         """Make a foreign position ours; the broker's cash has paid for it already."""
@@ -617,8 +585,7 @@ class MoneyPath:
 
     def _settled(self) -> None:
         """Follow a position that has moved without an order."""
-        if self._unwanted:  # a person may have said that it is wanted
-            self.desk.spawn(self._find_unwanted([*self._unwanted]), "find-unwanted")
+        self.unwanted.look_again()  # a person may have said that it is wanted
         self.exits.review()
         self._remember_days()
         self._touch()
@@ -845,98 +812,15 @@ class MoneyPath:
                 if changed or held != self.reconciler.unexplained:
                     self._touch()
                 await self._watch_cash(changed=changed)
-                for symbol in sorted(self._unwanted):
-                    await self._take_back(symbol)
+                self.exits.keep_within_books()
+                await self.unwanted.close()
             except Exception:
                 # A broker plugin may raise anything; what is unknown stays so until the next look.
                 log.exception("reading back what is unknown failed")
 
-    async def _find_unwanted(self, symbols: Sequence[str]) -> None:
-        """Work out from the fills that stand in which of these symbols exits have opened what is held."""
-        wanted: dict[str, bool] = {}
-        while asked := {f.order_id for symbol in symbols for f in self.portfolio.opened_by(symbol)} - {*wanted}:
-            wanted |= await asyncio.to_thread(lambda: {order_id: self._wants(order_id) for order_id in asked})
-        for symbol in symbols:
-            fills = self.portfolio.opened_by(symbol)
-            if not fills or any(wanted[fill.order_id] for fill in fills):
-                self._unwanted.pop(symbol, None)
-            elif symbol not in self._unwanted:
-                self._unwanted[symbol] = TakingBack()
-                log.error("%s: exits have opened %s that nobody wanted", symbol, self.portfolio.quantity(symbol))
-
-    def _wants(self, order_id: str) -> bool:
-        """Tell whether who made an order wanted what it opens: an entry, or a person's word (blocks: disk)."""
-        intent = self._journal.intent(order_id)
-        if intent is None:
-            return not is_kill_id(order_id, self._journal.journal_id)
-        return intent.request.intent == "entry"
-
-    async def _take_back(self, symbol: str) -> None:
-        """Close what an exit has opened by filling beyond its position, such as a stop beside a close."""
-        position, state = self.portfolio.position(symbol), self._unwanted.get(symbol)
-        if self.killswitch.owns_exits(symbol, position.strategy) or not self._up_to_date:
-            return
-        if state is None or monotonic() < state.not_before:
-            return
-        working = [order.request for order in self.desk.open_orders() if order.request.symbol == symbol]
-        if any(ask.closes(self._clock.now()) for ask in working):
-            return
-        if (last := self.desk.orders.get(state.order_id or "")) is not None:
-            state.order_id = None  # it has ended without a fill, which would have begun anew
-            self._put_off(symbol, f"its close is {last.status}: {last.reason}")
-            return
-        try:
-            quantity = await self._closable(symbol)
-            request = OrderRequest(
-                symbol=symbol,
-                side=opposite("buy" if quantity > 0 else "sell"),
-                quantity=abs(quantity),
-                strategy=position.strategy,
-                source="exit",
-                intent="reduce",
-                reason="an exit has filled beyond its position",
-            )
-            order = (await self.desk.submit([request]))[0]
-        except (CommandError, JournalError) as error:
-            if self.portfolio.quantity(symbol) == ZERO:
-                self._unwanted.pop(symbol, None)  # the books had heard of things in another order
-            else:
-                self._put_off(symbol, str(error))
-            return
-        if order.working:
-            state.order_id = order.order_id
-        elif not order.filled:
-            self._put_off(symbol, str(order.reason))
-
-    def _put_off(self, symbol: str, why: str) -> None:
-        """Try a close that came to nothing again after a while, each time a longer one, and say why once."""
-        state = self._unwanted.get(symbol)
-        if state is None:
-            return
-        state.wait = min(2 * state.wait or READ_BACK_EVERY, TAKEN_BACK_EVERY)
-        state.not_before = monotonic() + state.wait
-        if why not in state.told:
-            state.told.add(why)
-            log.warning("%s: what an exit has opened can't be closed yet, and is tried again: %s", symbol, why)
-
     def _follow(self, step: Step) -> None:
         self._touch()
         applied = step.applied
-        symbol, exits = step.order.request.symbol, step.order.request.intent != "entry"
-        if applied is not None and applied.opened and exits:
-            self._unwanted[symbol] = TakingBack()
-            log.error(
-                "%s: the exit %s has filled beyond the position: %s are held that nobody wanted; closing them",
-                symbol,
-                step.order.order_id,
-                applied.after,
-            )
-        elif applied is not None and (applied.after == ZERO or (applied.grown and not exits)):
-            self._unwanted.pop(symbol, None)
-        elif applied is not None and symbol in self._unwanted:
-            self._unwanted[symbol] = TakingBack()  # it moves: the rest is tried at once
-        elif step.event is OrderStatus.BUSTED:  # without its entry, an exit has opened what is held
-            self.desk.spawn(self._find_unwanted([symbol]), f"find-unwanted[{symbol}]")
         kept = applied is not None and self._clock.kind != "replay"
         if applied is not None and kept and (applied.opened or applied.after == ZERO or step.order.recovered):
             self._remember_days()  # the marks of what is held now, or what was learnt of an earlier day

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from sigma9_core.clock import Clock, monotonic
 from sigma9_core.contracts import BrokerOrder, BrokerPosition, BrokerReport
-from sigma9_core.errors import BrokerError
+from sigma9_core.errors import BrokerError, CommandError
 from sigma9_core.models import ZERO, Fill, OrderRequest, OrderStatus, OrderView, Side
 from sigma9_core.money.adoption import Settled, settlement
 from sigma9_core.money.desk import OrderDesk, Step, stand_in
@@ -34,6 +34,8 @@ LOOKS: Final = 3
 """Looks in a row that must show the same before it is believed of a broker that may show things late."""
 SURE_AFTER: Final = 30.0
 """Seconds that these looks must span."""
+READ_WITHIN: Final = 5.0
+"""Seconds in which a position must be read back that is to be closed."""
 SECOND_LOOK: Final = 0.2
 """Seconds until positions that differ are read once more: a fill's report may be a moment behind."""
 GONE: Final = "the broker no longer has it; how it ended is not known: it may have filled"
@@ -142,6 +144,36 @@ class Reconciler:
         """Read back what the broker holds of a symbol."""
         held = (await self._held(link)).get(symbol)
         return ZERO if held is None else held.quantity
+
+    async def closable(self, link: BrokerLink, symbol: str) -> Decimal:
+        """Give what there is to close of a position of ours: what both the books and a fresh read of it show.
+
+        An exit may have filled without our knowing it: closing what the books have would turn the position. Raise
+        CommandError where the two don't agree on its side, or it can't be read.
+        """
+        try:
+            async with asyncio.timeout(READ_WITHIN):
+                actual = await self.held(link, symbol)
+                if actual != self._desk.portfolio.quantity(symbol):
+                    await self.count_fills(link)
+                    actual = await self.held(link, symbol)
+        except CommandError:
+            raise
+        except Exception as error:  # a broker plugin may raise anything; nothing was sent
+            raise CommandError(
+                "broker_unavailable",
+                f"nothing was sent: the position of {symbol} can't be read back ({type(error).__name__}: {error})",
+            ) from error
+        ours = self._desk.portfolio.quantity(symbol)
+        if ours == ZERO:
+            raise CommandError(
+                "not_found", f"{symbol} is flat already: an exit of it has filled", {"field": "symbol"}
+            )
+        if actual * ours <= ZERO:
+            raise CommandError(
+                "busy", f"the books have {ours} of {symbol}, the broker has {actual}: ask again once the two agree"
+            )
+        return min(ours, actual, key=abs)
 
     async def resolve_unknown(self, link: BrokerLink) -> None:
         """Read back where an order or a position is in doubt, so that it does not stay so."""

@@ -316,6 +316,8 @@ class MoneyChecks:
         if entries and (symbol in world.exchange.excused or any(request.exit_plan for request in entries)):
             return  # the stop of an entry that works covers what this entry has opened, and no more
         _, asked = self._exits(symbol, side)
+        if unwanted and asked and any(ask.order_type == "market" and ask.side == side for ask in working):
+            return  # a person may have made its close smaller: the rest is closed once that has filled
         self.require(asked >= abs(own), f"{own} {symbol} are held, and exits guard {asked} of it")
 
 

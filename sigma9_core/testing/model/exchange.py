@@ -100,6 +100,8 @@ class RoughExchange(SmallExchange):
     openers: dict[str, list[OrderRequest]] = field(default_factory=dict)
     """The entries that have filled since a symbol was flat."""
     adoptions: dict[str, Fill] = field(default_factory=dict)
+    enlarged: dict[str, Decimal] = field(default_factory=dict)
+    """By how much a child was made larger than its parent while that worked, by order id."""
     split_ever: set[str] = field(default_factory=set)
     unheard: list[BrokerReport] = field(default_factory=list)
     """Reports on fills of which no read-back gives the executions; they may come late, or never."""
@@ -246,6 +248,8 @@ class RoughExchange(SmallExchange):
             request = request.model_copy(
                 update={"parent_id": None}
             )  # its sender knows what the parent has come to
+        else:
+            self.enlarged[order.order_id] = max(ZERO, request.quantity - parent.request.quantity)
         resting.request = request
         self.report("replaced", order.order_id)
 
@@ -333,10 +337,15 @@ class RoughExchange(SmallExchange):
     # --- what happens at the exchange ---------------------------------------------------------------------------
 
     def fillable(self, order: Resting) -> Decimal:
-        """Give how much of a working order may fill now: a child closes no more than its parent has opened."""
-        left = order.request.quantity - order.filled
-        parent = self._parent(order)
-        return left if parent is None else max(ZERO, min(left, parent.filled - order.filled))
+        """Give how much of a working order may fill now: a child closes no more than its parent has opened.
+
+        What it was enlarged by, beyond its parent, counts from the parent's end on.
+        """
+        covers, parent = order.request.quantity, self._parent(order)
+        if parent is not None:
+            more = ZERO if parent.state == "working" else self.enlarged.get(order.order_id, ZERO)
+            covers = min(covers, parent.filled + more)
+        return max(ZERO, covers - order.filled)
 
     def _parent(self, order: Resting) -> Resting | None:
         parent_id = order.request.parent_id
@@ -506,10 +515,13 @@ class RoughExchange(SmallExchange):
         self.adoptions[fill.exec_id] = fill
         self._hand_over(fill, 1)
 
-    def forget_adoptions(self, known: Collection[str]) -> None:
-        """Take back the adoptions that no journal knows of."""
+    def know_adoptions(self, fills: Collection[Fill]) -> None:
+        """Take back the adoptions that no journal knows of, and take up those that only a journal knows of."""
+        known = {fill.exec_id: fill for fill in fills}
         for exec_id in [exec_id for exec_id in self.adoptions if exec_id not in known]:
             self._hand_over(self.adoptions.pop(exec_id), -1)
+        for exec_id in [exec_id for exec_id in known if exec_id not in self.adoptions]:
+            self.adopted(known[exec_id])
 
     def _hand_over(self, fill: Fill, sign: int) -> None:
         symbol, signed = fill.symbol, sign * (fill.quantity if fill.side == "buy" else -fill.quantity)

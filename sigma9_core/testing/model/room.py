@@ -15,6 +15,7 @@ from sigma9_core.config import Settings
 from sigma9_core.contracts import RiskRule
 from sigma9_core.errors import BrokerError
 from sigma9_core.models import Fill, Session
+from sigma9_core.money.adoption import ADOPTED
 from sigma9_core.money.journal import Events, Journal
 from sigma9_core.money.kill import Key, Kill
 from sigma9_core.money.portfolio import Applied, Portfolio
@@ -155,7 +156,8 @@ class RoughRoom(MoneyRoom):
         self.journal.open()
         if not self.latch.path.exists():
             self.latch.create()
-        self.exchange.forget_adoptions([record.fill.exec_id for record in self.journal.fills()])
+        fills = (record.fill for record in self.journal.fills())
+        self.exchange.know_adoptions([fill for fill in fills if fill.order_id == ADOPTED])
         await self.path.start()
         self.restored = True
         self.path.link.connect()

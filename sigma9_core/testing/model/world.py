@@ -217,10 +217,12 @@ class MoneyWorld:
     def split(self, symbol: str) -> None:
         """Give two shares for one, where nothing is under way; the feed tells of it.
 
-        Once a symbol: the same ratio on the same day, told with another time, is taken for the same split.
+        Once a symbol: the same ratio on the same day, told with another time, is taken for the same split. A fill
+        of before it that is heard after it counts old shares: the symbol is held then, and a person settles it.
         """
         exchange = self.exchange
         unheard = exchange.mail or exchange.listener is None or not self.room.path.link.ready
+        unheard = unheard or exchange.own.get(symbol, ZERO) != self.room.path.portfolio.quantity(symbol)
         if unheard or self.tasks or self.room.journal.fault is not None or symbol in exchange.split_ever:
             return
         day = self._day_of(self.clock.now())

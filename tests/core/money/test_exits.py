@@ -549,3 +549,46 @@ async def test_a_refused_change_of_size_leaves_the_stop_where_a_person_put_it(
     await room.tick("AAPL", 10, seconds=6)
 
     assert (stop.remaining, stop.request.stop_price) == (Decimal(55), Decimal("9.5"))
+
+
+async def test_a_stop_that_fills_before_its_entry_is_heard_is_not_made_larger(room: MoneyRoom) -> None:
+    """What it has closed shows that the entry has filled: it may close the rest of that, and no more."""
+    entry = await room.enter(quantity=100)
+    (stop,) = room.working(protective=True)
+    listener, room.exchange.listener = room.exchange.listener, None
+    room.exchange.fill(entry.order_id, Decimal(10))
+    room.exchange.listener = listener
+    room.exchange.fill(stop.order_id, Decimal("9.8"), Decimal(25))
+    await room.until(lambda: room.path.portfolio.quantity("AAPL") == -25)
+    await room.desk.settle()
+
+    assert room.exchange.orders[stop.order_id].request.quantity == 100
+
+
+async def test_a_lone_stop_shrinks_with_its_position(room: MoneyRoom) -> None:
+    """No guard looks after a person's own stop; beyond what is held it would open a position."""
+    await room.fill(await room.buy(), "10")
+    stop = await room.buy(
+        side="sell", order_type="stop", stop_price=Decimal(9), intent="reduce", protective=True, source="api"
+    )
+    await room.fill(await room.buy(quantity=40, side="sell"), "10")
+    await room.until(lambda: room.exchange.orders[stop.order_id].request.quantity == 60)
+    await room.fill(await room.buy(quantity=60, side="sell"), "10")
+    await room.until(lambda: not stop.working)
+
+
+async def test_a_lone_close_that_could_not_be_taken_back_goes_at_the_next_look(
+    room: MoneyRoom, mocker: MockerFixture
+) -> None:
+    """Where its cancel is refused at first, the look that comes every few seconds asks again."""
+    await room.fill(await room.buy(), "10")
+    leave = await room.buy(side="sell", order_type="limit", limit_price=Decimal(11), intent="reduce")
+    refusing = mocker.patch.object(room.exchange, "cancel", side_effect=BrokerRefused("not now"))
+    await room.fill(await room.buy(quantity=100, side="sell"), "10")
+    await room.until(lambda: refusing.called)
+    await room.desk.settle()
+    assert leave.working
+
+    mocker.stopall()
+    room.path.exits.keep_within_books()
+    await room.until(lambda: not leave.working)
