@@ -24,7 +24,7 @@ from sigma9_core.contracts import RiskRule
 from sigma9_core.errors import BrokerError, CommandError, JournalError
 from sigma9_core.models import ZERO, Bar, Quote, Slice, Split, Trade
 from sigma9_core.money import journal as journal_module
-from sigma9_core.money import killswitch, killwork, path, reconcile
+from sigma9_core.money import killswitch, killwork, path, reconcile, unwanted
 from sigma9_core.testing.model.exchange import RoughExchange
 from sigma9_core.testing.model.loop import VirtualLoop
 from sigma9_core.testing.model.room import SESSIONS, RoughRoom
@@ -77,6 +77,7 @@ class MoneyWorld:
             (killwork, "monotonic", self.loop.time),
             (reconcile, "monotonic", self.loop.time),
             (path, "monotonic", self.loop.time),
+            (unwanted, "monotonic", self.loop.time),
             (killswitch, "wall_now", self._wall),
             (killwork, "wall_now", self._wall),
             (journal_module, "FIRST_WAIT", NEVER),
