@@ -142,8 +142,9 @@ class Life:
         asked = self._asked
         if asked is None:
             return
+        becomes = "trailing_stop" if asked.get("adjustment") else None  # the broker's adjustment
         for name in ("symbol", "side", "order_type"):
-            if data[name] != asked[name]:
+            if data[name] != asked[name] and not (name == "order_type" and data[name] == becomes):
                 self.tell(
                     f"event {seq}: the order {self.order_id} has the {name} {data[name]}, its intent {asked[name]}"
                 )

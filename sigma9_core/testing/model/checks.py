@@ -2,7 +2,7 @@
 
 | when | what |
 |---|---|
-| at any moment | cash + positions at cost = put in + realised; nothing fills beyond its size; exits fit |
+| at any moment | cash + positions at cost = put in + realised; nothing overfills; exits fit, none is doubled |
 | now and then | the journal makes the same books |
 | an event is published | no number is missing; ids rise; what the gate refused is not at the exchange |
 | an order leaves | its intent is durable; no kill, pause or doubt stands before it |
@@ -60,6 +60,7 @@ class MoneyChecks:
         self._money_adds_up()
         self._nothing_fills_beyond_its_size()
         self._exits_fit_their_position()
+        self._no_exit_is_doubled()
         if self._looks % REPLAY_EVERY == 0:
             self.replay()
 
@@ -88,6 +89,16 @@ class MoneyChecks:
             for side in ("buy", "sell") if symbol not in self._world.exchange.excused else ():
                 room, asked = self._exits(symbol, side)
                 self.require(asked <= room, f"exits may {side} {asked} {symbol}, and there are {room} to close")
+
+    def _no_exit_is_doubled(self) -> None:
+        """See that no position has two stops, two trails or two time stops of our own making at the exchange."""
+        seen: set[tuple[str, str]] = set()
+        for order in self._world.working():
+            ask = order.request
+            if ask.source == "exit" and ask.oca_group is not None:
+                key = ask.oca_group, ask.order_type
+                self.require(key not in seen, f"{ask.symbol} has two exits of a kind: {order}")
+                seen.add(key)
 
     def _exits(self, symbol: str, side: str, *, protective: bool = False) -> tuple[Decimal, Decimal]:
         """Give how much of ours there is to close at the exchange, and how much exits may trade, groups once.
@@ -287,7 +298,7 @@ class MoneyChecks:
         doubt = mine.status in (OrderStatus.SUBMITTED, OrderStatus.UNKNOWN) or mine.replacement is not None
         self.require(not doubt, f"still in doubt: {mine}")
         self.require(mine.filled == theirs.filled, f"{mine} has filled {theirs.filled} at the exchange")
-        for name in ("quantity", "limit_price", "stop_price"):
+        for name in ("quantity", "order_type", "limit_price", "stop_price", "good_after"):
             told, actual = getattr(mine.request, name), getattr(theirs.request, name)
             self.require(told == actual, f"the {name} of {mine} is {actual} at the exchange")
 

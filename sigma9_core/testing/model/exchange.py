@@ -39,9 +39,11 @@ SubmitMode = Literal[
     "reject",
     "reject_stops",
     "reject_market",
+    "reject_terms",
 ]
 """lose: it never arrives, and the call raises. lose_answer: it arrives, and the call raises. no_answer: it
-arrives, and the call never returns. swallow: it never arrives, and nobody says so. slow: it arrives later."""
+arrives, and the call never returns. swallow: it never arrives, and nobody says so. slow: it arrives later.
+reject_terms: what the exchange would have to keep to by itself is turned down."""
 CancelMode = Literal["take", "lose", "swallow", "slow"]
 ReplaceMode = Literal["take", "refuse", "lose", "lose_answer", "slow"]
 End = Literal["cancelled", "rejected", "expired"]
@@ -200,6 +202,7 @@ class RoughExchange(SmallExchange):
                 mode == "reject"
                 or (mode == "reject_stops" and ask.order_type == "stop")
                 or (mode == "reject_market" and ask.order_type == "market")
+                or (mode == "reject_terms" and (ask.good_after is not None or ask.adjustment is not None))
             )
             if resting.state != "working":
                 continue  # its parent was rejected a moment ago
@@ -339,8 +342,11 @@ class RoughExchange(SmallExchange):
     def fillable(self, order: Resting) -> Decimal:
         """Give how much of a working order may fill now: a child closes no more than its parent has opened.
 
-        What it was enlarged by, beyond its parent, counts from the parent's end on.
+        What it was enlarged by, beyond its parent, counts from the parent's end on. One that is held until a time
+        fills no sooner.
         """
+        if order.request.good_after is not None and order.request.good_after > self.clock.now():
+            return ZERO
         covers, parent = order.request.quantity, self._parent(order)
         if parent is not None:
             more = ZERO if parent.state == "working" else self.enlarged.get(order.order_id, ZERO)

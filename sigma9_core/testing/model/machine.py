@@ -22,7 +22,7 @@ from sigma9_core.commands import (
     Scope,
 )
 from sigma9_core.config import KillSwitchSettings, Settings
-from sigma9_core.contracts import RiskRule
+from sigma9_core.contracts import KEPT, RiskRule
 from sigma9_core.models import ZERO, ExitPlan, OrderRequest, Side
 from sigma9_core.testing.model.checks import MoneyChecks
 from sigma9_core.testing.model.room import RoughRoom
@@ -81,12 +81,13 @@ class MoneyMachine(RuleBasedStateMachine):
         slow_mail=st.sampled_from((0.0, 0.0, 0.2)),
         slow_cancels=st.sampled_from((0.0, 0.5)),
         slow_reads=st.sampled_from((0.0, 0.0, 0.4)),
+        keeps=st.sampled_from(((), KEPT, KEPT, *((term,) for term in KEPT))),
     )
     def begin(self, foreign: Any, held: Sequence[str], plan: ExitPlan, prompt: bool, **climate: Any) -> None:
         """Start the first room with some positions, and in a climate that lasts."""
         world, exchange = self.world, self.world.exchange
         world.settings = Settings(kill_switch=KillSwitchSettings(foreign=foreign))
-        exchange.immediate = prompt
+        exchange.immediate, exchange.keeps = prompt, frozenset(climate["keeps"])
         world.open()
         for symbol, what in zip(SYMBOLS, held, strict=True):
             world.tick(symbol, ZERO, 1)
@@ -362,6 +363,13 @@ class MoneyMachine(RuleBasedStateMachine):
         if bust and fill is not None and fill.symbol not in exchange.split_ever:
             self.world.happen(exchange.bust, fill)
 
+    @precondition(lambda self: self.world.adjustable())
+    @rule(pick=picks)
+    def adjust(self, pick: int) -> None:
+        """A stop's trigger price has traded: the exchange makes a trailing stop of it."""
+        order = self._picked(self.world.adjustable(), pick)
+        self.world.happen(self.world.exchange.adjust, order.order_id)
+
     @precondition(lambda self: self.world.fillable())
     @rule()
     def fill_market_orders(self) -> None:
@@ -380,7 +388,7 @@ class MoneyMachine(RuleBasedStateMachine):
         submit=st.sampled_from(
             (
                 *("refuse", "lose", "lose_answer", "no_answer", "swallow", "slow"),
-                *("reject", "reject_stops", "reject_market"),
+                *("reject", "reject_stops", "reject_market", "reject_terms"),
             )
         ),
         times=st.integers(1, 4),

@@ -249,6 +249,10 @@ class MoneyWorld:
         """List those that may fill now."""
         return [order for order in self.working() if self.exchange.fillable(order) > ZERO]
 
+    def adjustable(self) -> list[Resting]:
+        """List the stops of which a trailing stop may be made now."""
+        return [order for order in self.fillable() if order.request.adjustment is not None]
+
     def held(self) -> list[str]:
         """List the symbols in which something of ours is held."""
         return [symbol for symbol in SYMBOLS if self.exchange.own.get(symbol)]

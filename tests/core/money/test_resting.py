@@ -15,6 +15,7 @@ from sigma9_core.commands import CloseArgs, Command
 from sigma9_core.contracts import KEPT
 from sigma9_core.errors import BrokerRefused, CommandError
 from sigma9_core.models import Adjustment, ApprovedOrder, ExitPlan, OrderRequest, OrderStatus, Slice, Split, Trade
+from sigma9_core.money.audit import audit
 from sigma9_core.money.orders import Order
 from sigma9_core.testing.money_room import MoneyRoom
 
@@ -137,6 +138,7 @@ async def test_an_adjusted_stop_is_the_trail(room: MoneyRoom) -> None:
     assert (await room.told(stop))[-1] == "replaced"
     assert room.path.portfolio.position("AAPL").protected
     assert rest.status is OrderStatus.CANCELLED
+    assert audit(room.journal).faults == []
     await room.tick("AAPL", 10.50, seconds=200)
     await room.fill(stop, "10.35", 60)
     assert stop.remaining == 40
