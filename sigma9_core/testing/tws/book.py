@@ -33,6 +33,9 @@ NEEDS: Final[Mapping[str, tuple[tuple[str, ...], ...]]] = {
     "TRAIL LIMIT": (("auxPrice", "trailingPercent"), ("lmtPriceOffset", "lmtPrice")),
 }
 """The prices that each type of order needs: of each group at least one."""
+NOT_ADJUSTED: Final = ("", "None")
+BY_PERCENT: Final = 100
+"""The unit of a distance in percent; 0 stands for one in money."""
 FIRST_PERM_ID: Final = 1_700_000_001
 
 
@@ -179,6 +182,7 @@ class Book:
         for ticket in [each for each in self.working() if each.contract.con_id == con_id]:
             if not ticket.live or not ticket.transmitted:
                 continue
+            self._adjust(ticket, quote)
             self._trail(ticket, quote)
             took = self._meet(ticket, quote, left[ticket.order.buys])
             room = left[ticket.order.buys]
@@ -300,8 +304,9 @@ class Book:
                     moment(at, "UTC")
             except ValueError:
                 raise Refused(391, f"The time is invalid: {name} {order.get(name)}.") from None
+        _check_adjustment(order)
         tick = self.market.contracts.by_id(contract.con_id).min_tick
-        for name in ("lmtPrice", "auxPrice"):
+        for name in ("lmtPrice", "auxPrice", "triggerPrice", "adjustedStopPrice"):
             price = order.number(name)
             if price is not None and price % tick and not order.kind.startswith("TRAIL"):
                 raise Refused(110, "The price does not conform to the minimum price variation for this contract.")
@@ -319,6 +324,7 @@ class Book:
         if quantity <= ticket.filled:
             raise Refused(201, f"Order rejected - reason:{ticket.filled} have been filled already.")
         kept = {name: ticket.order.get(name) for name in ("ocaGroup", "ocaType") if not order.get(name)}
+        moved = any(order.get(name) != ticket.order.get(name) for name in ("goodAfterTime", "goodTillDate"))
         ticket.order = order.changed(**kept) if ticket.order.get("ocaGroup") else order
         ticket.quantity = quantity
         ticket.best = None
@@ -326,6 +332,9 @@ class Book:
             if order.flag("transmit"):
                 self._enter(self._family(ticket))
             return ticket
+        if moved:
+            ticket.good = False
+            self._schedule(ticket)
         self.listener.changed(ticket)
         self._arrive(ticket)
         return ticket
@@ -378,13 +387,15 @@ class Book:
         now = self.clock.now()
         for name, action in (("goodTillDate", self._expire), ("goodAfterTime", self._begin)):
             if at := ticket.order.get(name):
-                self.clock.later(max(0.0, (moment(at, "UTC") - now).total_seconds()), partial(action, ticket))
+                self.clock.later(max(0.0, (moment(at, "UTC") - now).total_seconds()), partial(action, ticket, at))
 
-    def _expire(self, ticket: Ticket) -> None:
-        if ticket.order.get("tif") == "GTD":
+    def _expire(self, ticket: Ticket, at: str) -> None:
+        if ticket.order.get("tif") == "GTD" and ticket.order.get("goodTillDate") == at:
             self.cancel(ticket, "expired")
 
-    def _begin(self, ticket: Ticket) -> None:
+    def _begin(self, ticket: Ticket, at: str) -> None:
+        if ticket.order.get("goodAfterTime") != at:
+            return  # it was changed meanwhile
         ticket.good = True
         if ticket.live:
             self._activate(ticket)
@@ -399,6 +410,7 @@ class Book:
         """Let an order meet the price that there is."""
         quote = self.market.quote(ticket.contract.con_id)
         if quote is not None and ticket.live:
+            self._adjust(ticket, quote)
             self._trail(ticket, quote)
             self._meet(ticket, quote, None)
         self._at_once(ticket)
@@ -428,6 +440,29 @@ class Book:
         """Tell whether an order is not good yet."""
         after = ticket.order.get("goodAfterTime")
         return after != "" and not ticket.good and moment(after, "UTC") > self.clock.now()
+
+    def _adjust(self, ticket: Ticket, quote: Quote) -> None:
+        """Make of a stop what it is to become, once, when its trigger price has traded."""
+        order, trigger = ticket.order, ticket.order.number("triggerPrice")
+        if trigger is None or order.get("adjustedOrderType") in NOT_ADJUSTED or ticket.triggered:
+            return
+        if quote.halted or self.outside(ticket) or (ticket.parent is not None and not ticket.parent.filled):
+            return
+        if quote.last > trigger if order.buys else quote.last < trigger:
+            return
+        distance = order.number("adjustedTrailingAmount")
+        percent = order.integer("adjustableTrailingUnit") == BY_PERCENT
+        ticket.order = order.changed(
+            orderType=order.get("adjustedOrderType"),
+            auxPrice=0 if percent else distance,
+            trailingPercent=distance if percent else "",
+            trailStopPrice=order.number("adjustedStopPrice"),
+            **dict.fromkeys(
+                ("adjustedOrderType", "triggerPrice", "adjustedStopPrice", "adjustedTrailingAmount"), ""
+            ),
+        )
+        ticket.best = None
+        self.listener.changed(ticket)
 
     def _trail(self, ticket: Ticket, quote: Quote) -> None:
         if not ticket.order.kind.startswith("TRAIL") or ticket.triggered:
@@ -488,6 +523,18 @@ class Book:
                 self.listener.changed(other)
             else:
                 self.cancel(other, "one cancels all")
+
+
+def _check_adjustment(order: WireOrder) -> None:
+    """Raise Refused where a stop can't become what it is to become."""
+    if order.get("adjustedOrderType") in NOT_ADJUSTED:
+        return
+    if order.kind != "STP" or order.get("adjustedOrderType").upper() != "TRAIL":
+        raise Refused(201, "Order rejected - reason:The adjusted order type is invalid for this order.")
+    if any(not order.number(name) for name in ("triggerPrice", "adjustedStopPrice", "adjustedTrailingAmount")):
+        raise Refused(463, "You must enter a valid stop price.")
+    if order.integer("adjustableTrailingUnit") not in (0, BY_PERCENT):
+        raise Refused(201, "Order rejected - reason:The trailing unit must be 0 (amount) or 100 (percent).")
 
 
 def _best(order: WireOrder) -> Decimal | None:

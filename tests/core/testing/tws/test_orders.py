@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -158,6 +160,100 @@ async def test_times_in_force(lib: Any, ib: Any, aapl: Any, tws: FakeTws) -> Non
     tws.clock.advance(60)
     await ib.reqCurrentTimeAsync()
     assert state(later) == ("Filled", 100)
+
+
+@pytest.mark.parametrize(
+    ("action", "prices", "unit", "distance"),
+    [("SELL", (192, 193, 196, 194.1, 194), 0, 2), ("BUY", (188, 187, 184, 185.8, 186.0), 100, 1)],
+)
+async def test_adjusted_stop(  # noqa: PLR0917 - the fixtures and the case
+    lib: Any, ib: Any, aapl: Any, tws: FakeTws, action: str, prices: Sequence[float], unit: int, distance: float
+) -> None:
+    """A stop becomes a trailing one when its trigger price trades, and is told of with its new type."""
+    stop, trigger, begins = (180, 193, 190.5) if action == "SELL" else (200, 187, 189.5)
+    change: dict[str, Any] = {"triggerPrice": trigger, "adjustedOrderType": "TRAIL", "adjustedStopPrice": begins}
+    change |= {"adjustableTrailingUnit": unit, "adjustedTrailingAmount": distance}
+    trade = ib.placeOrder(aapl, make(lib, action, "STP", auxPrice=stop, tif="GTC", **change))
+    told: list[Any] = []
+    ib.openOrderEvent += lambda each: told.append((each.order.orderType, each.orderStatus.status))
+    tws.set_price("AAPL", prices[0])
+    await ib.reqCurrentTimeAsync()
+    assert [kind for kind, _ in told] == ["STP"]
+    assert (trade.order.triggerPrice, trade.order.adjustedOrderType) == (trigger, "TRAIL")
+
+    for price in prices[1:4]:
+        tws.set_price("AAPL", price)
+    await ib.reqCurrentTimeAsync()
+    assert told[1:] == [("TRAIL", "PreSubmitted")]
+    assert state(trade) == ("PreSubmitted", 0)
+    tws.set_price("AAPL", prices[4])
+    await ib.reqCurrentTimeAsync()
+    assert state(trade) == ("Filled", 100)
+
+
+async def test_adjusted_stop_is_changed(lib: Any, ib: Any, aapl: Any, tws: FakeTws) -> None:
+    """A change that comes with a stop's terms makes a stop of it again, which is adjusted once more."""
+    order = make(lib, "SELL", "STP", auxPrice=180, tif="GTC", triggerPrice=193, adjustedOrderType="TRAIL")
+    order.adjustedStopPrice, order.adjustedTrailingAmount, order.adjustableTrailingUnit = 191, 2, 0
+    ib.placeOrder(aapl, order)
+    tws.set_price("AAPL", 193)
+    await ib.reqCurrentTimeAsync()
+    (ticket,) = tws.orders()
+    assert (ticket.order.kind, ticket.stop) == ("TRAIL", Decimal(191))
+    tws.set_price("AAPL", 192)
+    order.orderType, order.auxPrice = "STP", 181
+    order.triggerPrice, order.adjustedOrderType, order.adjustedStopPrice = 193, "TRAIL", 191
+    order.adjustedTrailingAmount, order.trailStopPrice = 2, 1.7976931348623157e308
+    ib.placeOrder(aapl, order)
+    await ib.reqCurrentTimeAsync()
+    assert (ticket.order.kind, ticket.stop) == ("STP", Decimal(181))
+    tws.set_price("AAPL", 194)
+    assert (ticket.order.kind, ticket.stop) == ("TRAIL", Decimal(192))
+
+
+@pytest.mark.parametrize(
+    ("code", "terms"),
+    [
+        (463, {"triggerPrice": 0}),
+        (463, {"adjustedStopPrice": 0}),
+        (463, {"adjustedTrailingAmount": 0}),
+        (110, {"triggerPrice": 193.001}),
+        (201, {"adjustedOrderType": "REL"}),
+        (201, {"orderType": "MKT"}),
+        (201, {"adjustableTrailingUnit": 7}),
+        (391, {"goodAfterTime": "noon"}),
+    ],
+)
+async def test_what_can_t_be_adjusted_or_held(  # noqa: PLR0917 - the fixtures and the case
+    lib: Any, ib: Any, aapl: Any, tws: FakeTws, heard: list[Any], code: int, terms: dict[str, Any]
+) -> None:
+    """What makes no sense is refused with a code."""
+    whole: dict[str, Any] = {
+        "orderType": "STP",
+        "triggerPrice": 193,
+        "adjustedOrderType": "TRAIL",
+        "adjustedStopPrice": 191,
+    }
+    whole |= {"adjustedTrailingAmount": 2, "adjustableTrailingUnit": 0, "auxPrice": 180} | terms
+    ib.placeOrder(aapl, make(lib, "SELL", whole.pop("orderType"), tif="GTC", **whole))
+    await ib.reqCurrentTimeAsync()
+    assert [each for _, each, _ in heard] == [code]
+    assert tws.orders() == []
+
+
+async def test_a_later_time(lib: Any, ib: Any, aapl: Any, tws: FakeTws) -> None:
+    """A change of the time holds an order until the new one; a group that has filled ends it before."""
+    order = make(lib, "BUY", "MKT", tif="GTC", goodAfterTime="20260105-15:02:00")
+    trade = ib.placeOrder(aapl, order)
+    order.goodAfterTime = "20260105-15:05:00"
+    ib.placeOrder(aapl, order)
+    await ib.reqCurrentTimeAsync()
+    tws.clock.advance(200)
+    await ib.reqCurrentTimeAsync()
+    assert state(trade) == ("PreSubmitted", 0)
+    tws.clock.advance(100)
+    await ib.reqCurrentTimeAsync()
+    assert state(trade) == ("Filled", 100)
 
 
 async def test_halt(lib: Any, ib: Any, aapl: Any, tws: FakeTws) -> None:
