@@ -25,15 +25,18 @@ from typing import Any, ClassVar, Final, Literal
 import pytest
 
 from sigma9_core.clock import monotonic
-from sigma9_core.contracts import Broker, BrokerHealth, BrokerOrder, BrokerReport, ReportKind
+from sigma9_core.contracts import Broker, BrokerHealth, BrokerOrder, BrokerReport, Kept, ReportKind
 from sigma9_core.errors import BrokerError, BrokerRefused
-from sigma9_core.models import ApprovedOrder, Fill, OrderRequest, Side
+from sigma9_core.models import Adjustment, ApprovedOrder, Fill, OrderRequest, Side
 from sigma9_core.testing.orders import approve, request
 
 Ability = Literal["partial", "foreign", "stop_limit", "trailing", "away"]
 """What a room may lack. `partial`: `thin`; `foreign`: `place_by_hand`; `away`: fills while nobody is connected."""
 UP: Final = BrokerHealth("up", "up", "up")
 ENDS: Final[frozenset[ReportKind]] = frozenset(("cancelled", "rejected", "expired", "busted"))
+HELD: Final = 2.0
+"""Seconds that an order is held in the cases of `good_after`."""
+DISTANCES: Final = ({"trail_amount": Decimal("0.3")}, {"trail_percent": Decimal(3)})
 PATIENCE: Final = 5.0
 """Seconds that a report may take."""
 
@@ -79,6 +82,10 @@ class BrokerRoom(ABC):
     @abstractmethod
     def now(self) -> datetime:
         """Tell the market time."""
+
+    async def pass_time(self, seconds: float) -> None:
+        """Let market time pass; a room whose clock is moved by hand moves it."""
+        await asyncio.sleep(seconds)
 
     async def thin(self, symbol: str, price: float, quantity: int) -> None:
         """Let the symbol trade at a price with so many shares for an order and no more."""
@@ -180,6 +187,11 @@ class BrokerContract(ABC):
         """Skip a case that the room's peer can't play."""
         if ability in room.lacks:
             pytest.skip(f"the peer of this room lacks {ability}")
+
+    def keep(self, room: BrokerRoom, term: Kept) -> None:
+        """Skip a case of a term that the broker does not say it keeps to by itself."""
+        if term not in getattr(room.broker, "keeps", ()):
+            pytest.skip(f"this broker does not name {term} in keeps")
 
     # --- one order --------------------------------------------------------------------------------------------
 
@@ -642,3 +654,169 @@ class BrokerContract(ABC):
 
         assert found is not None
         assert found.limit_price == Decimal("9.5")
+
+    # --- terms that a broker may keep to by itself --------------------------------------------------------------
+
+    async def held(self, room: BrokerRoom, **more: Any) -> ApprovedOrder:
+        """Hold 100 shares, and send the order that sells them in a moment."""
+        self.keep(room, "good_after")
+        await room.hold(100)
+        terms: dict[str, Any] = {"good_after": room.now() + timedelta(seconds=HELD), "intent": "reduce"}
+        return await room.send("sell", 100, **terms, **more)
+
+    async def test_TC34_held_until_its_time(self, room: BrokerRoom) -> None:
+        """An order that is good later is accepted, works, and trades no sooner."""
+        order = await self.held(room)
+        await room.move(room.symbol, 10.0)
+        found = await room.working(order)
+
+        assert found is not None
+        assert order.request.good_after is not None
+        assert found.good_after is not None
+        assert timedelta(0) <= found.good_after - order.request.good_after <= timedelta(seconds=1)
+        assert (found.order_type, found.state) == ("market", "working")
+        assert room.heard.fills(order.order_id) == []
+        await room.pass_time(HELD + 1)
+        await room.move(room.symbol, 10.0)
+        fill = await room.filled(order)
+        assert fill.ts >= order.request.good_after
+        assert await room.position() == 0
+
+    async def test_TC35_held_in_a_group(self, room: BrokerRoom) -> None:
+        """An order that is held ends with its one-cancels-all group, and never trades."""
+        order = await self.held(room, oca_group="g2")
+        stop = await room.send("sell", 100, stop_price=9.5, order_type="stop", intent="reduce", oca_group="g2")
+        await room.move(room.symbol, 9.4)
+        await room.move(room.symbol, 9.4)
+        await room.filled(stop)
+        await room.ended(order, "cancelled")
+        await room.pass_time(HELD + 1)
+        await room.move(room.symbol, 9.4)
+
+        assert room.heard.fills(order.order_id) == []
+        assert await room.position() == 0
+
+    async def test_TC36_change_what_is_held(self, room: BrokerRoom) -> None:
+        """A change of its quantity leaves an order held until its time, and a cancel ends it before."""
+        order = await self.held(room)
+        changed = order.request.model_copy(update={"quantity": Decimal(60)})
+        await room.broker.replace(approve(changed, order.order_id))
+        await room.ended(order, "replaced")
+        await room.move(room.symbol, 10.0)
+        assert room.heard.fills(order.order_id) == []
+
+        await room.broker.cancel(order.order_id)
+        await room.ended(order, "cancelled")
+        await room.pass_time(HELD + 1)
+        await room.move(room.symbol, 10.0)
+        assert await room.position() == 100
+
+    async def adjustable(self, room: BrokerRoom, distance: Any = DISTANCES[0], **more: Any) -> ApprovedOrder:
+        """Send a stop at 9.5 that is to trail from 10.5 on, beginning at 10.2."""
+        self.keep(room, "adjustment")
+        change = Adjustment(trigger_price=Decimal("10.5"), stop_price=Decimal("10.2"), **distance)
+        terms: dict[str, Any] = {"stop_price": 9.5, "order_type": "stop", "intent": "reduce"}
+        return await room.send("sell", 100, **terms, adjustment=change, **more)
+
+    @pytest.mark.parametrize("distance", DISTANCES, ids=["amount", "percent"])
+    async def test_TC37_adjustment(self, room: BrokerRoom, distance: dict[str, Decimal]) -> None:
+        """A stop becomes a trailing stop when its trigger price trades, once, and stays the same order."""
+        self.keep(room, "adjustment")
+        await room.hold(100)
+        order = await self.adjustable(room, distance)
+        await room.move(room.symbol, 10.4)
+        before = await room.working(order)
+        assert "adjusted" not in room.heard.kinds(order.order_id)
+        assert before is not None
+        assert (before.order_type, before.stop_price) == ("stop", Decimal("9.5"))
+        assert before.adjustment == order.request.adjustment
+
+        await room.move(room.symbol, 10.5)
+        await room.ended(order, "adjusted")
+        await room.move(room.symbol, 11.0)
+        found = await room.working(order)
+        assert room.heard.kinds(order.order_id).count("adjusted") == 1
+        assert found is not None
+        assert (found.order_type, found.adjustment, found.quantity) == ("trailing_stop", None, Decimal(100))
+        name, value = next(iter(distance.items()))
+        assert getattr(found, name) == value
+        await room.move(room.symbol, 10.8)
+        assert room.heard.fills(order.order_id) == []
+        await room.move(room.symbol, 10.6)
+        await room.move(room.symbol, 10.6)
+        assert Decimal("10.4") <= (await room.filled(order)).price <= Decimal("10.8")
+
+    async def test_TC38_not_adjusted(self, room: BrokerRoom) -> None:
+        """Before its trigger has traded it is a plain stop."""
+        self.keep(room, "adjustment")
+        await room.hold(100)
+        order = await self.adjustable(room)
+        await room.move(room.symbol, 9.4)
+        await room.move(room.symbol, 9.4)
+
+        assert (await room.filled(order)).price <= Decimal("9.6")
+        assert "adjusted" not in room.heard.kinds(order.order_id)
+
+    async def test_TC39_adjusted_child(self, room: BrokerRoom) -> None:
+        """A child is adjusted once its parent has filled, and not before."""
+        self.keep(room, "adjustment")
+        parent = approve(request(room.symbol, "buy", 100, limit_price=9.8, order_type="limit"))
+        change = Adjustment(trigger_price=Decimal("10.5"), stop_price=Decimal("10.2"), **DISTANCES[0])
+        terms: dict[str, Any] = {"stop_price": 9.0, "order_type": "stop", "adjustment": change}
+        ask = request(
+            room.symbol, "sell", 100, intent="reduce", parent_id=parent.order_id, oca_group="g3", **terms
+        )
+        stop = approve(ask)
+        await room.broker.submit([parent, stop])
+        await room.accepted(stop)
+        await room.move(room.symbol, 10.6)
+        assert "adjusted" not in room.heard.kinds(stop.order_id)
+
+        await room.move(room.symbol, 9.7)
+        await room.filled(parent)
+        await room.move(room.symbol, 10.6)
+        await room.ended(stop, "adjusted")
+        await room.move(room.symbol, 10.1)
+        await room.move(room.symbol, 10.1)
+        await room.filled(stop)
+        assert await room.position() == 0
+
+    async def test_TC40_change_what_was_adjusted(self, room: BrokerRoom) -> None:
+        """What was adjusted is changed as the trailing stop that it is."""
+        self.keep(room, "adjustment")
+        await room.hold(100)
+        order = await self.adjustable(room)
+        await room.move(room.symbol, 10.6)
+        await room.ended(order, "adjusted")
+        changed = order.request.adjusted().model_copy(update={"quantity": Decimal(60)})
+        await room.broker.replace(approve(changed, order.order_id))
+        await room.ended(order, "replaced")
+        found = await room.working(order)
+
+        assert found is not None
+        assert (found.order_type, found.quantity) == ("trailing_stop", Decimal(60))
+        await room.move(room.symbol, 9.9)
+        await room.move(room.symbol, 9.9)
+        await room.until(lambda: bool(room.heard.fills(order.order_id)), "the fill of the trail")
+        assert await room.position() == 40
+
+    async def test_TC41_adjusted_while_away(self, room: BrokerRoom) -> None:
+        """What was adjusted while nobody was connected reads back as the trailing stop that it is."""
+        self.keep(room, "adjustment")
+        self.need(room, "away")
+        await room.hold(100)
+        order = await self.adjustable(room, time_in_force="gtc")
+        await room.broker.disconnect()
+        await room.move(room.symbol, 10.6)
+        room.heard = Recorder()
+        await room.broker.connect(room.heard)
+        found = await room.working(order)
+
+        assert found is not None
+        assert (found.order_type, found.trail_amount) == ("trailing_stop", Decimal("0.3"))
+        await room.broker.disconnect()
+        await room.move(room.symbol, 10.1)
+        room.heard = Recorder()
+        await room.broker.connect(room.heard)
+        assert await room.working(order) is None
+        assert await room.position() == 0
