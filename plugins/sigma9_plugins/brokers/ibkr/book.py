@@ -42,6 +42,8 @@ class Known:
     """A change that was sent and not confirmed."""
     changes: list[Parcel] = field(default_factory=list)
     """What its changes leave in, those that have left included."""
+    adjusted: bool = False
+    """IB has made of the stop what it was to become, and that was told."""
     cancel_asked: bool = False
     parcel: Parcel | None = None
     """What it leaves in, while it has not left."""

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from sigma9_core.clock import monotonic
 from sigma9_core.contracts import (
+    KEPT,
     BrokerAccount,
     BrokerHealth,
     BrokerListener,
@@ -81,6 +82,8 @@ class IbkrBroker:
 
     def __init__(self, config: IbkrConfig, context: PluginContext) -> None:
         self.health = BrokerHealth()
+        # IB holds orders by the clock on the wall: a market that is simulated has another one.
+        self.keeps = frozenset(KEPT if context.clock.kind == "live" else ("adjustment",))
         self._config = config
         self._settings = context.settings.ibkr
         self._foreign = context.settings.kill_switch.foreign

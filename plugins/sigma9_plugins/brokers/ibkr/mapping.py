@@ -7,14 +7,16 @@ Time in force and outside-hours are always written out: what is left out is fill
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from sigma9_core.contracts import BrokerOrder
 from sigma9_core.errors import BrokerRefused
-from sigma9_core.models import ZERO, OrderRequest, OrderType, TimeInForce
+from sigma9_core.models import ZERO, Adjustment, OrderRequest, OrderType, TimeInForce
 from sigma9_plugins.brokers.ibkr.contracts import name_of
-from sigma9_plugins.brokers.ibkr.figures import price, quantity
+from sigma9_plugins.brokers.ibkr.figures import amount, price, quantity
 from sigma9_plugins.brokers.ibkr.library import Library
 
 TYPES: Final[Mapping[OrderType, str]] = {
@@ -40,6 +42,9 @@ STOPPED: Final = frozenset(("stop", "stop_limit"))
 OCA_REDUCE: Final = 2
 """A fill of one takes as much off the others, with overfill protection: a partial fill bares no other part."""
 TRIGGER_DEFAULT: Final = 0
+BY_AMOUNT: Final = 0
+BY_PERCENT: Final = 100
+"""What the distance of an adjusted stop is in."""
 
 WORKING: Final = frozenset(
     ("PendingSubmit", "ApiPending", "PreSubmitted", "Submitted", "PendingCancel", "Inactive")
@@ -82,6 +87,10 @@ def to_ib(
         order.lmtPrice = _float(request.limit_price)
     if request.order_type in STOPPED:
         order.auxPrice = _float(request.stop_price)
+    if request.good_after is not None:
+        order.goodAfterTime = stamp(request.good_after)
+    if request.adjustment is not None:
+        _adjust(order, request.adjustment)
     if request.order_type == "trailing_stop":
         if request.trail_amount is not None:
             order.auxPrice = _float(request.trail_amount)
@@ -90,6 +99,34 @@ def to_ib(
         if request.stop_price is not None:
             order.trailStopPrice = _float(request.stop_price)
     return order
+
+
+def _adjust(order: Any, change: Adjustment) -> None:
+    """Write what a stop is to become."""
+    order.triggerPrice = _float(change.trigger_price)
+    order.adjustedOrderType = TYPES["trailing_stop"]
+    order.adjustedStopPrice = _float(change.stop_price)
+    by_amount = change.trail_amount is not None
+    order.adjustableTrailingUnit = BY_AMOUNT if by_amount else BY_PERCENT
+    order.adjustedTrailingAmount = _float(change.trail_amount if by_amount else change.trail_percent)
+
+
+def _adjustment(order: Any) -> Adjustment | None:
+    """Read what a stop of IB is to become; None where it stays what it is, or becomes no trailing stop."""
+    trigger, stop, distance = (
+        price(getattr(order, name)) for name in ("triggerPrice", "adjustedStopPrice", "adjustedTrailingAmount")
+    )
+    if str(order.adjustedOrderType).upper() != TYPES["trailing_stop"] or order.orderType == TYPES["trailing_stop"]:
+        return None
+    if trigger is None or stop is None or distance is None:
+        return None
+    name = "trail_percent" if amount(order.adjustableTrailingUnit) == BY_PERCENT else "trail_amount"
+    return Adjustment(trigger_price=trigger, stop_price=stop, **{name: distance})
+
+
+def stamp(moment: datetime) -> str:
+    """Write a time as IB takes it in UTC, with a dash; IB knows whole seconds, of which the next one is given."""
+    return f"{moment.astimezone(UTC) + timedelta(microseconds=999_999):%Y%m%d-%H:%M:%S}"
 
 
 def fault(request: OrderRequest) -> str | None:
@@ -105,8 +142,20 @@ def fault(request: OrderRequest) -> str | None:
         return f"a {kind} order needs a limit price above zero"
     if kind in STOPPED and not _positive(request.stop_price):
         return f"a {kind} order needs a stop price above zero"
+    if request.adjustment is not None and (wrong := _unadjustable(request, request.adjustment)) is not None:
+        return wrong
     if kind == "trailing_stop" and not (_positive(request.trail_amount) or _positive(request.trail_percent)):
         return "a trailing stop needs an amount or a percentage above zero"
+    return None
+
+
+def _unadjustable(request: OrderRequest, change: Adjustment) -> str | None:
+    if request.order_type != "stop":
+        return f"a {request.order_type} order is not adjusted, only a stop"
+    if not (_positive(change.trigger_price) and _positive(change.stop_price)):
+        return "an adjustment needs a trigger price and a stop price above zero"
+    if _positive(change.trail_amount) == _positive(change.trail_percent):
+        return "an adjustment needs either an amount or a percentage above zero"
     return None
 
 
@@ -141,7 +190,27 @@ def from_ib(
         oca_group=order.ocaGroup or None,
         parent_id=parent_id,
         reason=reason,
+        good_after=moment_of(order.goodAfterTime or ""),
+        adjustment=_adjustment(order),
     )
+
+
+def moment_of(text: str) -> datetime | None:
+    """Read IB's `20260105 16:00:00 US/Eastern` (or with a dash, then in UTC); None where it can't be read."""
+    dashed = text[8:9] == "-"
+    words = (f"{text[:8]} {text[9:]}" if dashed else text).split()
+    try:
+        naive = datetime.strptime(" ".join(words[:2]), "%Y%m%d %H:%M:%S")  # noqa: DTZ007 - its zone follows
+        zone = ZoneInfo(words[2]) if len(words) > 2 else UTC if dashed else None
+    except (ValueError, IndexError, ZoneInfoNotFoundError):
+        return None
+    return naive.replace(tzinfo=zone).astimezone(UTC)
+
+
+def adjusts(request: OrderRequest | None, order: Any) -> bool:
+    """Tell whether IB has made of a stop what it was to become; of one without a `request` that may be so."""
+    became = OURS.get(str(order.orderType).upper()) == "trailing_stop"
+    return became and (request is None or request.adjustment is not None)
 
 
 def broker_id(perm_id: int, client_id: int, number: int) -> str:
@@ -163,6 +232,8 @@ def same_terms(request: OrderRequest, order: Any) -> bool:
     if quantity(order.totalQuantity) != request.quantity:
         return False
     kind = request.order_type
+    if kind == "stop" and adjusts(request, order):
+        return False  # it was adjusted before the change has come: the change makes a stop of it again
     if kind in LIMITED and price(order.lmtPrice) != request.limit_price:
         return False
     if kind in STOPPED and price(order.auxPrice) != request.stop_price:

@@ -23,7 +23,7 @@ from sigma9_plugins.brokers.ibkr.executions import Executions
 from sigma9_plugins.brokers.ibkr.figures import quantity
 from sigma9_plugins.brokers.ibkr.ids import OrderNumbers
 from sigma9_plugins.brokers.ibkr.lanes import LaneName
-from sigma9_plugins.brokers.ibkr.mapping import CONFIRMED, fault, same_terms, state_of, to_ib
+from sigma9_plugins.brokers.ibkr.mapping import CONFIRMED, adjusts, fault, same_terms, state_of, to_ib
 from sigma9_plugins.brokers.ibkr.wire import Wire
 
 log = logging.getLogger("sigma9.ibkr")
@@ -183,8 +183,12 @@ class Orders:
         known.parent = order.parentId or known.parent
         known.quantity = quantity(order.totalQuantity)
         if known.change is not None and same_terms(known.change, order) and state.status in CONFIRMED:
-            known.request, known.change = known.change, None
+            known.request, known.change, known.adjusted = known.change, None, False
             self._report(BrokerReport("replaced", known.order_id, wall_now(), known.broker_order_id))
+        if not known.adjusted and state.status in CONFIRMED and adjusts(known.request, order):
+            self._acknowledge(known, wall_now())
+            known.adjusted, known.request = True, None if known.request is None else known.request.adjusted()
+            self._report(BrokerReport("adjusted", known.order_id, wall_now(), known.broker_order_id))
         self._stands(known, state.status)
 
     def _on_status(

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from sigma9_core.contracts import BrokerOrder
 from sigma9_core.models import Fill
@@ -16,7 +15,7 @@ from sigma9_plugins.brokers.ibkr.asking import Answer, Asking
 from sigma9_plugins.brokers.ibkr.book import Known, learn
 from sigma9_plugins.brokers.ibkr.contracts import Contracts
 from sigma9_plugins.brokers.ibkr.figures import amount, quantity
-from sigma9_plugins.brokers.ibkr.mapping import State, from_ib, state_of
+from sigma9_plugins.brokers.ibkr.mapping import State, from_ib, moment_of, state_of
 from sigma9_plugins.brokers.ibkr.orders import Orders
 from sigma9_plugins.brokers.ibkr.wire import Handler, Wire
 
@@ -220,18 +219,6 @@ def ended_as(status: str, words: str) -> State:
     if "reject" in told or status in ("Rejected", "Inactive"):
         return "rejected"
     return "expired" if "expire" in told else "cancelled"
-
-
-def moment_of(text: str) -> datetime | None:
-    """Read IB's `20260105 16:00:00 US/Eastern` (or with a dash, then in UTC); None where it can't be read."""
-    dashed = text[8:9] == "-"
-    words = (f"{text[:8]} {text[9:]}" if dashed else text).split()
-    try:
-        naive = datetime.strptime(" ".join(words[:2]), "%Y%m%d %H:%M:%S")  # noqa: DTZ007 - its zone follows
-        zone = ZoneInfo(words[2]) if len(words) > 2 else UTC if dashed else None
-    except (ValueError, IndexError, ZoneInfoNotFoundError):
-        return None
-    return naive.replace(tzinfo=zone).astimezone(UTC)
 
 
 def _moment(execution: Any) -> datetime:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,18 @@ import pytest
 
 from sigma9_core.clock import SteppedClock, monotonic
 from sigma9_core.errors import BrokerError, BrokerRefused, PluginError
-from sigma9_core.models import ApprovedOrder
+from sigma9_core.models import Adjustment, ApprovedOrder
+from sigma9_core.testing.broker_contract import Recorder
 from sigma9_core.testing.orders import approve, request
 from sigma9_core.testing.tws import FakeTws
 from sigma9_plugins.brokers.ibkr.blackout import Blackout
 from sigma9_plugins.brokers.ibkr.broker import IbkrBroker
 from sigma9_plugins.brokers.ibkr.settings import IbkrConfig, RestartConfig
-from sigma9_plugins.testing.ibkr_room import SYMBOL, IbkrRoom, open_room
+from sigma9_plugins.testing.ibkr_room import SYMBOL, IbkrRoom, context, open_room
 
 RESTING: dict[str, Any] = {"limit_price": 9.5, "order_type": "limit"}
+BY_AMOUNT = Adjustment(trigger_price=Decimal("10.3"), stop_price=Decimal("10.15"), trail_amount=Decimal("0.15"))
+BY_PERCENT = Adjustment(trigger_price=Decimal("10.3"), stop_price=Decimal("10.15"), trail_percent=Decimal("1.5"))
 LIMIT = 0.1
 """Seconds within which a kill's messages leave."""
 
@@ -69,6 +73,30 @@ async def on_the_wire(room: IbkrRoom, *orders: ApprovedOrder) -> list[Mapping[st
         ({"order_type": "market_on_close"}, {"orderType": "MOC", "tif": "DAY"}),
         ({"order_type": "limit_on_close", "limit_price": 10.1}, {"orderType": "LOC", "lmtPrice": "10.1"}),
         ({"oca_group": "g"}, {"ocaGroup": "g", "ocaType": "2"}),
+        (
+            {"good_after": datetime(2026, 1, 5, 15, 0, 1, tzinfo=UTC), "time_in_force": "gtc"},
+            {"orderType": "MKT", "tif": "GTC", "goodAfterTime": "20260105-15:00:01"},
+        ),
+        (
+            {"good_after": datetime(2026, 1, 5, 10, 0, 1, 1, tzinfo=timezone(timedelta(hours=-5)))},
+            {"goodAfterTime": "20260105-15:00:02"},
+        ),
+        (
+            {"order_type": "stop", "stop_price": 9.8, "adjustment": BY_AMOUNT},
+            {
+                "orderType": "STP",
+                "auxPrice": "9.8",
+                "triggerPrice": "10.3",
+                "adjustedOrderType": "TRAIL",
+                "adjustedStopPrice": "10.15",
+                "adjustedTrailingAmount": "0.15",
+                "adjustableTrailingUnit": "0",
+            },
+        ),
+        (
+            {"order_type": "stop", "stop_price": 9.8, "adjustment": BY_PERCENT},
+            {"adjustedOrderType": "TRAIL", "adjustedTrailingAmount": "1.5", "adjustableTrailingUnit": "100"},
+        ),
     ],
 )
 async def test_kinds_of_orders(room: IbkrRoom, terms: dict[str, Any], wire: dict[str, str]) -> None:
@@ -91,6 +119,13 @@ async def test_kinds_of_orders(room: IbkrRoom, terms: dict[str, Any], wire: dict
         {"order_type": "stop"},
         {"order_type": "stop_limit", "limit_price": 1},
         {"order_type": "trailing_stop"},
+        {"adjustment": BY_AMOUNT},
+        {"order_type": "stop", "stop_price": 9, "adjustment": BY_AMOUNT.model_copy(update={"trail_amount": None})},
+        {
+            "order_type": "stop",
+            "stop_price": 9,
+            "adjustment": BY_AMOUNT.model_copy(update={"trigger_price": Decimal(0)}),
+        },
     ],
 )
 async def test_what_ib_has_no_words_for(room: IbkrRoom, terms: dict[str, Any]) -> None:
@@ -104,6 +139,50 @@ async def test_what_ib_has_no_words_for(room: IbkrRoom, terms: dict[str, Any]) -
         await room.broker.replace(approve(order.request.model_copy(update={"limit_price": None}), order.order_id))
     with pytest.raises(BrokerRefused, match="can't be changed"):
         await room.broker.replace(approve(order.request.model_copy(update={"side": "sell"}), order.order_id))
+
+
+def test_only_a_clock_like_ib_s_is_waited_for(room: IbkrRoom) -> None:
+    """Orders are held by the clock on the wall: where the market is simulated, the server keeps the time."""
+    assert room.broker.keeps == {"good_after", "adjustment"}
+    given = context(room.tws)
+    stepped = replace(given, clock=SteppedClock("simulated", datetime(2026, 1, 5, tzinfo=UTC)))
+    assert IbkrBroker(IbkrConfig(), stepped).keeps == {"adjustment"}
+
+
+async def test_a_change_that_crosses_an_adjustment(room: IbkrRoom) -> None:
+    """A stop's change that comes after its adjustment is confirmed when IB says so, and adjusted anew."""
+    await room.hold(100)
+    stop: dict[str, Any] = {"order_type": "stop", "stop_price": 9.8, "intent": "reduce", "adjustment": BY_AMOUNT}
+    order = await room.send("sell", 100, **stop)
+    changed = order.request.model_copy(update={"stop_price": Decimal("9.9")})
+    await room.broker.replace(approve(changed, order.order_id))
+    room.tws.set_price(SYMBOL, 10.35)  # before the change arrives
+    await room.ended(order, "replaced")
+    assert room.heard.kinds(order.order_id)[:3] == ["accepted", "adjusted", "replaced"]
+    found = await room.working(order)
+    assert found is not None
+    told = room.heard.kinds(order.order_id).count("adjusted")
+    assert found.order_type == ("trailing_stop" if told == 2 else "stop")
+
+
+async def test_an_adjustment_is_told_over_a_restart(room: IbkrRoom) -> None:
+    """The next process learns of it with the first read-back, once, and changes the order as what it is."""
+    await room.hold(100)
+    stop: dict[str, Any] = {"order_type": "stop", "stop_price": 9.8, "intent": "reduce", "adjustment": BY_AMOUNT}
+    order = await room.send("sell", 100, **stop)
+    await room.broker.disconnect()
+    room.tws.set_price(SYMBOL, 10.35)
+    room.heard, room.broker = Recorder(), room.another()
+    await room.broker.connect(room.heard)
+    await room.broker.open_orders()
+    assert room.heard.kinds(order.order_id) == ["adjusted"]
+    changed = order.request.adjusted().model_copy(update={"quantity": Decimal(50)})
+    await room.broker.replace(approve(changed, order.order_id))
+    await room.ended(order, "replaced")
+    found = await room.working(order)
+    assert found is not None
+    assert (found.order_type, found.trail_amount) == ("trailing_stop", Decimal("0.15"))
+    assert found.quantity == 50
 
 
 async def test_contract_qualified_once(room: IbkrRoom) -> None:

@@ -24,7 +24,8 @@ from sigma9_plugins.brokers.ibkr.executions import replaced_by
 from sigma9_plugins.brokers.ibkr.figures import amount, price, quantity
 from sigma9_plugins.brokers.ibkr.ids import BLOCK, FILE, OrderNumbers
 from sigma9_plugins.brokers.ibkr.lanes import Lanes
-from sigma9_plugins.brokers.ibkr.reading import ended_as, moment_of
+from sigma9_plugins.brokers.ibkr.mapping import moment_of
+from sigma9_plugins.brokers.ibkr.reading import ended_as
 
 # --- codes ----------------------------------------------------------------------------------------------------
 
