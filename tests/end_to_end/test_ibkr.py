@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import signal
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -108,6 +110,11 @@ class Gateway:
         """Let the symbol trade, until the server has heard of it."""
         self.do(lambda: self.tws.set_price("TEST", price))
 
+    def live(self) -> list[dict[str, str]]:
+        """Give the terms of what works."""
+        orders = self.do(lambda: self.tws.orders(live=True))
+        return [dict(order.told().values) for order in orders]
+
     def filled(self, side: str) -> list[Any]:
         """List the orders of a side that have filled."""
         orders = self.do(lambda: self.tws.orders(status="Filled"))
@@ -146,12 +153,14 @@ def market_is_open(folder: Path) -> None:
     (folder / "calendar-XNYS.json").write_text(json.dumps(body, separators=(",", ":")))
 
 
-def configured(tmp_path: Path, port: int, *, auto_connect: bool = True) -> ServerProcess:
-    """Give a server whose gateway listens at a port."""
+def configured(tmp_path: Path, port: int, *, auto_connect: bool = True, plan: str = "") -> ServerProcess:
+    """Give a server whose gateway listens at a port; its strategy leaves by a `plan`, else after two seconds."""
     server = ServerProcess(tmp_path)
     market_is_open(server.data)
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "movers.py").write_text(MOVERS)
+    (tmp_path / "mine" / "movers.py").write_text(
+        MOVERS.replace("time_stop_seconds=2", plan or "time_stop_seconds=2")
+    )
     text = CONFIG.format(port=port, auto_connect=str(auto_connect).lower())
     (tmp_path / "server_config.yaml").write_text(text)
     (tmp_path / "server_config.yaml").chmod(0o600)
@@ -204,6 +213,67 @@ def test_scan_trigger_bracket_fills_exits_flat(tmp_path: Path, gateway: Gateway)
         cash = gateway.do(gateway.tws.state)["accounts"]["DU1234567"]["cash"]
         assert account["cash"] == pytest.approx(float(cash), abs=0.01)
         assert server.get("/api/status")["held"] == []
+        assert server.stop() == 0
+
+
+def bought(server: ServerProcess, gateway: Gateway) -> None:
+    """Have the strategy buy."""
+    server.until(lambda: server.get("/api/status")["engine"] == "running", "the engine")
+    server.until(lambda: server.request("POST", "/api/scan", {})[0] == 200, "a scan")
+    server.until(lambda: gateway.do(lambda: gateway.tws.requests("reqMktData")), "the subscription")
+    moves = itertools.count()
+
+    def rises() -> bool:
+        gateway.trade(10.0 if next(moves) % 100 < 50 else 10.1)
+        return bool(gateway.filled("BUY"))
+
+    server.until(rises, "the entry")
+
+
+@pytest.mark.parametrize("by", ["trail", "time"])
+def test_exits_that_rest_at_ib_need_no_server(tmp_path: Path, gateway: Gateway, by: str) -> None:
+    """With the server killed, its trail or time stop closes at IB; the next start counts that and adds nothing."""
+    seconds = 600 if by == "trail" else 8
+    plan = f"time_stop_seconds={seconds}, trail_amount=Decimal('0.10'), trail_activation_percent=Decimal(1)"
+    with configured(tmp_path, gateway.port, plan=plan) as server:
+        bought(server, gateway)
+
+        def at_rest() -> bool:
+            live = {each["orderType"]: each for each in gateway.live()}
+            stop, rest = live.get("STP"), live.get("MKT")
+            return bool(stop and rest and stop["triggerPrice"] and rest["goodAfterTime"] and len(live) == 2)
+
+        server.until(at_rest, "the stop with its trail, and the time stop")
+        server.stop(signal.SIGKILL)
+        sent = len(gateway.do(lambda: gateway.tws.requests("placeOrder")))
+        if by == "trail":
+            gateway.trade(10.3)
+            assert {each["orderType"] for each in gateway.live()} == {"TRAIL", "MKT"}
+            gateway.trade(10.19)
+
+        end = time.monotonic() + 20
+        while gateway.live():
+            assert time.monotonic() < end, gateway.live()
+            time.sleep(0.1)
+        assert len(gateway.filled("SELL")) == 1
+        assert not gateway.do(gateway.tws.state)["accounts"]["DU1234567"]["positions"]
+
+        server.start()
+        server.until(lambda: server.get("/api/status")["ibkr"] == "connected", "the connection")
+        server.until(lambda: server.get("/api/status")["active_positions"] == 0, "the recovered fill")
+        trades = server.get("/api/trades")["trades"]
+        assert [(trade["side"], trade["quantity"]) for trade in trades] == [
+            ("sell", trades[0]["quantity"]),
+            ("buy", trades[0]["quantity"]),
+        ]
+        time.sleep(1)
+        status = server.get("/api/status")
+        assert (status["held"], status["active_positions"]) == ([], 0)
+        assert server.get("/api/orders")["orders"] == []
+        assert not gateway.live()
+        assert len(gateway.do(lambda: gateway.tws.requests("placeOrder"))) == sent
+        cash = gateway.do(gateway.tws.state)["accounts"]["DU1234567"]["cash"]
+        assert server.get("/api/account")["cash"] == pytest.approx(float(cash), abs=0.01)
         assert server.stop() == 0
 
 
