@@ -173,7 +173,7 @@ class Gateway(Venue):
         return {
             "received": tws.sent,
             "waiting": len(tws.world.waiting),
-            "orders": [shown(each) for each in book.tickets.values() if each.transmitted],
+            "orders": [shown(each, book.early(each)) for each in book.tickets.values() if each.transmitted],
             "executions": [*self._executions()],
             "positions": {each.contract.symbol: str(each.quantity) for each in account.held()},
             "cash": str(account.cash),
@@ -209,8 +209,8 @@ class Gateway(Venue):
         return {f"{stem}.{int(last) - 1:02d}" for stem, _, last in (one.rpartition(".") for one in corrected)}
 
 
-def shown(ticket: Ticket) -> Body:
-    """Show an order as the exchange does."""
+def shown(ticket: Ticket, early: bool) -> Body:
+    """Show an order as the exchange does; one whose time has not come is not active."""
     return {
         "number": str(ticket.perm_id),
         "order_id": ticket.ref or None,
@@ -222,7 +222,7 @@ def shown(ticket: Ticket) -> Body:
         "state": "working" if ticket.live else ENDS[ticket.status],
         "limit_price": text(ticket.limit),
         "stop_price": text(ticket.stop),
-        "active": ticket.parent is None or ticket.parent.filled > 0,
+        "active": not early and (ticket.parent is None or ticket.parent.filled > 0),
         "reason": ticket.reason,
     }
 

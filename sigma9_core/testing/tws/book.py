@@ -427,7 +427,7 @@ class Book:
             or (order.kind in STOPS | TOUCHES and not ticket.triggered)
             or order.kind in AT_CLOSE
             or self.outside(ticket)
-            or self._early(ticket)
+            or self.early(ticket)
         )
 
     def outside(self, ticket: Ticket) -> bool:
@@ -436,7 +436,7 @@ class Book:
             return False
         return not ticket.order.flag("outsideRth") or ticket.order.get("tif") == "OPG"
 
-    def _early(self, ticket: Ticket) -> bool:
+    def early(self, ticket: Ticket) -> bool:
         """Tell whether an order is not good yet."""
         after = ticket.order.get("goodAfterTime")
         return after != "" and not ticket.good and moment(after, "UTC") > self.clock.now()
@@ -476,7 +476,7 @@ class Book:
     def _meet(self, ticket: Ticket, quote: Quote, room: Decimal | None) -> Decimal:
         """Trigger and fill an order as far as the price allows; give what it took."""
         order, buys = ticket.order, ticket.order.buys
-        if quote.halted or order.kind in AT_CLOSE or self.outside(ticket) or self._early(ticket):
+        if quote.halted or order.kind in AT_CLOSE or self.outside(ticket) or self.early(ticket):
             return ZERO
         if ticket.parent is not None and not ticket.parent.filled:
             return ZERO
