@@ -116,6 +116,8 @@ def meeting(order: OrderRequest | OrderView, others: Iterable[OrderView], view: 
             continue  # it waits for its entry: there is nothing to close yet
         if order.oca_group is not None and order.oca_group == other.oca_group:
             continue  # of a group one alone fills
+        if other.good_after is not None and other.good_after > view.now:
+            continue  # the broker holds it: there is nothing to meet now
         if _meet(mine, other, sign):
             found.append(other)
     return found

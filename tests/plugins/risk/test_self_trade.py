@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from sigma9_core.contracts import Mark, RiskRule, RiskView
 from sigma9_core.models import Intent, OrderRequest, OrderView
 from sigma9_core.testing.risk_contract import RiskRuleContract
-from sigma9_core.testing.risk_views import holding, mark, order, shown, view
+from sigma9_core.testing.risk_views import NOW, holding, mark, order, shown, view
 from sigma9_plugins.risk.self_trade import SelfTrade
 
 
@@ -145,6 +146,14 @@ def test_a_protective_stop_does_not_forbid_adding(terms: dict[str, Any]) -> None
 
     assert rule().check(order(), moment).outcome == "allow"
     assert rule().check(order(**limit("100.5")), moment).outcome == "allow"
+
+
+@pytest.mark.parametrize(("seconds", "outcome"), [(60, "allow"), (-1, "refuse")])
+def test_a_time_stop_at_rest_does_not_forbid_adding(seconds: int, outcome: str) -> None:
+    """What the broker holds until later meets nothing now; once its time has come it sells at the market."""
+    terms = {"good_after": NOW + timedelta(seconds=seconds)}
+
+    assert rule().check(order(), against(terms, intent="reduce", have=100)).outcome == outcome
 
 
 def test_a_bid_that_the_stop_would_sell_to_is_refused() -> None:
