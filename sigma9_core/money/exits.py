@@ -442,24 +442,26 @@ class ExitManager:
         self._desk.spawn(self._submit(guard, leg, slot), f"exit[{leg.symbol} {leg.reason}]")
 
     async def _submit(self, guard: Guard, leg: OrderRequest, slot: str) -> None:
+        def decided(orders: Sequence[Order]) -> Sequence[Record]:
+            setattr(guard, slot, orders[0].order_id)
+            return [self._note(guard)]  # durable together with the intent: a start knows whose leg it is
+
         try:
-            order = (await self._desk.submit([leg], cause=guard.entry_id))[0]
+            order = (await self._desk.submit([leg], cause=guard.entry_id, decided=decided))[0]
         except (JournalError, CommandError) as error:
+            setattr(guard, slot, None)
             log.error("%s of %s could not be sent (%s); it is tried again", leg.reason, guard.symbol, error)
             if slot != "rest_id":  # it has a time of its own, and holds nothing else up
                 self._try_later(guard)
             return
         finally:
             guard.busy = False
-        if order.working or order.filled:
-            setattr(guard, slot, order.order_id)
-            if slot != "rest_id":
-                guard.refused = 0
-            self._remember(guard)
-        elif order.status is OrderStatus.CANCELLED and slot != "rest_id":
-            self._try_later(guard)  # it was not sent
-        else:
+        if order.status is OrderStatus.RISK_REJECTED:
             self._refused(guard, order)
+        elif slot != "rest_id" and (order.working or order.filled):
+            guard.refused = 0
+        elif slot != "rest_id" and order.status is OrderStatus.CANCELLED:
+            self._try_later(guard)  # it was not sent
         self._review(guard)
 
     async def _move(self, guard: Guard, leg: Order, changes: Mapping[str, Any]) -> None:

@@ -121,6 +121,23 @@ async def test_a_stop_that_vanishes_is_placed_again(room: MoneyRoom) -> None:
     assert fresh.request.quantity == 100
 
 
+async def test_a_crash_while_a_stop_is_placed_again_places_no_second_one(
+    room: MoneyRoom, mocker: MockerFixture
+) -> None:
+    """Whose leg an order is, is durable together with its intent: a start does not place another beside it."""
+    entry = await room.enter()
+    await room.fill(entry, "10")
+    stop = room.working(protective=True)[0]
+    mocker.patch.object(room.exits, "_remember")
+    room.exchange.end(stop.order_id, "cancelled", "by hand")
+    await room.desk.settle()
+    fresh = room.working(protective=True)[0]
+    async with await room.crash() as after:
+        await after.tick("AAPL", 10, seconds=10)
+
+        assert [order.order_id for order in after.working(protective=True)] == [fresh.order_id]
+
+
 async def test_a_position_that_can_t_be_protected_is_closed(room: MoneyRoom) -> None:
     """Where the broker rejects every stop, the position is closed at the market after three tries."""
     room.exchange.faults.add("reject_stops")

@@ -188,6 +188,11 @@ def stop_keeps_its_size(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ExitManager, "_move", still)
 
 
+def broker_s_trail_is_none(patch: pytest.MonkeyPatch) -> None:
+    """What the broker has made of a stop does not count as the trail."""
+    patch.setattr(ExitManager, "_trails", lambda self, guard: self._works(guard.trail_id))
+
+
 @pytest.mark.parametrize(
     "fault",
     [
@@ -202,6 +207,7 @@ def stop_keeps_its_size(patch: pytest.MonkeyPatch) -> None:
         stand_in_outlives_a_bust,
         missed_fills_are_not_counted,
         stop_keeps_its_size,
+        broker_s_trail_is_none,
     ],
 )
 def test_the_model_finds_what_is_wrong(fault: Callable[[pytest.MonkeyPatch], None]) -> None:
