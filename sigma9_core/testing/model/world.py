@@ -22,7 +22,7 @@ from sigma9_core.clock import SteppedClock
 from sigma9_core.config import Settings
 from sigma9_core.contracts import RiskRule
 from sigma9_core.errors import BrokerError, CommandError, JournalError
-from sigma9_core.models import ZERO, Bar, Quote, Slice, Split, Trade
+from sigma9_core.models import ZERO, Bar, OrderRequest, Quote, Slice, Split, Trade
 from sigma9_core.money import journal as journal_module
 from sigma9_core.money import killswitch, killwork, path, reconcile, unwanted
 from sigma9_core.testing.model.exchange import RoughExchange
@@ -186,6 +186,10 @@ class MoneyWorld:
             self.settle(1.0)
             return
         self.clock.advance(self.clock.now() + timedelta(seconds=seconds))
+        for order in self.adjustable():
+            price = prices.get(order.request.symbol)
+            if price is not None and order.state == "working" and _reached(order.request, price):
+                self.happen(self.exchange.adjust, order.order_id)
         now = self.clock.now()
         trades, quotes, bars = [], [], []
         for symbol, price in prices.items():
@@ -315,6 +319,14 @@ class MoneyWorld:
         for symbol in [*self.exchange.excused]:
             if symbol not in busy:
                 del self.exchange.excused[symbol]
+
+
+def _reached(stop: OrderRequest, price: Decimal) -> bool:
+    """Tell whether a price sets off the adjustment of a stop."""
+    change = stop.adjustment
+    if change is None:
+        return False
+    return price >= change.trigger_price if stop.side == "sell" else price <= change.trigger_price
 
 
 class _Listener(logging.Handler):
