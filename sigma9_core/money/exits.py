@@ -48,6 +48,11 @@ def opposite(side: Side) -> Side:
     return "sell" if side == "buy" else "buy"
 
 
+def _late_group(order: Order) -> str:
+    """Name the group of exits that are sent once an order has filled: none of the group before works any more."""
+    return f"exit-{order.request.symbol}-{order.order_id}"
+
+
 @dataclass(slots=True)
 class Guard:
     """The exits of one position."""
@@ -514,23 +519,44 @@ class ExitManager:
         request, order_id = step.order.request, step.order.order_id
         if step.fill is None:
             return None
-        group = f"exit-{request.symbol}-{order_id}"
         if request.intent == "entry":
             if request.exit_plan is None:
                 return None
-            guard = Guard(request.symbol, request.side, request.strategy, order_id, group, request.exit_plan)
-            guard.before = self._last(request.symbol)
+            guard = self._guard_of(step.order, request.exit_plan)
         else:
             over = self._over.get(request.symbol)
             if over is None or order_id not in over.exits or step.event is not OrderStatus.BUSTED:
                 return None
-            guard = replace(
-                over, group=group, ended=False, released=False, refused=0, retry_at=None, rest_at=None, busy=False
-            )
+            fresh: dict[str, Any] = {"ended": False, "released": False, "refused": 0, "busy": False}
+            fresh |= {"retry_at": None, "rest_at": None}
+            guard = replace(over, group=_late_group(step.order), **fresh)
             guard.before = None
         self.guards[request.symbol] = guard
         self._remember(guard)
         return guard
+
+    def _guard_of(self, entry: Order, plan: ExitPlan) -> Guard:
+        """Make a guard for an entry that has filled without one."""
+        ask = entry.request
+        guard = Guard(ask.symbol, ask.side, ask.strategy, entry.order_id, _late_group(entry), plan)
+        guard.before = self._last(ask.symbol)
+        return guard
+
+    def _guard_rest(self, symbol: str) -> None:
+        """Guard what another guard has left, where an entry with a plan has opened it, as by a late fill."""
+        held = self._held(symbol)
+        if held == ZERO or symbol in self.guards:
+            return
+        for fill in self._desk.portfolio.opened_by(symbol):
+            entry = self._order(fill.order_id)
+            if entry is None or entry.request.intent != "entry" or entry.request.exit_plan is None:
+                continue
+            guard = self._guard_of(entry, entry.request.exit_plan)
+            guard.opened_at = fill.ts
+            self.guards[symbol] = guard
+            self._remember(guard)
+            self._review(guard)
+            return
 
     def _review(self, guard: Guard) -> None:
         """Bring the legs in line with the position: the right quantity, the right price, or the end."""
@@ -717,6 +743,7 @@ class ExitManager:
             self._over[guard.symbol] = guard
         self._forget(guard)
         self._remember(self._over.get(guard.symbol, guard))  # a restart reads the newest note of the symbol
+        self._guard_rest(guard.symbol)
 
     def _forget(self, guard: Guard) -> None:
         """Take a guard off its symbol, unless the symbol has another one by now."""

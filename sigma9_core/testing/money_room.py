@@ -152,10 +152,8 @@ class MoneyRoom:
         **more: Any,
     ) -> Order:
         """Enter as a strategy does: an entry with its exit plan."""
-        more.setdefault("strategy", "test")
-        request = OrderRequest(
-            symbol=symbol, side="buy", quantity=Decimal(quantity), exit_plan=plan or ExitPlan(), **more
-        )
+        more = {"side": "buy", "strategy": "test", **more}
+        request = OrderRequest(symbol=symbol, quantity=Decimal(quantity), exit_plan=plan or ExitPlan(), **more)
         return (await self.path.enter(request, Decimal(price)))[0]
 
     async def fill(self, order: Order, price: str, quantity: int | None = None) -> None:

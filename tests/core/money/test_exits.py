@@ -609,3 +609,41 @@ async def test_a_lone_close_that_could_not_be_taken_back_goes_at_the_next_look(
     mocker.stopall()
     room.path.exits.keep_within_books()
     await room.until(lambda: not leave.working)
+
+
+async def turned(room: MoneyRoom, *, told: bool) -> None:
+    """Let an entry that was cancelled fill late, and turn the short of 30 that came after it into 50 long."""
+    first = await room.enter(quantity=100)
+    await room.fill(first, "10", 20)
+    await room.desk.cancel(first.order_id)
+    await room.desk.settle()
+    (stop,) = room.working(protective=True)
+    await room.fill(stop, "9.8")
+    await room.until(lambda: "AAPL" not in room.path.exits.guards)
+    await room.fill(await room.enter(quantity=30, side="sell"), "10")
+    room.exchange.orders[first.order_id].state = "working"
+    if not told:
+        room.exchange.listener = None
+    room.exchange.fill(first.order_id, Decimal(10), Decimal(80))
+
+
+async def stop_of(room: MoneyRoom) -> tuple[str, Decimal, Decimal | None]:
+    """Wait until the position is protected; give the side, size and price of its stop."""
+    await room.until(lambda: room.path.portfolio.position("AAPL").protected)
+    (stop,) = room.working(protective=True)
+    return stop.request.side, stop.request.quantity, stop.request.stop_price
+
+
+async def test_what_turns_a_position_under_another_guard_is_guarded(room: MoneyRoom) -> None:
+    """An entry that had been cancelled fills late under the guard of the next one: it has a plan of its own."""
+    await turned(room, told=True)
+    assert await stop_of(room) == ("sell", Decimal(50), Decimal("9.80"))
+
+
+async def test_what_turned_a_position_while_away_is_guarded(tmp_path: Path) -> None:
+    """The fill is learnt by the next start, which takes the other guard up first."""
+    async with MoneyRoom(tmp_path) as room:
+        await turned(room, told=False)
+        after = await room.crash()
+    async with after:
+        assert await stop_of(after) == ("sell", Decimal(50), Decimal("9.80"))
