@@ -353,6 +353,7 @@ def _guards(rows: Snapshot, found: Audit) -> None:
             "stop": guard.stop_id,
             "trail": guard.trail_id,
             "exit": guard.time_id,
+            "time stop": guard.rest_id,
             "profit": guard.profit_id,
         }
         for name, order_id in known.items():

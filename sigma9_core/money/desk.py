@@ -592,6 +592,10 @@ class OrderDesk:
         """Tell whether an execution has been counted."""
         return exec_id in self._executions
 
+    def is_unwritten(self, order_id: str) -> bool:
+        """Tell whether the intent of an order may never get into the journal."""
+        return order_id in self._unwritten
+
     def note(self, records: Sequence[Record], *, of: str | None = None) -> None:
         """Write facts to the journal without waiting; they are retried until they are there.
 

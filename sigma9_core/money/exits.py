@@ -455,6 +455,7 @@ class ExitManager:
             order = (await self._desk.submit([leg], cause=guard.entry_id, decided=decided))[0]
         except (JournalError, CommandError) as error:
             setattr(guard, slot, None)
+            self._remember(guard)  # a note of meanwhile may have named it, and is left out
             log.error("%s of %s could not be sent (%s); it is tried again", leg.reason, guard.symbol, error)
             if slot != "rest_id":  # it has a time of its own, and holds nothing else up
                 self._try_later(guard)
@@ -808,4 +809,6 @@ class ExitManager:
         return NoteRecord(NOTE, self._clock.now(), guard.memory())
 
     def _remember(self, guard: Guard) -> None:
-        self._desk.note([self._note(guard)], of=guard.entry_id)  # it names the entry, which must be there too
+        names = (guard.entry_id, *(getattr(guard, slot) for slot in SLOTS))
+        unsure = (name for name in names if name is not None and self._desk.is_unwritten(name))
+        self._desk.note([self._note(guard)], of=next(unsure, None))  # what it names must be there too

@@ -12,9 +12,11 @@ import pytest
 from pytest_mock import MockerFixture
 
 from sigma9_core.commands import Command, ModifyOrderArgs, OrderArgs, Scope
-from sigma9_core.errors import BrokerRefused, CommandError
+from sigma9_core.errors import BrokerRefused, CommandError, JournalError
 from sigma9_core.models import ApprovedOrder, ExitPlan, OrderStatus
+from sigma9_core.money.audit import audit
 from sigma9_core.money.orders import Order
+from sigma9_core.money.records import NoteRecord
 from sigma9_core.testing.money_room import MoneyRoom
 from sigma9_core.testing.small_exchange import Resting
 
@@ -136,6 +138,30 @@ async def test_a_crash_while_a_stop_is_placed_again_places_no_second_one(
         await after.tick("AAPL", 10, seconds=10)
 
         assert [order.order_id for order in after.working(protective=True)] == [fresh.order_id]
+
+
+async def test_a_leg_that_never_was_is_named_by_no_note(room: MoneyRoom, mocker: MockerFixture) -> None:
+    """Where the intent of a leg fails, what was noted of the guard meanwhile names no order that is not there."""
+    entry = await room.enter()
+    await room.fill(entry, "10")
+    stop, commit = room.working(protective=True)[0], room.journal.commit
+
+    async def fails(records: Any, **more: Any) -> Any:
+        if not room.journal.notes("failed", 1):
+            room.desk.note([NoteRecord("failed", room.clock.now(), {})])
+            await commit([])
+            room.exits._remember(room.exits.guards["AAPL"])
+            raise JournalError("no room")
+        return await commit(records, **more)
+
+    mocker.patch.object(room.journal, "commit", fails)
+    room.exchange.end(stop.order_id, "cancelled", "by hand")
+    await room.desk.settle()
+    assert room.working(protective=True) == []
+    assert audit(room.journal).faults == []
+    await room.tick("AAPL", 10, seconds=6)
+    assert len(room.working(protective=True)) == 1
+    assert audit(room.journal).faults == []
 
 
 async def test_a_position_that_can_t_be_protected_is_closed(room: MoneyRoom) -> None:
