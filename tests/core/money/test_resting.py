@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from pytest_mock import MockerFixture
 
-from sigma9_core.commands import CloseArgs, Command
+from sigma9_core.commands import CancelAllArgs, CloseArgs, Command
 from sigma9_core.contracts import KEPT
 from sigma9_core.errors import BrokerRefused, CommandError
 from sigma9_core.models import Adjustment, ApprovedOrder, ExitPlan, OrderRequest, OrderStatus, Slice, Split, Trade
@@ -204,6 +204,20 @@ async def test_a_person_closes_beside_a_resting_time_stop(room: MoneyRoom) -> No
     room.clock.advance(room.clock.now() + timedelta(seconds=200))
     with pytest.raises(CommandError, match="being closed already"):
         await room.path.close(CloseArgs(symbol="AAPL"), command, [])
+
+
+async def test_a_time_stop_that_a_person_cancels(room: MoneyRoom) -> None:
+    """Alone it comes again, as a stop does; with all exits it stays away."""
+    await held(room)
+    (rest,) = resting(room)
+    await room.path.cancel(rest.order_id)
+    assert resting(room) == []
+    await room.tick("AAPL", 10, seconds=6)
+    assert [order.request.good_after for order in resting(room)] == [rest.request.good_after]
+
+    await room.path.cancel_all(CancelAllArgs(protective=True))
+    await room.tick("AAPL", 10, seconds=6)
+    assert room.desk.open_orders() == []
 
 
 async def test_a_kill_takes_a_resting_time_stop_along(room: MoneyRoom) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from sigma9_core.clock import SteppedClock
+from sigma9_core.contracts import KEPT
 from sigma9_core.models import ApprovedOrder
 from sigma9_core.testing import broker_contract
 from sigma9_core.testing.broker_contract import BrokerContract, BrokerRoom, Recorder
@@ -86,3 +87,18 @@ async def test_a_broker_that_awaits_something_first_is_found(
                 await run
         else:
             await run
+
+
+@pytest.mark.parametrize("case", ["test_TC34_held_until_its_time", "test_TC39_adjusted_child"])
+async def test_a_broker_that_claims_to_keep_what_it_does_not_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    """Who names a term and overlooks it fails its cases; who names none skips them."""
+    monkeypatch.setattr(broker_contract, "PATIENCE", 0.05)
+    exchange = SmallExchange(SteppedClock("simulated", NOW))
+    async with Cases(exchange).open_room(tmp_path) as room:
+        with pytest.raises(pytest.skip.Exception):
+            await getattr(Cases(exchange), case)(room)
+        exchange.keeps = frozenset(KEPT)
+        with pytest.raises(AssertionError):
+            await getattr(Cases(exchange), case)(room)
