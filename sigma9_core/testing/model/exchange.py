@@ -177,9 +177,10 @@ class RoughExchange(SmallExchange):
                 self.arrives(
                     order, "sent"
                 )  # decided and sent now; what happens on the way is not its sender's doing
+            begun = len(self.fills)
             await asyncio.sleep(SLOW)
             self._check()
-            self._take(orders, mode)
+            self._take(orders, mode, [fill.order_id for fill in self.fills[begun:]])
             return
         for order in orders:
             self.arrives(order, "sent")
@@ -189,7 +190,8 @@ class RoughExchange(SmallExchange):
         if mode == "lose_answer":
             raise BrokerError("the line broke before the answer came")
 
-    def _take(self, orders: Sequence[ApprovedOrder], mode: SubmitMode) -> None:
+    def _take(self, orders: Sequence[ApprovedOrder], mode: SubmitMode, filled: Collection[str] = ()) -> None:
+        """Take orders; `filled` names those that have filled while they were on their way."""
         for order in orders:
             if order.order_id in self.orders:
                 self.wrong.append(f"order {order.order_id} was sent twice")
@@ -208,17 +210,18 @@ class RoughExchange(SmallExchange):
                 continue  # its parent was rejected a moment ago
             if refused:
                 self.end(order.order_id, "rejected", "not here")
-            elif self._group_has_filled(ask):
+            elif self._group_has_filled(ask, filled):
                 self.end(order.order_id, "cancelled", "its one-cancels-all group has filled")
             elif mode not in ("no_answer", "lose_answer"):
                 self.report("accepted", order.order_id)
 
-    def _group_has_filled(self, ask: OrderRequest) -> bool:
-        """Tell whether an order joins a group in which a fill was made that nobody has been told of yet."""
+    def _group_has_filled(self, ask: OrderRequest, filled: Collection[str]) -> bool:
+        """Tell whether an order joins a group in which a fill was made that its sender could not know of."""
         if ask.oca_group is None:
             return False
         waiting = {report.order_id for report in self.mail if report.kind == "filled"}
-        return any(self.orders[order_id].request.oca_group == ask.oca_group for order_id in waiting)
+        there = [self.orders[order_id] for order_id in {*waiting, *filled} if order_id in self.orders]
+        return any(order.request.oca_group == ask.oca_group for order in there)
 
     async def replace(self, order: ApprovedOrder) -> None:
         """Change a working order as the mode says."""
