@@ -170,6 +170,7 @@ class MoneyPath:
         self.desk.attach(self.link)
         self.killswitch.attach(self.link)
         self.desk.before_report = self._roll
+        self.desk.after_charge = self._touch
         self.desk.followers.append(self._follow)
         self._settings = settings
         self._clock = clock

@@ -69,7 +69,9 @@ def test_it_follows_a_day_with_a_kill(server: ServerProcess) -> None:
         server.until(lambda: "filled" in home.look().events, "a fill")
         server.until(lambda: any("position_" in step for step in home.look().home.log), "a position's entity")
         server.until(lambda: any(step.startswith("-") for step in home.look().home.log), "its end")
-        server.until(lambda: home.look().without_state() <= {"sigma9_main_watchlist_update"}, "a state of each entity")
+        server.until(
+            lambda: home.look().without_state() <= {"sigma9_main_watchlist_update"}, "a state of each entity"
+        )
         assert home.attributes["sigma9_main_watchlist"]["items"]
         assert (home.of("engine"), home.of("killed"), home.of("broker")) == ("ON", "OFF", "ON")
 

@@ -34,5 +34,7 @@ def run(folder: Path, crashes: int, seed: int, capsys: pytest.CaptureFixture[str
     with capsys.disabled():
         print(f"\nseed {seed}: {score.told()}")  # noqa: T201 - what was exercised belongs into the build's log
 
-    assert lacking(score, crashes, ("doubled-status", "partial-fills", "late-execution", "lost-ack")) == []
+    assert (
+        lacking(score, crashes, ("doubled-status", "partial-fills", "late-execution", "lost-ack", "correct")) == []
+    )
     shutil.rmtree(folder)  # a run that fails keeps it

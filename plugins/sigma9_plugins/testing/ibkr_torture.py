@@ -54,6 +54,7 @@ RATES: Final[Mapping[str, float]] = {
     "code-399": 0.03,
     "code-2109": 0.02,
     "cancel": 0.004,
+    "correct": 0.02,
     "outage": 0.006,
     "cut": 0.003,
     "mute": 0.001,

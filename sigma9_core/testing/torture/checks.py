@@ -203,8 +203,13 @@ def _missed_busts(story: Story, dump: Dump) -> list[dict[str, Any]]:
     return [
         each["fill"]
         for each in _ours(dump)
-        if each["busted"] and each["fill"]["exec_id"] not in noted and each["fill"]["exec_id"] in counted
+        if taken_back(each) and each["fill"]["exec_id"] not in noted and each["fill"]["exec_id"] in counted
     ]
+
+
+def taken_back(execution: Mapping[str, Any]) -> bool:
+    """Tell whether a trade was taken back, with nothing in its place."""
+    return bool(execution["busted"]) and not execution.get("corrected")
 
 
 def _stands_for(execution: Mapping[str, Any]) -> str:
