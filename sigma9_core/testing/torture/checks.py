@@ -237,7 +237,8 @@ def _same_fills(story: Story, dump: Dump) -> Iterator[str]:
             continue
         real = truth[exec_id]["fill"]
         names = ("order_id", "symbol", "side")
-        amounts = ("quantity", "price", "commission")
+        # What was corrected costs nothing any more: its commission may have come after that.
+        amounts = ("quantity", "price", *(() if truth[exec_id].get("corrected") else ("commission",)))
         same = all(getattr(fill, name) == real[name] for name in names)
         if not same or any(getattr(fill, name) != Decimal(real[name]) for name in amounts):
             yield f"the fill {exec_id} is in the journal as {fill}, and was {real}"
