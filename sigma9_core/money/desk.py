@@ -52,6 +52,10 @@ log = logging.getLogger("sigma9.orders")
 
 SUBMIT_TIMEOUT: Final = 10.0
 """Seconds until a broker's silence on a submit, replace or cancel makes the outcome unknown."""
+CONFIRMED_WITHIN: Final = 2.0
+"""Seconds that a change waits for the broker's word on its order."""
+UNCONFIRMED: Final = (OrderStatus.SUBMITTED, OrderStatus.UNKNOWN)
+"""How an order stands of which the broker has said nothing."""
 URGENT_WAIT: Final = 0.25
 """Seconds that a kill's close waits for its intent to be on disk."""
 REMEMBERED: Final = timedelta(minutes=10)
@@ -249,10 +253,11 @@ class OrderDesk:
     ) -> Order:
         """Change a working order; the change is judged as a new order would be.
 
-        Raise CommandError: `not_found`, `invalid` (a price that does not go with its type), `conflict` (not
-        working, or the broker refused), `busy` (being sent or changed), `risk_rejected`, `killed` or `not_running`
-        (by the gate, also where it closed before the change was sent), `broker_unavailable` (which says whether it
-        was sent; where it was, reading back tells what became of it).
+        It waits a moment for the broker's word on the order: of one that never arrived, a change might be taken
+        for a new one. Raise CommandError: `not_found`, `invalid` (a price that does not go with its type),
+        `conflict` (not working, or the broker refused), `busy` (being sent or changed, or not confirmed yet),
+        `risk_rejected`, `killed` or `not_running` (by the gate, also where it closed before the change was sent),
+        `broker_unavailable` (which says whether it was sent; where it was, reading back tells what became of it).
         """
         order = self.working(order_id)
         changed = order.request.model_copy(update=dict(changes))
@@ -260,16 +265,25 @@ class OrderDesk:
             errors = [{"field": name, "message": message} for name, message in wrong.items()]
             told = "; ".join(f"{name} {message}" for name, message in wrong.items())
             raise CommandError("invalid", told, {"field": next(iter(wrong)), "errors": errors})
-        if order_id in self.changing:
-            raise CommandError("busy", f"order {order_id} is being changed at this moment: ask again")
         if order_id in self.in_flight and order.status is OrderStatus.SUBMITTED:
             raise CommandError("busy", f"order {order_id} is being sent at this moment: ask again")
+        await self._confirmed(order)
         self.changing.add(order_id)
         try:
             await self._change(order, changed, cause, records)
         finally:
             self.changing.discard(order_id)
         return order
+
+    async def _confirmed(self, order: Order) -> None:
+        """Wait a moment until the broker has confirmed an order that is to be changed; raise CommandError."""
+        order_id = order.order_id
+        if not await self.until(lambda: order.status not in UNCONFIRMED, CONFIRMED_WITHIN):
+            why = f"order {order_id} is not confirmed by the broker yet, and its change was not sent: ask again"
+            raise CommandError("busy", why)
+        self.working(order_id)
+        if order_id in self.changing:
+            raise CommandError("busy", f"order {order_id} is being changed at this moment: ask again")
 
     async def _change(
         self, order: Order, request: OrderRequest, cause: str | None, records: Sequence[Record]
@@ -637,6 +651,26 @@ class OrderDesk:
         self._tasks.add(task)
         task.add_done_callback(self._done)
         return task
+
+    async def until(self, happened: Callable[[], bool], within: float) -> bool:
+        """Wait until steps of orders have made something true, so many seconds at the most; tell whether it is."""
+        if happened():
+            return True
+        true = asyncio.Event()
+
+        def follow(_step: Step) -> None:
+            if happened():
+                true.set()
+
+        self.followers.append(follow)
+        try:
+            async with asyncio.timeout(within):
+                await true.wait()
+        except TimeoutError:
+            pass
+        finally:
+            self.followers.remove(follow)
+        return happened()
 
     async def settle(self) -> None:
         """Wait until everything that the last market data caused has been decided, sent and written."""

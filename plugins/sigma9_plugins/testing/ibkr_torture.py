@@ -38,6 +38,7 @@ RATES: Final[Mapping[str, float]] = {
     "reject": 0.03,
     "lost-order": 0.02,
     "lost-ack": 0.03,
+    "late-ack": 0.03,
     "death-after-accept": 0.01,
     "modify-rejected": 0.03,
     "modify-lost": 0.03,

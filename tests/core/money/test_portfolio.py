@@ -314,7 +314,7 @@ def test_what_is_put_right_later_is_as_if_it_had_come_so(moves: list[tuple[Any, 
     """After late commissions, corrections and busts the books are those of the fills that stand, in order."""
     books = Books("25000.25")
     portfolio = books.portfolio
-    story: list[Fill | tuple[Any, ...]] = []
+    story: list[Any] = []
     for number, move in enumerate(moves):
         places = [place for place, each in enumerate(story) if isinstance(each, Fill)]
         place = places[move[1] % len(places)] if places and isinstance(move[1], int) else 0

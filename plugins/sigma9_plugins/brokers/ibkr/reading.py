@@ -148,6 +148,7 @@ class Reading:
         known = learn(self._orders.book, order, shown.number)
         if known is not None:
             known.parent = order.parentId or known.parent
+            known.acknowledged = True  # whoever asks learns it by the answer
         parent = (
             self._orders.book.find(client_id=order.clientId, number=order.parentId) if order.parentId else None
         )

@@ -28,6 +28,7 @@ from sigma9_core.config import IbkrSettings, Settings
 from sigma9_core.contracts import PluginContext
 from sigma9_core.errors import CommandError
 from sigma9_core.models import ExitPlan, OrderRequest, OrderStatus, Session, Slice, Trade
+from sigma9_core.money import desk as order_desk
 from sigma9_core.money.gate import GuardedRule
 from sigma9_core.money.journal import Journal
 from sigma9_core.money.latch import Latch
@@ -414,6 +415,39 @@ async def test_a_correction_moves_no_position(tmp_path: Path, when: str) -> None
             assert trader.path.portfolio.cash == tws.world.accounts.first.cash
             assert trader.disagreements() == []
             assert [each.perm_id for each in tws.orders(live=True)] == [stop.perm_id]
+
+
+@pytest.mark.parametrize("fault", ["lost-order", "lost-ack", "late-ack"])
+async def test_a_change_waits_for_the_word_on_its_order(
+    tmp_path: Path, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where IB has confirmed the order in time the change is made, else it is `busy`, and nothing was sent."""
+    monkeypatch.setattr(order_desk, "CONFIRMED_WITHIN", 0.7)
+    async with (
+        FakeTws(cash=1_000_000, spread="0.02") as tws,
+        Trader(tws, tmp_path, random.Random(1)).life() as trader,
+    ):
+        more: dict[str, Any] = {"seconds": 0.3} if fault == "late-ack" else {}
+        tws.arm(fault, **more)
+        desk = trader.path.desk
+        terms: Any = {"order_type": "limit", "limit_price": Decimal(50)}
+        request = OrderRequest(symbol="AMD", side="buy", quantity=Decimal(20), **terms)
+        (order,) = await desk.submit([request])
+        assert order.status is OrderStatus.SUBMITTED
+        changing = asyncio.ensure_future(desk.modify(order.order_id, {"limit_price": Decimal(51)}))
+        await asyncio.sleep(0.1)
+        assert len(tws.requests("placeOrder")) == 1
+        if fault == "lost-order":
+            with pytest.raises(CommandError) as refused:
+                await changing
+            assert refused.value.code == "busy"
+            assert len(tws.requests("placeOrder")) == 1
+            await until(lambda: order.status is OrderStatus.REJECTED)
+            assert not tws.orders()
+        else:
+            await changing
+            await until(lambda: order.status is OrderStatus.REPLACED)
+            assert [each.limit for each in tws.orders()] == [51]
 
 
 def told_of(trader: Trader, order: Order) -> tuple[object, ...]:
