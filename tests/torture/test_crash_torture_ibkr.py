@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from sigma9_core.testing.torture.lives import lacking, torture
+from sigma9_core.testing.tws.insync import run_with_ib_insync
 from sigma9_plugins.testing.ibkr_torture import IBKR
 
 
@@ -26,6 +27,20 @@ def test_two_hundred_crashes_at_tws_lose_and_double_nothing(
 ) -> None:
     """The same in its long form, by another seed: every point has had its crash."""
     run(tmp_path / "torture", at_tws_long, seed + 1000, capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.insync
+@pytest.mark.timeout(1800)
+def test_crashes_at_tws_lose_and_double_nothing_with_ib_insync(
+    at_tws_insync: int, seed: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same with the other library, in an environment of its own."""
+    short = test_crashes_at_tws_lose_and_double_nothing.__name__
+    chosen = (f"{__file__}::{short}", "--crashes", str(at_tws_insync), "--seed", str(seed))
+    said = run_with_ib_insync(*chosen, within=1700)
+    with capsys.disabled():
+        print(said)  # noqa: T201 - what was exercised belongs into the build's log
 
 
 def run(folder: Path, crashes: int, seed: int, capsys: pytest.CaptureFixture[str]) -> None:
