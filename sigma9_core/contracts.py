@@ -372,7 +372,11 @@ ReportKind = Literal[
 
 @dataclass(frozen=True, slots=True)
 class BrokerReport:
-    """What a broker says of one of its orders; a fill may be partial, and may follow a cancel."""
+    """What a broker says of one of its orders; a fill may be partial, and may follow a cancel.
+
+    An execution that the exchange has taken back is `busted`; one that it has put right is told as another fill,
+    which names in `corrects` what it takes the place of.
+    """
 
     kind: ReportKind
     order_id: str

@@ -673,7 +673,9 @@ class Engine:
         event = await asyncio.to_thread(self.journal.order, order_id)
         if event is None:
             return None
-        body = event.model_dump(mode="json", exclude={"trade_id"})
+        commission = await asyncio.to_thread(self.journal.commission, order_id)
+        event = event.model_copy(update={"commission": commission})
+        body = event.model_dump(mode="json", exclude={"trade_id", "corrects"})
         return {"status": body.pop("event"), **body, "foreign": False}
 
     async def acknowledge_journal(self, reason: str, by: str) -> list[str]:

@@ -95,13 +95,15 @@ class TradeEvent(Frozen):
     """The trailing stop that the broker makes of this stop by itself."""
     trade_id: str | None = None
     """The execution's id, where this event is a fill."""
+    corrects: tuple[str, ...] = ()
+    """The fills that were told before, and in whose place this one comes: none of them is a trade any more."""
 
     @classmethod
-    def of(cls, order: OrderView, *, trade_id: str | None = None) -> TradeEvent:
+    def of(cls, order: OrderView, *, trade_id: str | None = None, corrects: tuple[str, ...] = ()) -> TradeEvent:
         """Tell an order's present state as the event that brought it there."""
         fields = {name: getattr(order, name) for name in OrderView.model_fields}
         del fields["foreign"]
-        return cls(event=fields.pop("status"), trade_id=trade_id, **fields)
+        return cls(event=fields.pop("status"), trade_id=trade_id, corrects=corrects, **fields)
 
 
 class WatchlistUpdate(Frozen):

@@ -308,12 +308,15 @@ class Fill:
     commission: Decimal
     ts: datetime
     broker_order_id: str | None = None
+    corrects: tuple[str, ...] = ()
+    """The executions that this one takes the place of: none of them counts, whichever is told first."""
 
     def __post_init__(self) -> None:
         """Write out what the journal could not hold: the execution is known by the same name for ever."""
-        told = f"{self.exec_id}{self.order_id}{self.symbol}{self.broker_order_id}"
+        told = f"{self.exec_id}{self.order_id}{self.symbol}{self.broker_order_id}{''.join(self.corrects)}"
         if not told.isascii() or "\0" in told:
             make_writable(self, "exec_id", "order_id", "symbol", "broker_order_id")
+            object.__setattr__(self, "corrects", tuple(map(writable, self.corrects)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ from sigma9_core.money.history import History
 from sigma9_core.money.ids import made_at
 from sigma9_core.money.integrity import ADVICE, COVERED, NOTE, Head, doubts, nothing_of
 from sigma9_core.money.life import Life, told
+from sigma9_core.money.rows import corrections
 from sigma9_core.money.snapshot import Snapshot
 from sigma9_core.money.tables import HASH, SCHEMA
 
@@ -254,15 +255,15 @@ def _events(rows: Snapshot, found: Audit) -> None:
 
 
 def _orders(rows: Snapshot, found: Audit) -> None:
-    busts: dict[str, list[Row]] = {}
-    for note in rows.notes("bust"):
-        busts.setdefault(str(_body(note).get("order_id")), []).append(note)
+    later: dict[str, list[Row]] = {}
+    for note in rows.notes("bust", "commission"):
+        later.setdefault(str(_body(note).get("order_id")), []).append(note)
     orders = 0
     for order_id, entries in groupby(rows.orders(), key=lambda entry: entry[0]):
         kinds: tuple[list[Row], list[Row], list[Row]] = ([], [], [])
         for _, kind, row in entries:
             kinds[kind].append(row)
-        Life(order_id, found.tell).follow(*kinds, busts.get(order_id, []))
+        Life(order_id, found.tell).follow(*kinds, later.get(order_id, []))
         orders += 1
     found.rows["different orders"] = orders
 
@@ -302,11 +303,12 @@ def _books(rows: Snapshot, found: Audit) -> None:
     watched = set()
     for note in rows.notes("bust", "commission"):
         body = _body(note)
-        fill = rows.fill(str(body.get("exec_id")), str(body.get("order_id")))
-        if fill is not None:
-            watched.add(fill["symbol"])
+        for name in ("exec_id", "by"):
+            fill = rows.fill(str(body.get(name)), str(body.get("order_id")))
+            if fill is not None:
+                watched.add(fill["symbol"])
     shared = {*rows.shared_executions()}
-    books = Books(found.tell, frozenset(watched))
+    books = Books(found.tell, frozenset(watched), corrections(map(_body, rows.notes("bust"))))
     seen: dict[str, str] = {}
     for kind, row in _by_number(rows.fills(), rows.notes(*NOTES)):
         if kind == 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation, localcontext
 from typing import Any, Final
 
@@ -14,7 +14,8 @@ from sigma9_core.money import rows
 from sigma9_core.money.adoption import ADOPTED
 from sigma9_core.money.days import Days
 from sigma9_core.money.history import SPLIT
-from sigma9_core.money.holding import EXACT, Holding, parted
+from sigma9_core.money.holding import EXACT, Applied, Holding
+from sigma9_core.money.ledger import Ledger
 
 Row = Mapping[str, Any]
 Tell = Callable[[str], None]
@@ -30,7 +31,9 @@ class Books:
 
     tell: Tell
     watched: Collection[str] = frozenset()
-    """Symbols of which an execution is taken back at some time: their fills are kept, to make them anew."""
+    """Symbols of which an execution is taken back or charged anew at some time: their fills are kept."""
+    wrong: Mapping[str, Collection[str]] = field(default_factory=dict)
+    """The executions that each correction takes the place of."""
     opening: Decimal | None = None
     transfers: Decimal = ZERO
     traded: Decimal = ZERO
@@ -39,8 +42,12 @@ class Books:
     holdings: dict[str, Holding] = field(default_factory=dict)
     realized: Decimal = ZERO
     day: str | None = None
-    _kept: dict[str, list[tuple[Fill, str | None] | tuple[Decimal, Decimal]]] = field(default_factory=dict)
-    """By symbol: fills, and splits at their place among them."""
+    _ledgers: dict[str, Ledger] = field(default_factory=dict)
+    """Of the symbols that are watched."""
+    _symbols: dict[str, str] = field(default_factory=dict)
+    """The symbols of their executions."""
+    _gone: set[str] = field(default_factory=set)
+    """Executions that were corrected."""
     _splits: dict[tuple[str, str], int] = field(default_factory=dict)
     _opened: int = 0
     """The row of the opening."""
@@ -78,14 +85,31 @@ class Books:
         if not sane:
             self.tell(f"the fill {row['exec_id']} of order {row['order_id']} (row {row['n']}) can't be counted")
             return
-        if fill.symbol in self.watched:
-            self._kept.setdefault(fill.symbol, []).append((fill, record.strategy))
-        applied = self._holding(fill.symbol).take(fill, record.strategy)
         with localcontext(EXACT):
-            self.realized += applied.realized
+            self.realized += self._take(fill, record.strategy).realized
             self.fees += fill.commission
             if fill.order_id != ADOPTED:  # its owner had paid for it before
                 self.traded += paid(fill)
+
+    def _take(self, fill: Fill, strategy: str | None) -> Applied:
+        if fill.symbol not in self.watched:
+            return self._holding(fill.symbol).take(fill, strategy)
+        ledger = self._ledgers.get(fill.symbol)
+        if ledger is None:
+            ledger = self._ledgers[fill.symbol] = Ledger(fill.symbol)
+        if fill.exec_id in self._gone:
+            self.tell(f"the fill {fill.exec_id} of order {fill.order_id} counts after it was corrected")
+        self._symbols[fill.exec_id] = fill.symbol
+        wrong = [each.fill for name in self.wrong.get(fill.exec_id, ()) if (each := ledger.booked(name))]
+        if wrong:
+            applied = ledger.correct({each.exec_id for each in wrong}, fill, strategy)
+        else:
+            applied = ledger.take(fill, strategy)
+        self.holdings[fill.symbol] = ledger.holding
+        with localcontext(EXACT):
+            self.fees -= sum((each.commission for each in wrong), ZERO)
+            self.traded -= sum(map(paid, wrong), ZERO)
+        return applied
 
     def note(self, row: Row) -> None:
         """Take a note into account, or compare it with the books."""
@@ -110,66 +134,58 @@ class Books:
             self.transfers += _amount(body["amount"])
 
     def _bust(self, n: int, body: Mapping[str, Any]) -> None:
-        exec_id, symbol = body["exec_id"], self._symbol_of(body["exec_id"])
-        if symbol is None:
+        exec_id, ledger = body["exec_id"], self._ledger_of(body["exec_id"])
+        if "by" in body:
+            self._corrected(n, exec_id, body["by"])
+            return
+        before = ZERO if ledger is None else ledger.holding.total
+        part = _amount(body["quantity"]) if "quantity" in body else None
+        taken = None if ledger is None else ledger.bust(exec_id, part)
+        if ledger is None or taken is None:
             order = body["order_id"]
             self.tell(
                 f"the note {n} takes back the fill {exec_id} of order {order}, which is not held at that time"
             )
             return
-        kept = self._kept[symbol]
-        place, whole, strategy = next(
-            (place, each, None if isinstance(other, Decimal) else other)
-            for place, (each, other) in enumerate(kept)
-            if isinstance(each, Fill) and each.exec_id == exec_id
-        )
-        taken, left = parted(whole, _amount(body["quantity"]) if "quantity" in body else None)
-        kept[place : place + 1] = [] if left is None else [(left, strategy)]
-        self._make_again(symbol)
+        self.holdings[ledger.symbol] = ledger.holding
         with localcontext(EXACT):
+            self.realized += ledger.holding.total - before
             self.fees -= taken.commission
             self.traded -= ZERO if taken.order_id == ADOPTED else paid(taken)
 
+    def _corrected(self, n: int, exec_id: str, by: str) -> None:
+        """Look at a correction, which was booked with its fill: that one is there, and the other is not."""
+        self._gone.add(exec_id)
+        if by not in self._symbols:
+            self.tell(f"the note {n} says that the fill {exec_id} was corrected by {by}, which is not there")
+        elif (ledger := self._ledger_of(exec_id)) is not None and ledger.booked(exec_id) is not None:
+            self.tell(f"the note {n} says that the fill {exec_id} was corrected by {by}, and it counts after that")
+
     def _commission(self, n: int, body: Mapping[str, Any]) -> None:
-        exec_id, symbol, amount = body["exec_id"], self._symbol_of(body["exec_id"]), _amount(body["amount"])
-        kept = self._kept.get(symbol or "", [])
-        for place, (fill, strategy) in enumerate(kept):
-            if isinstance(fill, Fill) and not isinstance(strategy, Decimal) and fill.exec_id == exec_id:
-                kept[place] = (replace(fill, commission=amount), strategy)
-                self._make_again(fill.symbol)
-                with localcontext(EXACT):
-                    self.fees += amount - fill.commission
-                    self.traded -= amount - fill.commission
-                return
-        self.tell(f"the note {n} tells the commission of the fill {exec_id}, which is not held at that time")
-
-    def _make_again(self, symbol: str) -> None:
-        """Make a symbol's holding again from what is kept of it."""
-        before = self.holdings[symbol].total
-        holding = self.holdings[symbol] = Holding(symbol)
-        for each, other in self._kept[symbol]:
-            if isinstance(each, Fill):
-                holding.take(each, None if isinstance(other, Decimal) else other)
-            elif isinstance(other, Decimal):
-                holding.split(each, other)
+        exec_id, amount = body["exec_id"], _amount(body["amount"])
+        ledger = self._ledger_of(exec_id)
+        booked = None if ledger is None else ledger.booked(exec_id)
+        if ledger is None or booked is None:
+            self.tell(f"the note {n} tells the commission of the fill {exec_id}, which is not held at that time")
+            return
+        ledger.charge(exec_id, amount)
         with localcontext(EXACT):
-            self.realized += holding.total - before
+            more = amount - booked.fill.commission
+            self.realized -= more
+            self.fees += more
+            self.traded -= more
 
-    def _symbol_of(self, exec_id: str) -> str | None:
-        for symbol, kept in self._kept.items():
-            if any(isinstance(each, Fill) and each.exec_id == exec_id for each, _ in kept):
-                return symbol
-        return None
+    def _ledger_of(self, exec_id: str) -> Ledger | None:
+        return self._ledgers.get(self._symbols.get(exec_id, ""))
 
     def _split(self, n: int, body: Mapping[str, Any]) -> None:
         symbol, new, old = body["symbol"], _amount(body["new"]), _amount(body["old"])
         first = self._splits.setdefault((symbol, body["at"]), n)
         if first != n:
             self.tell(f"the notes {first} and {n} both tell the split of {symbol} at {body['at']}")
-        if symbol in self.holdings:
-            self.holdings[symbol].split(new, old)
-        if symbol in self._kept:
-            self._kept[symbol].append((new, old))
+        kept = self._ledgers.get(symbol) or self.holdings.get(symbol)
+        if kept is not None:
+            kept.split(new, old)
 
     def _compare(self, n: int, body: Mapping[str, Any]) -> None:
         memory = body["portfolio"]

@@ -25,7 +25,17 @@ from sigma9_core.contracts import KEPT as TERMS
 from sigma9_core.contracts import BrokerOrder, BrokerReport, Execution, Margin, RiskView, Submission
 from sigma9_core.errors import BrokerRefused, CommandError, ErrorCode, JournalError
 from sigma9_core.events import TradeEvent
-from sigma9_core.models import ApprovedOrder, Fill, Intent, OrderRequest, OrderStatus, OrderView, Side, Verdict
+from sigma9_core.models import (
+    ZERO,
+    ApprovedOrder,
+    Fill,
+    Intent,
+    OrderRequest,
+    OrderStatus,
+    OrderView,
+    Side,
+    Verdict,
+)
 from sigma9_core.money.gate import CORE, Decision, GateClosed, RiskGate
 from sigma9_core.money.ids import OrderIds, is_kill_id, kill_id
 from sigma9_core.money.journal import Journal
@@ -43,6 +53,10 @@ log = logging.getLogger("sigma9.orders")
 
 SUBMIT_TIMEOUT: Final = 10.0
 """Seconds until a broker's silence on a submit, replace or cancel makes the outcome unknown."""
+CONFIRMED_WITHIN: Final = 2.0
+"""Seconds that a change waits for the broker's word on its order."""
+UNCONFIRMED: Final = (OrderStatus.SUBMITTED, OrderStatus.UNKNOWN)
+"""How an order stands of which the broker has said nothing."""
 URGENT_WAIT: Final = 0.25
 """Seconds that a kill's close waits for its intent to be on disk."""
 REMEMBERED: Final = timedelta(minutes=10)
@@ -105,6 +119,8 @@ class OrderDesk:
         """Tells that the broker is there again, and what it has done while it was away is not read back yet."""
         self.before_report: Callable[[], None] = lambda: None
         """Called before each report is taken: what it tells may be the first of a day."""
+        self.after_charge: Callable[[], None] = lambda: None
+        """Called when a commission has changed the books, which is no step of an order."""
         self.followers: list[Follower] = []
         self.surroundings = Surroundings(self._broker)
         self._clock = clock
@@ -243,10 +259,11 @@ class OrderDesk:
     ) -> Order:
         """Change a working order; the change is judged as a new order would be.
 
-        Raise CommandError: `not_found`, `invalid` (a price that does not go with its type), `conflict` (not
-        working, or the broker refused), `busy` (being sent or changed), `risk_rejected`, `killed` or `not_running`
-        (by the gate, also where it closed before the change was sent), `broker_unavailable` (which says whether it
-        was sent; where it was, reading back tells what became of it).
+        It waits a moment for the broker's word on the order: of one that never arrived, a change might be taken
+        for a new one. Raise CommandError: `not_found`, `invalid` (a price that does not go with its type),
+        `conflict` (not working, or the broker refused), `busy` (being sent or changed, or not confirmed yet),
+        `risk_rejected`, `killed` or `not_running` (by the gate, also where it closed before the change was sent),
+        `broker_unavailable` (which says whether it was sent; where it was, reading back tells what became of it).
         """
         order = self.working(order_id)
         changed = _adjustable(order.request.model_copy(update=dict(changes)))
@@ -254,16 +271,25 @@ class OrderDesk:
             errors = [{"field": name, "message": message} for name, message in wrong.items()]
             told = "; ".join(f"{name} {message}" for name, message in wrong.items())
             raise CommandError("invalid", told, {"field": next(iter(wrong)), "errors": errors})
-        if order_id in self.changing:
-            raise CommandError("busy", f"order {order_id} is being changed at this moment: ask again")
         if order_id in self.in_flight and order.status is OrderStatus.SUBMITTED:
             raise CommandError("busy", f"order {order_id} is being sent at this moment: ask again")
+        await self._confirmed(order)
         self.changing.add(order_id)
         try:
             await self._change(order, changed, cause, records)
         finally:
             self.changing.discard(order_id)
         return order
+
+    async def _confirmed(self, order: Order) -> None:
+        """Wait a moment until the broker has confirmed an order that is to be changed; raise CommandError."""
+        order_id = order.order_id
+        if not await self.until(lambda: order.status not in UNCONFIRMED, CONFIRMED_WITHIN):
+            why = f"order {order_id} is not confirmed by the broker yet, and its change was not sent: ask again"
+            raise CommandError("busy", why)
+        self.working(order_id)
+        if order_id in self.changing:
+            raise CommandError("busy", f"order {order_id} is being changed at this moment: ask again")
 
     async def _change(
         self, order: Order, request: OrderRequest, cause: str | None, records: Sequence[Record]
@@ -444,9 +470,10 @@ class OrderDesk:
             order.broker_order_id = report.broker_order_id
             order.touch()
         fill, stood_for = report.fill, stand_in(order) in self._executions
-        if report.kind == "filled" and fill is not None and stood_for:
+        standing = self._corrected(fill)
+        if report.kind == "filled" and fill is not None and stood_for and not standing:
             log.warning("execution %s of order %s is counted already", fill.exec_id, order.order_id)
-            self._executions.add(fill.exec_id)
+            self._executions.update((fill.exec_id, *fill.corrects))
             return
         untold = fill is not None and fill.exec_id not in self._executions and not stood_for
         if report.kind == "busted" and fill is not None and untold:
@@ -455,11 +482,16 @@ class OrderDesk:
         self._apply(order, report.kind, report.fill, report.reason, report.ts, recovered=recovered)
 
     def _commission(self, report: BrokerReport) -> None:
-        """Book a commission that the broker told after its execution."""
+        """Book a commission that the broker told after its execution, in the books and at its order."""
         fill = report.fill
-        if fill is not None and self.portfolio.commission(fill.exec_id, fill.commission):
-            body = {"exec_id": fill.exec_id, "order_id": report.order_id, "amount": str(fill.commission)}
-            self.note([NoteRecord("commission", report.ts, body)])
+        more = ZERO if fill is None else self.portfolio.commission(fill.exec_id, fill.commission)
+        if fill is None or not more:
+            return
+        body = {"exec_id": fill.exec_id, "order_id": report.order_id, "amount": str(fill.commission)}
+        self.note([NoteRecord("commission", report.ts, body)])
+        if (order := self.orders.get(report.order_id)) is not None:
+            order.charge(more)
+        self.after_charge()
 
     async def _late(self, report: BrokerReport) -> None:
         if await self.recall(report.order_id) is not None:
@@ -484,6 +516,7 @@ class OrderDesk:
         recovered: bool,
     ) -> None:
         applied, back = None, dict[str, str]()
+        wrong = self._corrected(fill) if message == "filled" else []
         if fill is not None and (order.status, message) in TRANSITIONS:
             if message == "filled":
                 # First: it refuses what makes no sense.
@@ -493,7 +526,7 @@ class OrderDesk:
         order.recovered = recovered
         order.touch()
         try:
-            event = order.take(message, fill=fill, reason=reason)
+            event = order.take(message, fill=fill, reason=reason, wrong=wrong)
         except IllegalMessage as error:
             log.warning("%s; ignored", error)
             return
@@ -503,16 +536,35 @@ class OrderDesk:
         if fill is not None and event is OrderStatus.BUSTED:
             records.append(NoteRecord("bust", ts, back))
         elif fill is not None:
-            self._executions.add(fill.exec_id)
-            self._filled.append(_execution(order, fill))
-            self._traded.count([fill])
+            gone = {each.exec_id for each in wrong} | {*fill.corrects} - self._executions
+            self._remember_fill(order, fill, corrects=bool(wrong))
             records.append(FillRecord(fill, order.request.strategy, order.request.source, recovered))
+            records += [
+                NoteRecord("bust", ts, {"exec_id": name, "order_id": order.order_id, "by": fill.exec_id})
+                for name in sorted(gone)
+            ]
         data = TradeEvent.of(
-            order.view().model_copy(update={"status": event}), trade_id=fill.exec_id if fill and applied else None
+            order.view().model_copy(update={"status": event}),
+            trade_id=fill.exec_id if fill and applied else None,
+            corrects=tuple(each.exec_id for each in wrong),
         )
         records.append(EventRecord("trade_event", data, ts, cause=order.order_id))
         self.note(records, of=order.order_id)
         self._tell(Step(order, event, fill, applied))
+
+    def _corrected(self, fill: Fill | None) -> list[Fill]:
+        """Give what stands of the executions that one takes the place of."""
+        names = () if fill is None else fill.corrects
+        return [each for name in names if (each := self.portfolio.standing(name)) is not None]
+
+    def _remember_fill(self, order: Order, fill: Fill, *, corrects: bool) -> None:
+        self._executions.update((fill.exec_id, *fill.corrects))
+        if corrects:  # it was traded once
+            kept = [each for each in self._filled if each.fill.exec_id not in fill.corrects]
+            self._filled = deque(kept, maxlen=KEPT_EXECUTIONS)
+        else:
+            self._traded.count([fill])
+        self._filled.append(_execution(order, fill))
 
     def _take_back(self, order: Order, fill: Fill) -> dict[str, str]:
         """Take an execution out of the books, or out of what stands for it; give the note, empty for none."""
@@ -521,12 +573,12 @@ class OrderDesk:
             return back if self.portfolio.bust(fill.exec_id) else {}
         counted = stand_in(order)
         standing = self.portfolio.standing(counted)
-        if fill.exec_id in self._busted or not standing:
+        if fill.exec_id in self._busted or standing is None:
             return {}
         self.portfolio.bust(counted, fill.quantity)
         self._busted.add(fill.exec_id)
         back |= {"exec_id": counted, "told": fill.exec_id}
-        return back if fill.quantity >= standing else {**back, "quantity": str(fill.quantity)}
+        return back if fill.quantity >= standing.quantity else {**back, "quantity": str(fill.quantity)}
 
     # --- what the gate sees ---------------------------------------------------------------------------------
 
@@ -611,6 +663,26 @@ class OrderDesk:
         self._tasks.add(task)
         task.add_done_callback(self._done)
         return task
+
+    async def until(self, happened: Callable[[], bool], within: float) -> bool:
+        """Wait until steps of orders have made something true, so many seconds at the most; tell whether it is."""
+        if happened():
+            return True
+        true = asyncio.Event()
+
+        def follow(_step: Step) -> None:
+            if happened():
+                true.set()
+
+        self.followers.append(follow)
+        try:
+            async with asyncio.timeout(within):
+                await true.wait()
+        except TimeoutError:
+            pass
+        finally:
+            self.followers.remove(follow)
+        return happened()
 
     async def settle(self) -> None:
         """Wait until everything that the last market data caused has been decided, sent and written."""

@@ -500,7 +500,7 @@ class ExitManager:
         moved = step.event is OrderStatus.REPLACED and step.order.request.order_type == "stop"
         if moved and order_id == guard.stop_id:
             guard.stop_price = step.order.request.stop_price  # also where a person moved it: it is not moved back
-        filled = None if step.applied is None else step.applied.fill
+        filled = None if step.applied is None or not step.applied.moved else step.applied.fill
         if order_id == guard.entry_id and filled is not None and (guard.opened_at is None or guard.released):
             guard.opened_at, guard.released = guard.opened_at or filled.ts, False
             self._remember(guard)
@@ -518,7 +518,7 @@ class ExitManager:
     def _revive(self, step: Step) -> Guard | None:
         """Guard a position that is there after all: an entry filled late, or an exit was taken back."""
         request, order_id = step.order.request, step.order.order_id
-        if step.fill is None:
+        if step.fill is None or (step.applied is not None and not step.applied.moved):
             return None
         if request.intent == "entry":
             if request.exit_plan is None:

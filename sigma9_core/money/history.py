@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import heapq
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from decimal import Decimal
 from functools import reduce
 from operator import itemgetter
 from pathlib import Path
@@ -193,9 +194,9 @@ class History:
     ) -> dict[str, Any]:
         """Give fills, newest first: `{"trades": [...], "cursor"}`; the cursor is null at the end (contract 5).
 
-        A trade's `commission` is this fill's own, as its `last_quantity` is, so that both may be summed. An
-        execution that the exchange took back is no trade any more. `since` is a market time. Raise CommandError
-        `invalid` for a cursor that this did not give.
+        A trade's `commission` is this fill's own, as its `last_quantity` is, so that both may be summed; one that
+        was told later is in it. An execution that the exchange took back or corrected is no trade any more.
+        `since` is a market time. Raise CommandError `invalid` for a cursor that this did not give.
         """
         wanted = [EVENTS.c.node == self.node, EVENTS.c.trade_id.is_not(None)]
         if cursor is not None:
@@ -209,7 +210,7 @@ class History:
         # The event tells the order's commission so far; the fill's own stands beside it.
         own = (FILLS.c.node == EVENTS.c.node, FILLS.c.exec_id == EVENTS.c.trade_id)
         query = (
-            select(EVENTS.c.seq, EVENTS.c.ts, EVENTS.c.body, FILLS.c.commission)
+            select(*(EVENTS.c[name] for name in ("seq", "ts", "body", "order_id", "trade_id")), FILLS.c.commission)
             .outerjoin(FILLS, and_(*own, FILLS.c.order_id == EVENTS.c.order_id))
             .order_by(EVENTS.c.seq.desc())
         )
@@ -221,10 +222,11 @@ class History:
             if busted := [(bust["exec_id"], bust["order_id"]) for bust in whole]:
                 wanted.append(tuple_(EVENTS.c.trade_id, EVENTS.c.order_id).not_in(busted))
             found = connection.execute(query.where(*wanted).limit(limit + 1)).all()
+            late = self._late_commissions(connection, {row.order_id for row in found})
         trades = [
             {
                 **json.loads(row.body)["data"],
-                "commission": None if row.commission is None else float(row.commission),
+                "commission": None if row.commission is None else float(late.get(row.trade_id, row.commission)),
                 "seq": row.seq,
                 "ts": row.ts,
             }
@@ -274,6 +276,36 @@ class History:
         with self._read() as connection:
             row = connection.execute(query).first()
         return None if row is None else self._trade(row.seq, row.body)
+
+    def commission(self, order_id: str) -> Decimal | None:
+        """Give what an order has cost so far: what was told after its fills is in it; None without a fill.
+
+        Its newest event may be older than that.
+        """
+        mine = (EVENTS.c.node == self.node, EVENTS.c.order_id == order_id, EVENTS.c.trade_id.is_not(None))
+        own = (FILLS.c.node == EVENTS.c.node, FILLS.c.exec_id == EVENTS.c.trade_id)
+        query = (
+            select(EVENTS.c.trade_id, FILLS.c.commission)
+            .join(FILLS, and_(*own, FILLS.c.order_id == EVENTS.c.order_id))
+            .where(*mine)
+        )
+        with self._read() as connection:
+            fees = {row.trade_id: Decimal(row.commission) for row in connection.execute(query)}
+            late = self._late_commissions(connection, {order_id})
+            wrong = rows.corrections(self._notes_of(connection, "bust", {order_id}))
+        gone = {name for names in wrong.values() for name in names}
+        left = [late.get(name, fee) for name, fee in fees.items() if name not in gone]
+        return sum(left, Decimal(0)) if left else None
+
+    def _notes_of(self, connection: Connection, kind: str, order_ids: Collection[str]) -> Iterator[dict[str, Any]]:
+        mine = (NOTES.c.node == self.node, NOTES.c.kind == kind, NOTES.c.cause.in_(order_ids))
+        for body in connection.execute(select(NOTES.c.body).where(*mine).order_by(NOTES.c.n)).scalars():
+            yield json.loads(body)
+
+    def _late_commissions(self, connection: Connection, order_ids: Collection[str]) -> dict[str, Decimal]:
+        """Give the commissions that were told after their fills, by execution id; the newest of each counts."""
+        told = self._notes_of(connection, "commission", order_ids)
+        return {str(body["exec_id"]): Decimal(body["amount"]) for body in told}
 
     def known_orders(self, order_ids: Sequence[str]) -> set[str]:
         """Give those of these orders that are ours."""
@@ -344,7 +376,7 @@ class History:
     def books(self) -> Iterator[FillRecord | NoteRecord]:
         """Give every fill and every split (a note), oldest first, in the order in which they were committed.
 
-        A fill has the commission that was told after it, where one was.
+        A fill has the commission that was told after it, where one was, and names those that it corrects.
         """
         query = select(NOTES).where(NOTES.c.node == self.node, NOTES.c.kind == SPLIT)
         splits = ((row["n"], self._as(rows.note, NOTES, row)) for row in self._pages(query, NOTES.c.n))
@@ -352,8 +384,10 @@ class History:
             self.told(note, str, "exec_id"): self.told(note, rows.amount, "amount")
             for note in self.every("commission")
         }
+        wrong = rows.corrections(note.body for note in self.every("bust"))
         fills: Iterator[tuple[int, FillRecord | NoteRecord]] = (
-            (n, rows.with_commission(record, told)) for n, record in self._fills(counted=True)
+            (n, rows.with_commission(rows.with_corrections(record, wrong), told))
+            for n, record in self._fills(counted=True)
         )
         return (record for _, record in heapq.merge(fills, splits, key=itemgetter(0)))
 

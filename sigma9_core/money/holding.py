@@ -40,6 +40,11 @@ class Applied:
         return (self.after - self.before) * self.after > ZERO
 
     @property
+    def moved(self) -> bool:
+        """Tell whether the position is another one than before; a corrected price moves none."""
+        return self.after != self.before
+
+    @property
     def flipped(self) -> bool:
         """Tell whether the position went through zero."""
         return self.before * self.after < ZERO
@@ -57,6 +62,8 @@ class Holding:
     """Since the position was opened, after fees."""
     total: Decimal = ZERO
     """The realised result of all its round trips, after fees."""
+    trips: int = 0
+    """How many of its round trips have ended."""
     strategy: str | None = None
     opened_at: datetime | None = None
     _fees: Decimal = ZERO
@@ -73,11 +80,9 @@ class Holding:
         with localcontext(EXACT):
             sign = 1 if fill.side == "buy" else -1
             before = self.quantity
-            closing = min(fill.quantity, abs(before)) if before * sign < 0 else ZERO
+            closing = _closing(fill, before)
             opening = fill.quantity - closing
-            fee = ZERO if not closing else fill.commission
-            if closing and opening:
-                fee = (fill.commission * closing / fill.quantity).quantize(GRAIN)
+            fee = _fee(fill, closing, fill.commission)
             total = self.total
             trade = None
             owner = self.strategy or strategy
@@ -90,6 +95,26 @@ class Holding:
                 self.strategy = self.strategy or strategy
                 self._open(fill.price, opening, sign, fill.commission - fee)
             return Applied(fill, owner, self.total - total, before, self.quantity, trade)
+
+    def charge(self, fill: Fill, before: Decimal, trip: int, commission: Decimal) -> list[tuple[int, Decimal]]:
+        """Take another commission of a fill that came when `before` were held and `trip` round trips had ended.
+
+        Give what comes on top for each of its round trips that has ended by now; the present one has it.
+        """
+        over: list[tuple[int, Decimal]] = []
+        with localcontext(EXACT):
+            closing = _closing(fill, before)
+            flipped = ZERO < closing < fill.quantity
+            ended = _fee(fill, closing, commission) - _fee(fill, closing, fill.commission)
+            begun = commission - fill.commission - ended
+            for number, more in ((trip, ended), (trip + flipped, begun)):
+                self.total -= more
+                if number == self.trips:
+                    self.realized -= more
+                    self._fees += more
+                elif more:
+                    over.append((number, more))
+        return over
 
     def split(self, new: Decimal, old: Decimal) -> None:
         """Give `new` shares for `old` ones; the cost stays what it was."""
@@ -105,18 +130,18 @@ class Holding:
         self._book(closing * fill.price * sign - cost, fee)
         if self.quantity or self.opened_at is None:
             return None
-        percent = self.realized / self._entry_cost * 100 if self._entry_cost else ZERO
         trade = ClosedTrade(
             symbol=self.symbol,
             strategy=self.strategy,
             quantity=self._entered * sign,
             entry_cost=self._entry_cost,
             result=self.realized,
-            percent=percent.quantize(GRAIN),
+            percent=_percent(self.realized, self._entry_cost),
             fees=self._fees,
             opened_at=self.opened_at,
             closed_at=fill.ts,
         )
+        self.trips += 1
         self.realized = self._fees = self._entered = self._entry_cost = ZERO
         self.strategy = self.opened_at = None
         return trade
@@ -132,6 +157,30 @@ class Holding:
         self.realized += result - fee
         self.total += result - fee
         self._fees += fee
+
+
+def charged(trade: ClosedTrade, more: Decimal) -> ClosedTrade:
+    """Give a round trip that has cost so much more."""
+    with localcontext(EXACT):
+        result = trade.result - more
+        return replace(trade, result=result, fees=trade.fees + more, percent=_percent(result, trade.entry_cost))
+
+
+def _percent(result: Decimal, cost: Decimal) -> Decimal:
+    return (result / cost * 100 if cost else ZERO).quantize(GRAIN)
+
+
+def _closing(fill: Fill, before: Decimal) -> Decimal:
+    """Give how much of a fill goes against what was held before it."""
+    against = before < ZERO if fill.side == "buy" else before > ZERO
+    return min(fill.quantity, abs(before)) if against else ZERO
+
+
+def _fee(fill: Fill, closing: Decimal, commission: Decimal) -> Decimal:
+    """Give the share of its commission that falls on what it closes."""
+    if not closing or closing == fill.quantity:
+        return commission if closing else ZERO
+    return (commission * closing / fill.quantity).quantize(GRAIN)
 
 
 def parted(fill: Fill, quantity: Decimal | None) -> tuple[Fill, Fill | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -11,6 +12,7 @@ from typing import Any, Final
 
 from sigma9_core.models import ZERO, OrderStatus
 from sigma9_core.money.orders import TRANSITIONS, WORKING, standing
+from sigma9_core.money.rows import corrections
 
 Row = Mapping[str, Any]
 Tell = Callable[[str], None]
@@ -57,12 +59,30 @@ class Life:
     """How much of each fill was taken back."""
     _busts: Sequence[Row] = ()
     _busted: int = 0
+    _fees: dict[str, Decimal] = field(default_factory=dict)
+    """What each execution that was told has cost."""
+    _charged: deque[tuple[str, Decimal]] = field(default_factory=deque)
+    """Commissions that were told after their executions, and that no event has shown so far."""
+    _wrong: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """The executions that each correction takes the place of."""
 
     def follow(
-        self, intents: Sequence[Row], events: Sequence[Row], fills: Sequence[Row], busts: Sequence[Row]
+        self, intents: Sequence[Row], events: Sequence[Row], fills: Sequence[Row], later: Sequence[Row]
     ) -> None:
-        """Follow it from its first intent to its newest event."""
-        self._busts = busts
+        """Follow it from its first intent to its newest event; `later` are the notes of its busts and commissions.
+
+        When a commission was told, its note does not say beside the events: any event from its fill on may be the
+        first that has it.
+        """
+        bodies = [(note, json.loads(note["body"])) for note in later]
+        self._wrong = corrections(body for note, body in bodies if note["kind"] == "bust")
+        self._busts = [note for note, body in bodies if note["kind"] == "bust" and "by" not in body]
+        try:
+            self._charged.extend(
+                (body["exec_id"], Decimal(body["amount"])) for note, body in bodies if note["kind"] == "commission"
+            )
+        except (KeyError, ArithmeticError):
+            pass  # the books tell of a note that can't be read
         for fill in fills:
             if fill["exec_id"] in self._fills:
                 self.tell(f"the fill {fill['exec_id']} of order {self.order_id} stands twice (row {fill['n']})")
@@ -174,9 +194,8 @@ class Life:
             self._told.setdefault(exec_id, seq)
         if fill is not None:
             quantity, price = Decimal(fill["quantity"]), Decimal(fill["price"])
-            self.filled += quantity
-            self.cost += quantity * price
-            self.fees += Decimal(fill["commission"])
+            self._count(exec_id, fill, 1)
+            self._replace(exec_id)
             pairs = (
                 ("quantity", data["last_quantity"], quantity),
                 ("price", data["last_price"], price),
@@ -202,6 +221,23 @@ class Life:
         if self.status is not None:
             self.status = standing(self.status, event)
 
+    def _count(self, exec_id: str, fill: Row, sign: int) -> None:
+        """Count a fill, or (-1) count it no more."""
+        quantity = Decimal(fill["quantity"])
+        self.filled += sign * quantity
+        self.cost += sign * quantity * Decimal(fill["price"])
+        if sign > 0:
+            self._fees[exec_id] = Decimal(fill["commission"])
+            self.fees += self._fees[exec_id]
+        else:
+            self.fees -= self._fees.pop(exec_id, ZERO)
+
+    def _replace(self, exec_id: str) -> None:
+        """Count no more what a fill takes the place of, where it was told."""
+        for name in self._wrong.get(exec_id, ()):
+            if name in self._fees and name in self._fills:
+                self._count(name, self._fills[name], -1)
+
     def _bust(self, seq: int) -> None:
         if self._busted >= len(self._busts):
             self.tell(f"event {seq} takes back a fill of order {self.order_id}, and no note says which")
@@ -225,7 +261,7 @@ class Life:
             )
         self._taken[exec_id] = before + part
         self.taken_back += part
-        self.fees_back += ZERO if "quantity" in body else Decimal(fill["commission"])
+        self.fees_back += ZERO if "quantity" in body else self._fees.get(exec_id, ZERO)
 
     def _sums(self, seq: int, data: Mapping[str, Any]) -> None:
         if not _either(data["filled_quantity"], self.filled, self.taken_back):
@@ -233,7 +269,7 @@ class Life:
                 f"event {seq}: the order {self.order_id} has {data['filled_quantity']} filled, "
                 f"its fills make {self.filled - self.taken_back}"
             )
-        if not _either(data["commission"] or 0, self.fees, self.fees_back):
+        if not self._paid(data["commission"] or 0):
             self.tell(
                 f"event {seq}: the order {self.order_id} has a commission of {data['commission']}, "
                 f"its fills make {self.fees - self.fees_back}"
@@ -246,6 +282,22 @@ class Life:
                 f"event {seq}: the order {self.order_id} has the average price {average}, "
                 f"its fills make {self.cost / self.filled:.8f}"
             )
+
+    def _paid(self, commission: float) -> bool:
+        """Tell whether an event has the commissions that were known by then."""
+        if not self._charged or _either(commission, self.fees, self.fees_back):
+            return _either(commission, self.fees, self.fees_back)
+        charged, fees, total = tuple(self._charged), dict(self._fees), self.fees
+        while not _either(commission, self.fees, self.fees_back):
+            if not self._charged:
+                self._charged.extend(charged)
+                self.fees, self._fees = total, fees
+                return False
+            exec_id, amount = self._charged.popleft()
+            if exec_id in self._fees:
+                self.fees += amount - self._fees[exec_id]
+                self._fees[exec_id] = amount
+        return True
 
 
 def told(row: Row, tell: Tell) -> Mapping[str, Any] | None:

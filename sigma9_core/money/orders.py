@@ -6,7 +6,7 @@ the exchange's word on a trade beats its word on the order.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
@@ -122,9 +122,17 @@ class Order:
         """Give the quantity that has not filled; zero once it has ended."""
         return max(ZERO, self.request.quantity - self.filled) if self.working else ZERO
 
-    def take(self, message: Message, *, fill: Fill | None = None, reason: str | None = None) -> OrderStatus | None:
+    def take(
+        self,
+        message: Message,
+        *,
+        fill: Fill | None = None,
+        reason: str | None = None,
+        wrong: Sequence[Fill] = (),
+    ) -> OrderStatus | None:
         """Apply a message; give the event to publish, or None where nothing changed.
 
+        `wrong` are fills that were counted, and in whose place this one comes.
         Raise IllegalMessage where the table has no such row.
         """
         try:
@@ -138,7 +146,7 @@ class Order:
         if message == "filled":
             if fill is None:
                 raise IllegalMessage(f"order {self.order_id}: a fill without an execution")
-            return self._fill(fill)
+            return self._fill(fill, wrong)
         if message == "replaced":
             if self.replacement is not None:
                 self.request, self.replacement = self.replacement, None
@@ -216,13 +224,21 @@ class Order:
         """Forget the cached view after a field was set from outside `take`."""
         self._view = None
 
-    def _fill(self, fill: Fill) -> OrderStatus:
-        before = self.filled
-        self.filled = before + fill.quantity
-        cost = (self.average_price or ZERO) * before + fill.price * fill.quantity
+    def charge(self, more: Decimal) -> None:
+        """Take a commission that was told after its fill."""
+        self.commission = (self.commission or ZERO) + more
+        self.touch()
+
+    def _fill(self, fill: Fill, wrong: Sequence[Fill]) -> OrderStatus:
+        cost = (self.average_price or ZERO) * self.filled + fill.price * fill.quantity
+        self.filled += fill.quantity
+        self.commission = (self.commission or ZERO) + fill.commission
+        for each in wrong:
+            cost -= each.price * each.quantity
+            self.filled -= each.quantity
+            self.commission -= each.commission
         self.average_price = (cost / self.filled).quantize(GRAIN)
         self.last_quantity, self.last_price = fill.quantity, fill.price
-        self.commission = (self.commission or ZERO) + fill.commission
         if self.filled > self.request.quantity:  # a change has arrived, and its confirmation has not
             grown = self.replacement
             if grown is not None and grown.quantity >= self.filled:

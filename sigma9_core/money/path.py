@@ -163,6 +163,7 @@ class MoneyPath:
             owns_exits=self.killswitch.owns_exits,
         )
         self.desk.before_report = self._roll
+        self.desk.after_charge = self._touch
         self.desk.followers.append(self._follow)
         self._settings = settings
         self._clock = clock
@@ -676,26 +677,8 @@ class MoneyPath:
         return None
 
     async def _ended(self, orders: Sequence[Order]) -> None:
-        """Wait a moment for the end of orders whose cancels have left."""
-        waiting = {order.order_id for order in orders if order.working}
-        ended = asyncio.Event()
-
-        def follow(step: Step) -> None:
-            if not step.order.working:
-                waiting.discard(step.order.order_id)
-            if not waiting:
-                ended.set()
-
-        if not waiting:
-            return
-        self.desk.followers.append(follow)
-        try:
-            async with asyncio.timeout(CANCELLED_WITHIN):
-                await ended.wait()
-        except TimeoutError:
-            pass  # the answer names what is still pending
-        finally:
-            self.desk.followers.remove(follow)
+        """Wait a moment for the end of orders whose cancels have left; the answer names what is still pending."""
+        await self.desk.until(lambda: not any(order.working for order in orders), CANCELLED_WITHIN)
 
     async def _judge(self) -> None:
         trips = self.gate.trips(self.desk.view())

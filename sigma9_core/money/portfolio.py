@@ -9,7 +9,7 @@ foreign positions are shown and are part of equity, but their ups and downs trip
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal, InvalidOperation, localcontext
 from types import MappingProxyType
@@ -20,24 +20,9 @@ from sigma9_core.contracts import BrokerAccount, BrokerPosition, Mark, RiskView,
 from sigma9_core.errors import StateError
 from sigma9_core.models import ZERO, Account, ClosedTrade, Fill, Intent, OrderView, Position, Session, Slice
 from sigma9_core.money.days import Days
-from sigma9_core.money.holding import EXACT, Applied, Holding, parted
+from sigma9_core.money.holding import EXACT, Applied, Holding
+from sigma9_core.money.ledger import Ledger
 from sigma9_core.money.marks import MarkBook
-
-
-@dataclass(frozen=True, slots=True)
-class _Split:
-    """A split, at its place among the fills."""
-
-    new: Decimal
-    old: Decimal
-
-
-@dataclass(frozen=True, slots=True)
-class _Booked:
-    """A fill, and the strategy that it was for."""
-
-    fill: Fill
-    strategy: str | None
 
 
 class Portfolio:
@@ -67,12 +52,11 @@ class Portfolio:
         self._fresh = timedelta(seconds=fresh_seconds)
         self._marks = MarkBook(absurd_percent, absurd_repeats)
         self._days = Days()
-        self._holdings: dict[str, Holding] = {}
+        self._ledgers: dict[str, Ledger] = {}
         self._held: dict[str, Holding] = {}
         """Those that are not flat."""
-        self._history: dict[str, list[_Booked | _Split]] = {}
         self._executions: dict[str, str] = {}
-        """The symbol of each execution that was counted."""
+        """The symbol of each execution that was counted, or that a counted one has corrected."""
         self._realized = ZERO
         self._trades: list[ClosedTrade] = []
         self._trades_shown: tuple[ClosedTrade, ...] | None = ()
@@ -88,8 +72,9 @@ class Portfolio:
     # --- what moves it ----------------------------------------------------------------------------------------
 
     def apply(self, fill: Fill, strategy: str | None, *, recovered: bool = True) -> Applied | None:
-        """Count an execution; None where its `exec_id` was counted before.
+        """Count an execution; None where its `exec_id` was counted before, or one that corrects it.
 
+        One that corrects others takes their place among the fills, in one step: it is as if it had come instead.
         One that was `recovered` belongs to the day of its time; one that is told as it happens counts today.
         Raise ValueError for a fill whose numbers make no sense: nothing is changed.
         """
@@ -98,13 +83,22 @@ class Portfolio:
         _check(fill)
         late = recovered and self._days.day_opened is not None and fill.ts < self._days.day_opened
         result = self._result() if late else ZERO
-        holding = self._holdings.setdefault(fill.symbol, Holding(fill.symbol))
-        applied = holding.take(fill, strategy)
-        self.cash = EXACT.add(self.cash, _paid(fill))
-        self.fees = EXACT.add(self.fees, fill.commission)
-        self._realized = EXACT.add(self._realized, applied.realized)
+        ledger = self._ledgers.get(fill.symbol)
+        if ledger is None:
+            ledger = self._ledgers[fill.symbol] = Ledger(fill.symbol)
+        wrong = [each.fill for name in fill.corrects if (each := ledger.booked(name)) is not None]
+        if wrong:
+            applied = ledger.correct({each.exec_id for each in wrong}, fill, strategy)
+            self._trades_of(ledger)
+        else:
+            applied = ledger.take(fill, strategy)
+        with localcontext(EXACT):
+            self.cash += _paid(fill) - sum(map(_paid, wrong), ZERO)
+            self.fees += fill.commission - sum((each.commission for each in wrong), ZERO)
+            self._realized += applied.realized
         self._executions[fill.exec_id] = fill.symbol
-        self._history.setdefault(fill.symbol, []).append(_Booked(fill, strategy))
+        for name in fill.corrects:
+            self._executions.setdefault(name, fill.symbol)
         if applied.closed is not None:
             self._trades.append(applied.closed)
             self._trades_shown = None
@@ -118,10 +112,11 @@ class Portfolio:
         """Tell whether an execution was counted, be it that it was taken back since."""
         return exec_id in self._executions
 
-    def standing(self, exec_id: str) -> Decimal:
-        """Give how much of an execution stands: none where it was never counted, or was taken back."""
-        booked = self._booked(exec_id)
-        return ZERO if booked is None else booked.fill.quantity
+    def standing(self, exec_id: str) -> Fill | None:
+        """Give what stands of an execution: nothing where it was never counted, or was taken back."""
+        ledger = self._ledgers.get(self._executions.get(exec_id, ""))
+        booked = None if ledger is None else ledger.booked(exec_id)
+        return None if booked is None else booked.fill
 
     def bust(self, exec_id: str, quantity: Decimal | None = None) -> bool:
         """Take back an execution that the exchange has cancelled, or so much of it; False where none of it stands.
@@ -129,51 +124,46 @@ class Portfolio:
         The symbol's books are made again from the fills that stand, so that costs and results are as if it had
         never been. Its id stays known: should the fill be told again, it is ignored.
         """
-        busted = self._booked(exec_id)
-        if busted is None:
+        ledger = self._ledgers.get(self._executions.get(exec_id, ""))
+        before = ZERO if ledger is None else ledger.holding.total
+        taken = None if ledger is None else ledger.bust(exec_id, quantity)
+        if ledger is None or taken is None:
             return False
-        symbol = busted.fill.symbol
-        history = self._history[symbol]
-        taken, left = parted(busted.fill, quantity)
-        place = history.index(busted)
-        history[place : place + 1] = [] if left is None else [replace(busted, fill=left)]
-        self._make_again(symbol)
+        self._trades_of(ledger)
         with localcontext(EXACT):
             self.cash -= _paid(taken)
             self.fees -= taken.commission
+            self._realized += ledger.holding.total - before
+        self._changed(ledger.symbol)
         return True
 
-    def commission(self, exec_id: str, amount: Decimal) -> bool:
-        """Take the commission of an execution that was counted before it was told; False where nothing changes."""
-        entry = self._booked(exec_id)
-        if entry is None or entry.fill.commission == amount:
-            return False
-        fill = replace(entry.fill, commission=amount)
-        _check(fill)
-        history = self._history[fill.symbol]
-        history[history.index(entry)] = replace(entry, fill=fill)
-        self._make_again(fill.symbol)
+    def commission(self, exec_id: str, amount: Decimal) -> Decimal:
+        """Take the commission of an execution that was counted before; give what comes on top by it."""
+        fill = self.standing(exec_id)
+        if fill is None or fill.commission == amount:
+            return ZERO
+        _check(replace(fill, commission=amount))
+        ledger = self._ledgers[fill.symbol]
+        for old, new in ledger.charge(exec_id, amount):
+            self._trades[self._place_of(old)] = new
+            self._trades_shown = None
         with localcontext(EXACT):
-            more = amount - entry.fill.commission
+            more = amount - fill.commission
             self.cash -= more
             self.fees += more
-        return True
+            self._realized -= more
+        self._changed(fill.symbol)
+        return more
 
-    def _make_again(self, symbol: str) -> None:
-        """Make a symbol's books and closed trades again from the fills that stand."""
-        before = self._holdings[symbol].total
-        holding = self._holdings[symbol] = Holding(symbol)
-        trades = [trade for trade in self._trades if trade.symbol != symbol]
-        for entry in self._history[symbol]:
-            if isinstance(entry, _Split):
-                holding.split(entry.new, entry.old)
-            elif (closed := holding.take(entry.fill, entry.strategy).closed) is not None:
-                trades.append(closed)
-        self._trades = sorted(trades, key=lambda trade: trade.closed_at)
+    def _trades_of(self, ledger: Ledger) -> None:
+        """Take the closed trades of a symbol whose books were made again."""
+        trades = [trade for trade in self._trades if trade.symbol != ledger.symbol]
+        self._trades = sorted((*trades, *ledger.trades), key=lambda trade: trade.closed_at)
         self._trades_shown = None
-        with localcontext(EXACT):
-            self._realized += holding.total - before
-        self._changed(symbol)
+
+    def _place_of(self, trade: ClosedTrade) -> int:
+        """Find a closed trade; the newest are the likeliest."""
+        return next(n for n in range(len(self._trades) - 1, -1, -1) if self._trades[n] is trade)
 
     def adopt(self, fill: Fill, strategy: str | None) -> Applied | None:
         """Make a foreign position ours: a fill at its cost that its owner has paid for already.
@@ -196,30 +186,18 @@ class Portfolio:
         """
         if not (new.is_finite() and old.is_finite() and new > 0 and old > 0):
             raise ValueError(f"a split of {symbol} needs two numbers of shares above zero, not {new} for {old}")
-        holding = self._holdings.get(symbol)
-        if holding is not None:
-            holding.split(new, old)
-            self._history[symbol].append(_Split(new, old))
+        if symbol in self._ledgers:
+            self._ledgers[symbol].split(new, old)
         self._marks.split(symbol, new, old)
         self._changed(symbol)
 
     def was_split(self, symbol: str) -> bool:
         """Tell whether a split is among what made the position."""
-        return any(isinstance(entry, _Split) for entry in self._history.get(symbol, ()))
+        return symbol in self._ledgers and self._ledgers[symbol].was_split
 
     def opened_by(self, symbol: str) -> list[Fill]:
         """Give the fills that have opened a position of ours, or added to it, oldest first."""
-        holding, fills = Holding(symbol), list[Fill]()
-        for entry in self._history.get(symbol, ()):
-            if isinstance(entry, _Split):
-                holding.split(entry.new, entry.old)
-                continue
-            applied = holding.take(entry.fill, entry.strategy)
-            if applied.opened or applied.after == ZERO:
-                fills.clear()
-            if applied.grown:
-                fills.append(entry.fill)
-        return fills
+        return self._ledgers[symbol].opened_by() if symbol in self._ledgers else []
 
     def mark(self, data: Slice) -> None:
         """Take the newest prices: a trade's, else the middle of a sane quote, else a bar's close."""
@@ -320,8 +298,8 @@ class Portfolio:
 
     def quantity(self, symbol: str) -> Decimal:
         """Give our own net quantity in a symbol; foreign shares are not in it."""
-        holding = self._holdings.get(symbol)
-        return ZERO if holding is None else holding.quantity
+        ledger = self._ledgers.get(symbol)
+        return ZERO if ledger is None else ledger.holding.quantity
 
     def position(self, symbol: str) -> Position:
         """Give the position in a symbol: ours, else the foreign one, else a flat one."""
@@ -386,14 +364,10 @@ class Portfolio:
 
     # --- inside -----------------------------------------------------------------------------------------------
 
-    def _booked(self, exec_id: str) -> _Booked | None:
-        history = self._history.get(self._executions.get(exec_id, ""), ())
-        return next((e for e in history if isinstance(e, _Booked) and e.fill.exec_id == exec_id), None)
-
     def _changed(self, symbol: str) -> None:
-        holding = self._holdings.get(symbol)
-        if holding is not None and holding.quantity:
-            self._held[symbol] = holding
+        ledger = self._ledgers.get(symbol)
+        if ledger is not None and ledger.holding.quantity:
+            self._held[symbol] = ledger.holding
         else:
             self._held.pop(symbol, None)
         self._positions.pop(symbol, None)

@@ -31,7 +31,7 @@ def recalled(journal: Journal, order_id: str) -> Order | None:
         broker_order_id=event.broker_order_id,
         filled=event.filled_quantity,
         average_price=event.average_price,
-        commission=event.commission,
+        commission=journal.commission(order_id),
         reason=event.reason,
     )
 

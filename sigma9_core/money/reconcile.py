@@ -284,7 +284,7 @@ class Reconciler:
         self._traded = {symbol: side for symbol, side in self._traded.items() if symbol in open_}
 
     def _follow(self, step: Step) -> None:
-        if step.fill is not None:
+        if step.fill is not None and (step.applied is None or step.applied.moved):
             self._traded[step.fill.symbol] = step.fill.side
 
     def _in_doubt(self) -> bool:

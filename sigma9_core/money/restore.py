@@ -39,7 +39,7 @@ TRAIL: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class Bust:
-    """An execution that the exchange took back."""
+    """An execution that the exchange took back, or corrected."""
 
     exec_id: str
     """As the books have it: it may be the one that stands for those which the broker could not give."""
@@ -65,7 +65,7 @@ class Known:
     books: Sequence[FillRecord | NoteRecord]
     """Fills and splits, in the order in which they were committed."""
     busts: Sequence[Bust]
-    """What the exchange took back, in the order in which it was told."""
+    """What the exchange took back, in the order in which it was told; what was corrected is in the books."""
     orders: Sequence[Order]
     """Orders that had not ended, and the entries that guards refer to."""
     entries: Mapping[str, int]
@@ -134,7 +134,7 @@ def read(journal: Journal, now: datetime) -> Known:
         opening=None if opening is None else journal.told(opening, _amount, "cash"),
         transfers=transfers,
         books=books,
-        busts=[journal.told(note, Bust.of) for note in journal.every("bust")],
+        busts=[journal.told(note, Bust.of) for note in journal.every("bust") if "by" not in note.body],
         orders=orders,
         entries={day: len(sent)},
         recent=tuple(recent.values()),
@@ -214,7 +214,7 @@ def restore(known: Known, portfolio: Portfolio, desk: OrderDesk, gate: RiskGate,
     fills = [record.fill for record in known.books if isinstance(record, FillRecord)]
     traded = (fill for fill in fills if fill.order_id != ADOPTED and portfolio.standing(fill.exec_id))
     busted = (bust.told for bust in known.busts)
-    executions = (fill.exec_id for fill in fills)
+    executions = (name for fill in fills for name in (fill.exec_id, *fill.corrects))
     desk.adopt(known.orders, executions, known.entries, known.recent, traded, busted=busted)
     if known.days:
         portfolio.restore_days(known.days.get("portfolio", {}))

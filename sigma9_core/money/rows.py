@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
@@ -225,6 +225,22 @@ def with_commission(record: FillRecord, told: Mapping[str, Decimal]) -> FillReco
     if not told or (amount := told.get(record.fill.exec_id)) is None:
         return record
     return replace(record, fill=replace(record.fill, commission=amount))
+
+
+def corrections(busts: Iterable[Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
+    """Give what each correction takes the place of, by execution ids, from the bodies of the notes of busts."""
+    found: dict[str, tuple[str, ...]] = {}
+    for body in busts:
+        if (by := body.get("by")) is not None:
+            found[by] = (*found.get(by, ()), str(body.get("exec_id")))
+    return found
+
+
+def with_corrections(record: FillRecord, wrong: Mapping[str, tuple[str, ...]]) -> FillRecord:
+    """Give a fill the names of those that it takes the place of; most are right at once."""
+    if not wrong or (names := wrong.get(record.fill.exec_id)) is None:
+        return record
+    return replace(record, fill=replace(record.fill, corrects=names))
 
 
 def amount(text: object) -> Decimal:

@@ -62,7 +62,7 @@ KEYS = {
         "event order_id broker_order_id symbol side quantity order_type limit_price stop_price trail_amount "
         "trail_percent time_in_force outside_rth filled_quantity average_price last_quantity last_price "
         "commission strategy source parent_id oca_group reason rule verdicts recovered "
-        "good_after adjustment trade_id"
+        "good_after adjustment trade_id corrects"
     ),
     "watchlist_update": "reason strategy added removed count items",
     "log": "level logger message fields dropped",
@@ -183,7 +183,7 @@ def test_order_becomes_the_event_that_brought_it_there() -> None:
     shared = set(TradeEvent.model_fields) & set(OrderView.model_fields)
     assert {name: getattr(found, name) for name in shared} == {name: getattr(order, name) for name in shared}
     assert set(OrderView.model_fields) - shared == {"status", "foreign"}
-    assert set(TradeEvent.model_fields) - shared == {"event", "trade_id"}
+    assert set(TradeEvent.model_fields) - shared == {"event", "trade_id", "corrects"}
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ CRASHES = 30
 AT_TWS = 7
 """How often with the peer as the broker, in the short form."""
 AT_TWS_LONG = 200
+AT_TWS_INSYNC = 50
+"""How often with the other library."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -42,6 +44,12 @@ def _at_tws(request: pytest.FixtureRequest) -> int:
 def _at_tws_long(request: pytest.FixtureRequest) -> int:
     """Give how often it is killed there in the long form."""
     return number(request.config, "crashes", AT_TWS_LONG)
+
+
+@pytest.fixture(name="at_tws_insync")
+def _at_tws_insync(request: pytest.FixtureRequest) -> int:
+    """Give how often it is killed there with the other library."""
+    return number(request.config, "crashes", AT_TWS_INSYNC)
 
 
 @pytest.fixture(name="seed")

@@ -234,8 +234,8 @@ READS: Final = (
         ),
         description="A trade is one fill. Its `commission`, `last_quantity` and `last_price` are its own, so that "
         "commissions and quantities may be summed. In a trade_event, and in an order, `commission` is cumulative "
-        "per order: each further fill tells the sum so far. A fill that the exchange took back (`busted`) is no "
-        "longer listed.",
+        "per order: each further fill tells the sum so far. A fill that the exchange took back (`busted`) or "
+        "corrected (`corrects` of the new one names it) is no longer listed.",
     ),
     Read(
         "/api/events",

@@ -9,6 +9,8 @@ import sys
 from decimal import Decimal
 from typing import Any, Final, Self
 
+from sigma9_core.testing.child import end
+
 PATIENCE: Final = 20.0
 """Seconds that an answer may take."""
 
@@ -53,11 +55,7 @@ class ExchangeProcess:
             self._socket.close()
             self._socket = None
         process, self._process = self._process, None
-        if process is not None:
-            for stream in (process.stdin, process.stdout):
-                if stream is not None:
-                    stream.close()
-            process.wait(PATIENCE)
+        end(process, PATIENCE)
 
     def __enter__(self) -> Self:
         """Start it where it does not run yet."""

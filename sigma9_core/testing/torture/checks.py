@@ -203,8 +203,13 @@ def _missed_busts(story: Story, dump: Dump) -> list[dict[str, Any]]:
     return [
         each["fill"]
         for each in _ours(dump)
-        if each["busted"] and each["fill"]["exec_id"] not in noted and each["fill"]["exec_id"] in counted
+        if taken_back(each) and each["fill"]["exec_id"] not in noted and each["fill"]["exec_id"] in counted
     ]
+
+
+def taken_back(execution: Mapping[str, Any]) -> bool:
+    """Tell whether a trade was taken back, with nothing in its place."""
+    return bool(execution["busted"]) and not execution.get("corrected")
 
 
 def _stands_for(execution: Mapping[str, Any]) -> str:
@@ -232,7 +237,8 @@ def _same_fills(story: Story, dump: Dump) -> Iterator[str]:
             continue
         real = truth[exec_id]["fill"]
         names = ("order_id", "symbol", "side")
-        amounts = ("quantity", "price", "commission")
+        # What was corrected costs nothing any more: its commission may have come after that.
+        amounts = ("quantity", "price", *(() if truth[exec_id].get("corrected") else ("commission",)))
         same = all(getattr(fill, name) == real[name] for name in names)
         if not same or any(getattr(fill, name) != Decimal(real[name]) for name in amounts):
             yield f"the fill {exec_id} is in the journal as {fill}, and was {real}"

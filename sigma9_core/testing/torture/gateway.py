@@ -31,6 +31,8 @@ TYPES: Final = {
 ENDS: Final = {"Filled": "filled", "Cancelled": "cancelled", "Inactive": "rejected"}
 ACCIDENTS: Final = ("cancel", "correct", "outage", "cut", "mute", "flap", "restart")
 """What goes wrong at a step of the market; every other fault is one of the peer's own, by its name."""
+CORRECTED: Final = 200
+"""One of so many of the newest executions is corrected."""
 
 
 class Recorder(FakeTws):
@@ -100,7 +102,7 @@ class Gateway(Venue):
                     ticket, ("expired", "the exchange has ended it")[self._streams["cancel"].random() < 0.5]
                 )
         if self._rates.get("correct") and self._strikes("correct"):
-            self._correct(market.busts)
+            self._correct()
         if not tws.clients:
             return
         if self._strikes("flap"):
@@ -117,13 +119,10 @@ class Gateway(Venue):
         if self._strikes("restart"):
             tws.restart()
 
-    def _correct(self, symbols: tuple[str, ...]) -> None:
+    def _correct(self) -> None:
         draw, superseded = self._streams["correct"], self._superseded()
-        able = [
-            each
-            for each in self._tws.book.executions[-200:]
-            if each.ticket.ref and each.ticket.contract.symbol in symbols and each.exec_id not in superseded
-        ]
+        newest = self._tws.book.executions[-CORRECTED:]
+        able = [each for each in newest if each.ticket.ref and each.exec_id not in superseded]
         if able:
             execution = draw.choice(able)
             self._tws.correct(execution, execution.price + draw.choice((Decimal("-0.01"), Decimal("0.01"))))
@@ -199,6 +198,7 @@ class Gateway(Venue):
                     "broker_order_id": str(each.ticket.perm_id),
                 },
                 "busted": each.exec_id in superseded,
+                "corrected": each.exec_id in superseded,
                 "after": str(each.held),
                 "told_at": None if each.told_at is None else each.told_at.isoformat(timespec="microseconds"),
             }

@@ -24,6 +24,7 @@ from sigma9_core.testing.torture.checks import (
     naked,
     read_story,
     released,
+    taken_back,
     unheard_turns,
 )
 from sigma9_core.testing.torture.points import POINTS, Point
@@ -375,7 +376,8 @@ class Lives:
         numbers["fills recovered"] += sum(record.recovered for record in story.fills)
         numbers["orders that were unknown"] += len({s["order_id"] for s in steps if s["event"] == "unknown"})
         numbers["steps recovered"] += sum(step["recovered"] for step in steps)
-        numbers["trades taken back"] += sum(each["busted"] for each in dump["executions"])
+        numbers["trades taken back"] += sum(map(taken_back, dump["executions"]))
+        numbers["trades corrected"] += sum(bool(each.get("corrected")) for each in dump["executions"])
         numbers["orders filled in part"] += len({s["order_id"] for s in steps if s["event"] == "partially_filled"})
         numbers["kills"] += sum(note.body["what"] == "fired" for note in story.notes["kill"])
         numbers["resets"] += sum(note.body["what"] == "reset" for note in story.notes["kill"])
@@ -422,7 +424,7 @@ def _differences(orders: dict[str, Any], positions: dict[str, Any], dump: dict[s
                 faults.append(f"{one}: {name} is {here} here and {there} there")
     held = {p["symbol"]: Decimal(str(p["quantity"])) for p in positions["positions"]}
     real_held = {symbol: Decimal(quantity) for symbol, quantity in dump["positions"].items()}
-    busted = {each["fill"]["symbol"] for each in dump["executions"] if each["busted"]}
+    busted = {each["fill"]["symbol"] for each in dump["executions"] if taken_back(each)}
     for symbol in (held.keys() | real_held.keys()) - {
         *busted,
         *FOREIGN,

@@ -64,6 +64,7 @@ PLAIN: Final = (
     ),
     Kind("lost-order", "place", "A new order is swallowed: it is not in the book, and nothing is answered."),
     Kind("lost-ack", "place", "A new order works, and nothing is told of it until a client reads it back."),
+    Kind("late-ack", "place", "A new order works, and nothing is told of it for `seconds` (2)."),
     Kind("death-after-accept", "place", "The connection dies right after a new order was taken, unanswered."),
     Kind(
         "modify-rejected",

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Self, TypeVar
 
+from sigma9_core.testing.child import end
 from sigma9_core.testing.tws.asking import asked
 from sigma9_core.testing.tws.server import LOCAL, FakeTws
 
@@ -108,11 +109,7 @@ class TwsProcess:
             self._socket.close()
             self._socket = None
         process, self._process = self._process, None
-        if process is not None:
-            for stream in (process.stdin, process.stdout):
-                if stream is not None:
-                    stream.close()
-            process.wait(PATIENCE)
+        end(process, PATIENCE)
 
     def ask(self, what: str, **more: Any) -> Any:
         """Ask or tell it something by name, and give the answer (blocks); raise RuntimeError where it refuses."""

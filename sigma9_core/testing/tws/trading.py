@@ -49,8 +49,10 @@ def place(world: World, client: Client, request: Request) -> None:
     name = "" if fault is None else fault.kind.name
     if name == "lost-order":
         return
-    if name in ("lost-ack", "death-after-accept"):
-        _untold(world, client, request, contract, dies=name == "death-after-accept")
+    if fault is not None and name in ("lost-ack", "late-ack", "death-after-accept"):
+        ticket = _untold(world, client, request, contract, dies=name == "death-after-accept")
+        if ticket is not None and name == "late-ack":
+            world.clock.later(fault.option("seconds", 2), lambda: world.acknowledge(ticket))
         return
     if fault is not None and name == "read-only":
         client.send(error(fault.kind.code, fault.kind.text, order_id))
@@ -62,10 +64,10 @@ def place(world: World, client: Client, request: Request) -> None:
         client.send(error(refusal.code, refusal.text, order_id))
 
 
-def _untold(world: World, client: Client, request: Request, contract: Contract, *, dies: bool) -> None:
+def _untold(world: World, client: Client, request: Request, contract: Contract, *, dies: bool) -> Ticket | None:
     """Take an order without a word; where the connection dies, that is all that keeps it from being told."""
     if request.order is None:
-        return
+        return None
     client.muted = True
     if dies:
         client.close(at_once=True)
@@ -73,7 +75,9 @@ def _untold(world: World, client: Client, request: Request, contract: Contract, 
         ticket = world.book.place(client.client_id, request.order_id, contract, request.order)
         ticket.withheld = not dies
     except Refused:
-        pass  # a refusal is not told either
+        return None  # a refusal is not told either
+    else:
+        return ticket
     finally:
         client.muted = dies
 

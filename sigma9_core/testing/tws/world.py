@@ -208,6 +208,12 @@ class World:
         if not ticket.withheld:
             self._when_up(report)
 
+    def acknowledge(self, ticket: Ticket) -> None:
+        """Tell an order of which nothing was told so far."""
+        if ticket.withheld:
+            ticket.withheld = False
+            self._when_up(lambda: self._tell_order(ticket))
+
     def _tell_order(self, ticket: Ticket) -> None:
         self.tell(ticket, order_message(ticket, self.zone))
         self._tell_status(ticket, status_message(ticket))

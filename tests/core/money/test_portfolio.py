@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal, getcontext, localcontext
 from fractions import Fraction
@@ -217,13 +218,14 @@ def test_a_part_of_an_execution_never_was() -> None:
         each.fill("buy", size, 100, fee=1, exec_id="part")
         each.fill("sell", 3, 130, fee=1)
     assert books.portfolio.bust("part", Decimal(4))
-    assert books.portfolio.standing("part") == 6
+    assert (left := books.portfolio.standing("part")) is not None
+    assert left.quantity == 6
     for name in ("cash", "fees", "realized", "cost", "trades"):
         assert getattr(books.portfolio, name) == getattr(clean.portfolio, name), name
     assert books.portfolio.positions() == clean.portfolio.positions()
 
     assert books.portfolio.bust("part", Decimal(20))
-    assert books.portfolio.standing("part") == 0
+    assert books.portfolio.standing("part") is None
     assert books.portfolio.quantity("AAPL") == -3
     assert not books.portfolio.bust("part")
 
@@ -285,6 +287,71 @@ def test_no_cent_is_lost(moves: list[tuple[Any, ...]]) -> None:
     assert Fraction(portfolio.fees) == sum((Fraction(fill.commission) for fill in told), Fraction(0))
     for position in portfolio.positions():
         assert position.quantity != 0
+
+
+afterwards = st.lists(
+    st.one_of(
+        st.tuples(
+            st.just("fill"),
+            st.sampled_from(("AAPL", "MSFT")),
+            st.sampled_from(("buy", "sell")),
+            st.integers(1, 20).map(Decimal),
+            prices,
+            fees,
+        ),
+        st.tuples(st.just("split"), st.sampled_from(("AAPL", "MSFT")), st.integers(1, 5), st.integers(1, 5)),
+        st.tuples(st.just("charge"), st.integers(0, 30), fees),
+        st.tuples(st.just("correct"), st.integers(0, 30), prices, fees),
+        st.tuples(st.just("bust"), st.integers(0, 30)),
+    ),
+    max_size=40,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(moves=afterwards)
+def test_what_is_put_right_later_is_as_if_it_had_come_so(moves: list[tuple[Any, ...]]) -> None:
+    """After late commissions, corrections and busts the books are those of the fills that stand, in order."""
+    books = Books("25000.25")
+    portfolio = books.portfolio
+    story: list[Any] = []
+    for number, move in enumerate(moves):
+        places = [place for place, each in enumerate(story) if isinstance(each, Fill)]
+        place = places[move[1] % len(places)] if places and isinstance(move[1], int) else 0
+        old = story[place] if places else None
+        match move:
+            case "fill", symbol, side, quantity, price, fee:
+                story.append(Fill(f"x{number}", "o", symbol, side, quantity, price, fee, FRIDAY.open))
+                portfolio.apply(story[-1], "s")
+            case "split", symbol, new, share:
+                story.append((symbol, Decimal(new), Decimal(share)))
+                portfolio.split(*story[-1])
+            case "charge", _, fee if isinstance(old, Fill):
+                story[place] = replace(old, commission=fee)
+                assert portfolio.commission(old.exec_id, fee) == fee - old.commission
+            case "correct", _, price, fee if isinstance(old, Fill):
+                fill = replace(old, exec_id=f"x{number}", price=price, commission=fee, corrects=(old.exec_id,))
+                story[place] = fill
+                applied = portfolio.apply(fill, "s")
+                assert applied is not None
+                assert not applied.moved
+                assert portfolio.apply(old, "s") is None
+            case "bust", _ if isinstance(old, Fill):
+                del story[place]
+                portfolio.bust(old.exec_id)
+    fresh = Books("25000.25").portfolio
+    for each in story:
+        if isinstance(each, Fill):
+            fresh.apply(each, "s")
+        else:
+            fresh.split(*each)
+
+    for name in ("cash", "fees", "realized", "cost"):
+        assert getattr(portfolio, name) == getattr(fresh, name), name
+    assert portfolio.positions() == fresh.positions()
+    assert sorted(portfolio.trades, key=repr) == sorted(fresh.trades, key=repr)
+    for symbol in ("AAPL", "MSFT"):
+        assert portfolio.opened_by(symbol) == fresh.opened_by(symbol)
 
 
 @settings(max_examples=100, deadline=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -168,3 +169,20 @@ async def test_trades_of_a_partly_filled_order_add_up(desk: Desk, monkeypatch: p
     events = (await desk.ask("GET", "/api/events?type=trade_event"))[1]["events"]
     so_far = [event["data"]["commission"] for event in events if event["data"]["trade_id"]]
     assert so_far == [1.5, 4, 5]  # a trade_event tells the order's sum
+
+
+async def test_a_commission_that_was_told_late_is_in_order_and_trade(desk: Desk) -> None:
+    """An order that has ended is shown with what it has cost by now, and so is its trade."""
+    order_id = (await desk.room.order(quantity=100))["order_id"]
+    await desk.room.fill(order_id, "10", 100)
+    fill = replace(desk.room.exchange.fills[-1], commission=Decimal("1.5"))
+
+    async def tell() -> None:
+        desk.room.exchange.report("commission", order_id, fill=fill)
+
+    await desk.room.engine.money.call(tell())
+    await desk.room.settled()
+    whole = (await desk.ask("GET", f"/api/orders/{order_id}"))[1]
+    (trade,) = (await desk.ask("GET", "/api/trades"))[1]["trades"]
+
+    assert (whole["commission"], trade["commission"]) == (1.5, 1.5)

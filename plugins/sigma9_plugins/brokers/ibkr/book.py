@@ -33,9 +33,8 @@ class Known:
     end: End | None = None
     told: Decimal = ZERO
     """What the order status says has filled."""
-    counted: Decimal = ZERO
-    """What the executions say has filled."""
-    executions: set[str] = field(default_factory=set)
+    executions: dict[str, Decimal] = field(default_factory=dict)
+    """The quantities of its executions; one that was corrected is none any more."""
     said: str | None = None
     """The newest words of IB on it."""
     change: OrderRequest | None = None
@@ -51,6 +50,11 @@ class Known:
     """The orders that were sent as one unit with it, where it waits at TWS for the last of them."""
     released_at: float = 0.0
     """When it was last cancelled as one that may wait there in vain."""
+
+    @property
+    def counted(self) -> Decimal:
+        """Give what its executions say has filled."""
+        return sum(self.executions.values(), ZERO)
 
     @property
     def broker_order_id(self) -> str:

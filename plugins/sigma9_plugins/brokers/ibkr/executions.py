@@ -1,7 +1,8 @@
 """Fills: made from executions and their commission reports alone, once each, also where IB tells them twice.
 
 A commission report follows its execution a moment later; a fill waits for it, though not for long. One that comes
-after that is reported by itself. A corrected execution has the id of the old one with a higher last part.
+after that is reported by itself. An execution that corrects another has its id with a higher last part: it is a
+fill in place of that one, whichever comes first.
 """
 
 from __future__ import annotations
@@ -39,15 +40,16 @@ def fill_of(contract: Any, execution: Any, order_id: str, commission: Decimal) -
         commission=commission,
         ts=moment.astimezone(UTC) if isinstance(moment, datetime) else datetime.now(UTC),
         broker_order_id=str(execution.permId) if execution.permId else None,
+        corrects=corrected_by(execution.execId),
     )
 
 
-def replaced_by(exec_id: str) -> list[str]:
+def corrected_by(exec_id: str) -> tuple[str, ...]:
     """Name the executions that this one corrects: `x.01` where it is `x.02`."""
     stem, dot, last = exec_id.rpartition(".")
     if not dot or not last.isdigit() or len(last) != 2:
-        return []
-    return [f"{stem}.{number:02d}" for number in range(1, int(last))]
+        return ()
+    return tuple(f"{stem}.{number:02d}" for number in range(1, int(last)))
 
 
 class Executions:
@@ -74,8 +76,8 @@ class Executions:
         """Fills that were told, or read back, without one."""
         self._read: set[str] = set()
         """Executions that were read back with their commission."""
-        self._taken_back: set[str] = set()
-        """Executions that were corrected."""
+        self._corrected: set[str] = set()
+        """Executions that were corrected: they are not told any more."""
 
     # --- as it happens -----------------------------------------------------------------------------------------
 
@@ -84,14 +86,12 @@ class Executions:
         if request != LIVE or (account and execution.acctNumber and execution.acctNumber != account):
             return
         known = self._known(execution)
-        if known is None or execution.execId in known.executions:
-            return  # a stranger's, or told twice
+        if known is None or execution.execId in known.executions or execution.execId in self._corrected:
+            return  # a stranger's, or told twice, or too late
         if execution.permId:
             self._book.name(known, execution.permId, known.client_id, 0)
-        known.executions.add(execution.execId)
-        known.counted += quantity(execution.shares)
         fill = fill_of(contract, execution, known.order_id, self._commissions.get(execution.execId, ZERO))
-        self._take_back(known, fill)
+        self._take(known, fill)
         if fill.exec_id in self._commissions or self._patience == 0:
             self._tell(known, fill)
             return
@@ -145,10 +145,7 @@ class Executions:
         elif exec_id not in self._read:
             self._read.add(exec_id)
             self._tell_commission(fill)  # it may have been counted without, also by an earlier process
-        if known is not None and exec_id not in known.executions:
-            known.executions.add(exec_id)
-            known.counted += fill.quantity
-        self._take_back(known, fill)
+        self._take(known, fill)
         return fill
 
     # --- inside ------------------------------------------------------------------------------------------------
@@ -173,15 +170,17 @@ class Executions:
     def _tell_commission(self, fill: Fill) -> None:
         self._report(BrokerReport("commission", fill.order_id, fill.ts, fill.broker_order_id, fill))
 
-    def _take_back(self, known: Known | None, fill: Fill) -> None:
-        """Take back what an execution corrects, once: also what only an earlier process can have counted."""
-        for old in replaced_by(fill.exec_id):
-            if old in self._taken_back:
+    def _take(self, known: Known | None, fill: Fill) -> None:
+        """Note an execution, in place of those that it corrects: what waits of them is told no more."""
+        if known is not None and fill.exec_id not in self._corrected:
+            known.executions[fill.exec_id] = fill.quantity
+        for old in fill.corrects:
+            if old in self._corrected:
                 continue
-            self._taken_back.add(old)
-            log.warning("execution %s of order %s was corrected", old, fill.order_id)
+            self._corrected.add(old)
+            log.warning("execution %s of order %s was corrected by %s", old, fill.order_id, fill.exec_id)
+            self._owed.pop(old, None)
             if known is not None:
-                self.flush(known)
-                known.counted -= fill.quantity if old in known.executions else ZERO
-            gone = replace(fill, exec_id=old)
-            self._report(BrokerReport("busted", fill.order_id, fill.ts, fill.broker_order_id, gone))
+                known.executions.pop(old, None)
+            if (waiting := self._waiting.pop(old, None)) is not None:
+                waiting[2].cancel()

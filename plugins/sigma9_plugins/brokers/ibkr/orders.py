@@ -126,8 +126,9 @@ class Orders:
         """Change quantity and prices of a working order, under its own number."""
         wire, known = self._connected(), self._mine(order.order_id)
         request = order.request
-        if known.waiting:
-            raise BrokerRefused(f"order {known.order_id} has not left yet: change it once it is there")
+        if not known.acknowledged:
+            # To IB it is the same message as the order: where that never arrived, it would be a new one.
+            raise BrokerRefused(f"order {known.order_id} is not confirmed yet: change it once it is there")
         if known.request is not None:
             fixed = [name for name in FIXED if getattr(request, name) != getattr(known.request, name)]
             if fixed:

@@ -14,6 +14,7 @@ from sigma9_core.models import Fill
 from sigma9_plugins.brokers.ibkr.asking import Answer, Asking
 from sigma9_plugins.brokers.ibkr.book import Known, learn
 from sigma9_plugins.brokers.ibkr.contracts import Contracts
+from sigma9_plugins.brokers.ibkr.executions import corrected_by
 from sigma9_plugins.brokers.ibkr.figures import amount, quantity
 from sigma9_plugins.brokers.ibkr.mapping import State, from_ib, moment_of, state_of
 from sigma9_plugins.brokers.ibkr.orders import Orders
@@ -146,6 +147,7 @@ class Reading:
         known = learn(self._orders.book, order, shown.number)
         if known is not None:
             known.parent = order.parentId or known.parent
+            known.acknowledged = True  # whoever asks learns it by the answer
         parent = (
             self._orders.book.find(client_id=order.clientId, number=order.parentId) if order.parentId else None
         )
@@ -177,10 +179,9 @@ class Reading:
             "executions", handlers, lambda number: ("reqExecutions", (number, wanted))
         )
         newest = {execution.execId: (contract, execution) for contract, execution in told}
-        for exec_id in [*newest]:  # one that was corrected counts no more
-            stem, _, last = exec_id.rpartition(".")
-            if last.isdigit() and len(last) == 2 and f"{stem}.{int(last) + 1:02d}" in newest:
-                del newest[exec_id]
+        for exec_id in [*newest]:
+            for wrong in corrected_by(exec_id):  # it counts no more
+                newest.pop(wrong, None)
         await self._commissions([*newest])
         return list(newest.values())
 

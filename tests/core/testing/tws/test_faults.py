@@ -91,6 +91,20 @@ async def test_lost_ack(lib: Any, ib: Any, aapl: Any, tws: FakeTws) -> None:
     assert resting.orderStatus.status == "Filled"
 
 
+async def test_late_ack(lib: Any, ib: Any, aapl: Any, tws: FakeTws) -> None:
+    """late-ack: the order works, and is told of after a while; what has filled meanwhile can be asked for."""
+    tws.arm("late-ack", times=2, seconds=5)
+    resting = await place(lib, ib, aapl, limit(lib, orderRef="rests"))
+    filled = await place(lib, ib, aapl, limit(lib, price=200, orderRef="fills"))
+    assert {resting.orderStatus.status, filled.orderStatus.status} == {"PendingSubmit"}
+    assert tws.order("rests").live
+
+    tws.clock.advance(5)
+    await ib.reqCurrentTimeAsync()
+    assert (resting.orderStatus.status, filled.orderStatus.status) == ("Submitted", "Filled")
+    assert [each.execution.orderRef for each in await ib.reqExecutionsAsync()] == ["fills"]
+
+
 async def test_death_after_accept(lib: Any, ib: Any, aapl: Any, tws: FakeTws, connect: Any) -> None:
     """death-after-accept: the connection is gone, the order is not."""
     tws.arm("death-after-accept")

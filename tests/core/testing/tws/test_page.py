@@ -6,9 +6,7 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +16,11 @@ from sigma9_core.cli import fake_tws
 from sigma9_core.testing.tws import KINDS, FakeTws
 from sigma9_core.testing.tws.asking import METHODS
 from sigma9_core.testing.tws.contracts import PRICES
+from sigma9_core.testing.tws.insync import run_with_ib_insync
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[3]
 PAGE = ROOT / "docs" / "fake-tws.md"
-INSYNC = ROOT / ".venv" / "insync"
 HEAD = "| fault | what happens |\n|---|---|\n"
 
 
@@ -82,24 +80,7 @@ def test_everything_with_ib_insync(lib: Any) -> None:
     """What holds with `ib_async` holds with `ib_insync`."""
     if lib.__name__ == "ib_insync":
         pytest.skip("this run has ib_insync already")
-    if not (INSYNC / ".ready").exists():
-        why = f"there is no environment with ib_insync: `make test` makes {INSYNC}"
-        if os.environ.get("CI"):
-            pytest.fail(why)
-        pytest.skip(why)
-    outside = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    done = subprocess.run(
-        [INSYNC / "bin" / "python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not insync", HERE],
-        cwd=ROOT,
-        env=outside,
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
-
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
-    assert " passed" in done.stdout
+    run_with_ib_insync("-m", "not insync", HERE, within=180)
 
 
 if __name__ == "__main__":

@@ -267,14 +267,39 @@ async def test_corrected_execution(room: IbkrRoom) -> None:
     await room.until(lambda: len(room.heard.fills()) == 2, "the corrected fill")
 
     kinds = [kind for kind in room.heard.kinds(order.order_id) if kind != "commission"]
-    assert kinds == ["accepted", "filled", "busted", "filled"]
+    assert kinds == ["accepted", "filled", "filled"]
     old, new = room.heard.fills()
-    busted = next(report for report in room.heard.reports if report.kind == "busted").fill
-    assert busted is not None
-    assert busted.exec_id == old.exec_id
+    assert (old.corrects, new.corrects) == ((), (old.exec_id,))
     assert new.price == Decimal("9.45")
     (found,) = await room.broker.executions(begun - timedelta(minutes=1))
-    assert (found.exec_id, found.price) == (new.exec_id, new.price)
+    assert (found.exec_id, found.price, found.corrects) == (new.exec_id, new.price, new.corrects)
+
+
+async def test_correction_before_what_it_corrects(room: IbkrRoom) -> None:
+    """An execution that comes after its correction is not told, and no fill waits for a commission of it."""
+    room.tws.arm("late-execution", seconds=0.1)
+    order = await sent(room)
+    execution = room.tws.fill(order.order_id, 100, 9.5)
+    new = room.tws.correct(execution, 9.45)
+    await room.until(lambda: bool(room.heard.fills()), "the corrected fill")
+    await room.until(lambda: execution.told_at is not None, "the execution that is late")
+    await room.caught_up()
+
+    assert [fill.exec_id for fill in room.heard.fills()] == [new.exec_id]
+
+
+async def test_correction_of_what_waits_for_its_commission(room: IbkrRoom) -> None:
+    """What has not been told when its correction comes is not told any more."""
+    room.tws.arm("lost-commission")
+    order = await sent(room)
+    execution = room.tws.fill(order.order_id, 100, 9.5)
+    new = room.tws.correct(room.tws.correct(execution, 9.47), 9.45)
+    await room.until(lambda: bool(room.heard.fills()), "the corrected fill")
+    await room.caught_up()
+
+    assert room.heard.fills()[-1].exec_id == new.exec_id
+    assert execution.exec_id not in [fill.exec_id for fill in room.heard.fills()]
+    assert room.heard.fills()[-1].corrects[0] == execution.exec_id
 
 
 async def test_commission_after_a_restart(room: IbkrRoom) -> None:
@@ -297,7 +322,7 @@ async def test_commission_after_a_restart(room: IbkrRoom) -> None:
 
 @pytest.mark.parametrize("live", [True, False])
 async def test_correction_after_a_restart(room: IbkrRoom, live: bool) -> None:
-    """What an earlier life has counted is taken back when the next one hears of its correction."""
+    """What an earlier life has counted is named as corrected when the next one hears of it."""
     begun = room.now()
     order = await sent(room)
     execution = room.tws.fill(order.order_id, 40, 9.5)
@@ -313,8 +338,9 @@ async def test_correction_after_a_restart(room: IbkrRoom, live: bool) -> None:
     await room.broker.executions(begun - timedelta(minutes=1))
     await room.broker.executions(begun - timedelta(minutes=1))
 
-    busted = [report.fill for report in room.heard.reports if report.kind == "busted"]
-    assert [fill.exec_id for fill in busted if fill] == [execution.exec_id]
+    (found,) = await room.broker.executions(begun - timedelta(minutes=1))
+    assert found.corrects == (execution.exec_id,)
+    assert [fill.exec_id for fill in room.heard.fills()] == ([found.exec_id] if live else [])
 
 
 async def test_fill_while_away_after_a_restart(room: IbkrRoom) -> None:

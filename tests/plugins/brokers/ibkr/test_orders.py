@@ -351,7 +351,7 @@ async def test_a_change_that_waits_never_follows_the_cancel(room: IbkrRoom) -> N
     burst = [approve(request(SYMBOL, "buy", 1, **RESTING)) for _ in range(40)]
     for each in burst:
         await room.broker.submit([each])
-    with pytest.raises(BrokerRefused, match="has not left"):
+    with pytest.raises(BrokerRefused, match="not confirmed"):
         await room.broker.replace(approve(burst[-1].request, burst[-1].order_id))
     await room.broker.replace(changed)
     for each in (order, *burst):
@@ -397,10 +397,43 @@ async def test_nothing_is_awaited_before_an_order_leaves(room: IbkrRoom) -> None
     """The first step of `submit`, `replace` and `cancel` hands the bytes over: there is no second one."""
     order = approve(request(SYMBOL, "buy", 100, **RESTING))
     changed = approve(order.request.model_copy(update={"quantity": Decimal(50)}), order.order_id)
-    for work in (room.broker.submit([order]), room.broker.replace(changed), room.broker.cancel(order.order_id)):
+    with pytest.raises(StopIteration):
+        room.broker.submit([order]).send(None)
+    await room.ended(order, "accepted")
+    for work in (room.broker.replace(changed), room.broker.cancel(order.order_id)):
         with pytest.raises(StopIteration):
             work.send(None)
     await room.ended(order, "cancelled")
+
+
+async def test_a_change_of_an_order_that_never_arrived_is_not_sent(room: IbkrRoom) -> None:
+    """It is the same message as the order, so it would be one: nothing leaves, and nothing is there."""
+    room.tws.arm("lost-order")
+    order = approve(request(SYMBOL, "buy", 100, **RESTING))
+    await room.broker.submit([order])
+    changed = approve(order.request.model_copy(update={"quantity": Decimal(50)}), order.order_id)
+    with pytest.raises(BrokerRefused, match="not confirmed"):
+        await room.broker.replace(changed)
+    await room.caught_up()
+
+    assert len(room.tws.requests("placeOrder")) == 1
+    assert not room.tws.orders()
+
+
+async def test_a_change_of_an_order_that_was_read_back_is_sent(room: IbkrRoom) -> None:
+    """What a read-back shows has arrived: it can be changed, though it was never acknowledged."""
+    room.tws.arm("lost-ack")
+    order = approve(request(SYMBOL, "buy", 100, **RESTING))
+    await room.broker.submit([order])
+    await room.tws.until(lambda: bool(room.tws.orders()))
+    changed = approve(order.request.model_copy(update={"quantity": Decimal(50)}), order.order_id)
+    with pytest.raises(BrokerRefused, match="not confirmed"):
+        await room.broker.replace(changed)
+    await room.broker.open_orders()
+    await room.broker.replace(changed)
+    await room.ended(order, "replaced")
+
+    assert [each.quantity for each in room.tws.orders()] == [50]
 
 
 # --- accounts -------------------------------------------------------------------------------------------------

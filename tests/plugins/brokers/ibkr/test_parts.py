@@ -20,7 +20,7 @@ from sigma9_plugins.brokers.ibkr.accounts import choose
 from sigma9_plugins.brokers.ibkr.book import Book, Known
 from sigma9_plugins.brokers.ibkr.codes import TABLE, Action, action, order_action, request_fails, says
 from sigma9_plugins.brokers.ibkr.contracts import name_of
-from sigma9_plugins.brokers.ibkr.executions import replaced_by
+from sigma9_plugins.brokers.ibkr.executions import corrected_by
 from sigma9_plugins.brokers.ibkr.figures import amount, price, quantity
 from sigma9_plugins.brokers.ibkr.ids import BLOCK, FILE, OrderNumbers
 from sigma9_plugins.brokers.ibkr.lanes import Lanes
@@ -222,9 +222,9 @@ def test_ends(status: str, words: str, end: str) -> None:
 
 def test_corrections() -> None:
     """An execution id says which ones it corrects."""
-    assert replaced_by("0001f4e5.5f6c.01.03") == ["0001f4e5.5f6c.01.01", "0001f4e5.5f6c.01.02"]
-    assert replaced_by("0001f4e5.5f6c.01.01") == []
-    assert replaced_by("whatever") == []
+    assert corrected_by("0001f4e5.5f6c.01.03") == ("0001f4e5.5f6c.01.01", "0001f4e5.5f6c.01.02")
+    assert corrected_by("0001f4e5.5f6c.01.01") == ()
+    assert corrected_by("whatever") == ()
 
 
 def test_names_of_contracts() -> None:

@@ -28,6 +28,7 @@ from sigma9_core.config import IbkrSettings, Settings
 from sigma9_core.contracts import PluginContext
 from sigma9_core.errors import CommandError
 from sigma9_core.models import ExitPlan, OrderRequest, OrderStatus, Session, Slice, Trade
+from sigma9_core.money import desk as order_desk
 from sigma9_core.money.gate import GuardedRule
 from sigma9_core.money.journal import Journal
 from sigma9_core.money.latch import Latch
@@ -36,6 +37,7 @@ from sigma9_core.money.path import MoneyPath
 from sigma9_core.testing.money_room import AllowAll
 from sigma9_core.testing.tws import KINDS, FakeTws
 from sigma9_plugins.brokers.ibkr.broker import IbkrBroker
+from sigma9_plugins.brokers.ibkr.executions import corrected_by
 from sigma9_plugins.brokers.ibkr.settings import IbkrConfig
 
 log = logging.getLogger("sigma9.test")
@@ -186,7 +188,9 @@ class Trader:
                     await self.change()
                 case x if x < 0.55:
                     await self.cancel()
-                case x if x < 0.85:
+                case x if x < 0.6:
+                    self.correct()
+                case x if x < 0.87:
                     name = self.chance.choice(FAULTS)
                     more: dict[str, Any] = {"seconds": 0.2} if "late" in name else {}
                     self.tws.arm(name, **more)
@@ -257,6 +261,13 @@ class Trader:
         if order is not None:
             await self.path.desk.cancel(order.order_id)
 
+    def correct(self) -> None:
+        """Let IB put an execution right that stands."""
+        wrong = {name for each in self.tws.book.executions for name in corrected_by(each.exec_id)}
+        if standing := [each for each in self.tws.book.executions[-20:] if each.exec_id not in wrong]:
+            execution = self.chance.choice(standing)
+            self.tws.correct(execution, execution.price + self.chance.choice((-1, 1)) * Decimal("0.01"))
+
     # --- the evening --------------------------------------------------------------------------------------------
 
     def disagreements(self) -> list[str]:
@@ -284,6 +295,11 @@ class Trader:
             f"execution {each.exec_id} of {each.ticket.ref} was not counted"
             for each in self.tws.book.executions
             if not desk.knows_execution(each.exec_id)
+        ]
+        told += [
+            f"{order.order_id} has filled {order.filled} of {order.request.quantity}, at IB {ticket.filled}"
+            for ticket in self.tws.orders()
+            if (order := desk.orders.get(ticket.ref)) is not None and order.filled != ticket.filled
         ]
         return told
 
@@ -364,6 +380,87 @@ async def test_days_that_go_wrong(tmp_path: Path) -> None:
                 await trader.agree("after the night")
             tws.new_day()
     assert struck > 10 * DAYS
+
+
+@pytest.mark.parametrize("when", ["live", "before what it corrects", "away", "away, and told late"])
+async def test_a_correction_moves_no_position(tmp_path: Path, when: str) -> None:
+    """Whenever IB tells it, the new price counts, the order has filled once, and no exit closes anything."""
+    async with FakeTws(cash=1_000_000, spread="0.02") as tws:
+        tws.hold_fills()
+        async with Trader(tws, tmp_path, random.Random(1)).life() as trader:
+            request = OrderRequest(symbol="AMD", side="buy", quantity=Decimal(100), exit_plan=ExitPlan())
+            (entry, *_) = await trader.path.enter(request, PRICES["AMD"])
+            await until(lambda: entry.status is OrderStatus.ACCEPTED)
+            if when == "before what it corrects":
+                tws.arm("late-execution", seconds=0.2)
+            execution = tws.fill(entry.order_id, 100, 110)
+            if "away" not in when:
+                tws.correct(execution, 109)
+                await until(lambda: entry.average_price == 109 and execution.told_at is not None)
+                assert told_of(trader, entry) == (100, 109, 100)
+            else:
+                await until(lambda: entry.filled == 100)
+            await until(lambda: not trader.path.desk.changing and len(tws.orders(live=True)) == 1)
+            (stop,) = tws.orders(live=True)
+            await trader.crash()
+        if "away" in when:
+            fixed = tws.correct(execution, 109)
+            if when == "away, and told late":
+                tws.book.executions[:] = [fixed, execution]
+        async with Trader(tws, tmp_path, random.Random(2)).life() as trader:
+            found = await trader.path.desk.recall(entry.order_id)
+            assert found is not None
+            await until(lambda: found.average_price == 109)
+            assert told_of(trader, found) == (100, 109, 100)
+            assert trader.path.portfolio.cash == tws.world.accounts.first.cash
+            assert trader.disagreements() == []
+            assert [each.perm_id for each in tws.orders(live=True)] == [stop.perm_id]
+
+
+@pytest.mark.parametrize("fault", ["lost-order", "lost-ack", "late-ack"])
+async def test_a_change_waits_for_the_word_on_its_order(
+    tmp_path: Path, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where IB has confirmed the order in time the change is made, else it is `busy`, and nothing was sent."""
+    monkeypatch.setattr(order_desk, "CONFIRMED_WITHIN", 0.7)
+    async with (
+        FakeTws(cash=1_000_000, spread="0.02") as tws,
+        Trader(tws, tmp_path, random.Random(1)).life() as trader,
+    ):
+        more: dict[str, Any] = {"seconds": 0.3} if fault == "late-ack" else {}
+        tws.arm(fault, **more)
+        desk = trader.path.desk
+        terms: Any = {"order_type": "limit", "limit_price": Decimal(50)}
+        request = OrderRequest(symbol="AMD", side="buy", quantity=Decimal(20), **terms)
+        (order,) = await desk.submit([request])
+        assert order.status is OrderStatus.SUBMITTED
+        changing = asyncio.ensure_future(desk.modify(order.order_id, {"limit_price": Decimal(51)}))
+        await asyncio.sleep(0.1)
+        assert len(tws.requests("placeOrder")) == 1
+        if fault == "lost-order":
+            with pytest.raises(CommandError) as refused:
+                await changing
+            assert refused.value.code == "busy"
+            assert len(tws.requests("placeOrder")) == 1
+            await until(lambda: order.status is OrderStatus.REJECTED)
+            assert not tws.orders()
+        else:
+            await changing
+            await until(lambda: order.status is OrderStatus.REPLACED)
+            assert [each.limit for each in tws.orders()] == [51]
+
+
+def told_of(trader: Trader, order: Order) -> tuple[object, ...]:
+    """Give what has filled of an order, at which price, and what is held."""
+    return order.filled, order.average_price, trader.path.portfolio.quantity(order.request.symbol)
+
+
+async def until(true: Callable[[], bool]) -> None:
+    """Wait until something is so."""
+    end = monotonic() + 5
+    while not true():
+        assert monotonic() < end
+        await asyncio.sleep(0.01)
 
 
 async def test_kill_behind_a_burst_of_orders(tmp_path: Path) -> None:
