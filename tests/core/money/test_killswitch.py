@@ -1210,3 +1210,21 @@ async def test_cancelling_everything_leaves_a_kill_s_close(room: MoneyRoom) -> N
     close = (await room.closing())[0]
     await room.path.cancel_entries(protective=True)
     assert close.working
+
+
+async def test_a_kill_is_answered_before_it_is_told_of(room: MoneyRoom, caplog: pytest.LogCaptureFixture) -> None:
+    """What tells of it would hold its answer up: state, log and trail come a moment later, none is left out."""
+    shown: list[str] = []
+    room.path._show_outside = lambda bodies: shown.append((bodies["kill_switch"] or {})["phase"])
+    held = await room.enter()
+    await room.fill(held, "10")
+    await room.path.desk.settle()
+    room.path._touch()
+    await asyncio.sleep(0.2)
+    shown.clear()
+    await kill(room)
+    assert room.path.gate.closing(held.request) is not None
+    assert "KILL SWITCH" not in caplog.text
+    await room.until(lambda: "KILL SWITCH" in caplog.text)
+    await room.until(lambda: "cancelling" in shown)
+    assert [note.body["what"] for note in room.journal.notes("kill", 9)] == ["fired"]
