@@ -43,7 +43,7 @@ KILL_GRACE: Final = 0.25
 """Seconds that the kill's own connection has before this one carries a kill out in its place."""
 GIVE_WAY: Final = 0.004
 """Seconds for which commands are not read while the kill's own connection answers a kill."""
-GIVE_WAY_EVERY: Final = 0.05
+GIVE_WAY_EVERY: Final = 0.01
 """Seconds between two such pauses at least: a flood of kills must not stop the commands."""
 STORED_GRACE: Final = 1.0
 """The same for a stored kill while the kill's own connection is not up yet: it will get it as well."""
