@@ -21,6 +21,7 @@ from typing import Any, Final, Protocol
 
 from pydantic import BaseModel
 
+from sigma9_core.afterwards import Afterwards
 from sigma9_core.clock import monotonic, rfc3339, wall_now
 from sigma9_core.commands import Command, CommandSpec, ControlArgs, KillArgs, Response, allows
 from sigma9_core.contracts import CommandHandler
@@ -39,6 +40,7 @@ from sigma9_core.money.records import CommandRecord, Record
 from sigma9_core.payload import find_spec
 from sigma9_core.plain import plain
 from sigma9_core.registry import check_spec
+from sigma9_core.repeats import Key, Known
 from sigma9_core.workers import Worker, WorkerStuck
 
 log = logging.getLogger("sigma9.commands")
@@ -129,9 +131,6 @@ class CommandJournal(Protocol):
         """Give what is known of a (command, id), newest first (blocks)."""
 
 
-Key = tuple[str, str]
-
-
 @dataclass(frozen=True, slots=True)
 class _Answer:
     """An answer whose row may not be durable yet."""
@@ -168,7 +167,11 @@ class Dispatcher:
         """The digest of each (command, id) in progress."""
         self._answers: dict[Key, _Answer] = {}
         """Answers whose rows are not known to be durable."""
+        self._known = Known()
         self._tasks: set[asyncio.Task[Response]] = set()
+        self._rows = Afterwards()
+        self._lines = Afterwards()
+        """What is written, and told, of what was answered."""
 
     @property
     def specs(self) -> Mapping[str, CommandSpec]:
@@ -248,6 +251,13 @@ class Dispatcher:
         error = CommandError("forbidden", f"this way is for kill_switch alone, not for {command.name}")
         return self._failed(command, error, command.received or monotonic())
 
+    def remember(self, known: Sequence[tuple[str, str, datetime]], *, after: datetime | None) -> None:
+        """Learn of which commands the journal has rows, newest first: of all, or of all `after` a time.
+
+        Until then each command is looked up in the journal.
+        """
+        self._known.recall((((command, id_), at) for command, id_, at in known), after=after)
+
     async def stop(self, patience: float = 5.0) -> None:
         """Let commands in progress on this loop finish for a while, cancel what is left, end the workers."""
         loop = asyncio.get_running_loop()
@@ -261,6 +271,12 @@ class Dispatcher:
             await asyncio.gather(*late, return_exceptions=True)
         for worker in (*self._workers, self._reader):
             worker.stop()
+        self.flush()
+
+    def flush(self) -> None:
+        """Write now the rows of what was answered, and tell of it; no lane answers a kill meanwhile."""
+        self._rows.end()
+        self._lines.end()
 
     # --- checks -----------------------------------------------------------------------------------------------
 
@@ -346,6 +362,12 @@ class Dispatcher:
             raise CommandError("internal", f"nothing carries out the command {spec.name}")
         joined = spec.name in JOINED
         fact = spec.name in ALWAYS
+        if command.id is not None and spec.repeats and spec.journalled:
+            self._known.add((spec.name, command.id), received.ts)
+        if spec.journalled and not fact:
+            # They must come before the rows of this command: one of them may tell that the same (command, id) was
+            # refused before, and, standing last, would let it act once more after a crash.
+            self._rows.flush()
         if spec.journalled and not joined and not fact:
             try:
                 await self._journal.commit([received])
@@ -355,17 +377,15 @@ class Dispatcher:
                     self._keep(received, self._failed(command, refusal, began), kept=False)
                 raise refusal from error
         call = Call(command, (received,) if joined else ())
-        work = asyncio.get_running_loop().create_task(_run(handler, args, call), name=f"handler[{spec.name}]")
         if spec.journalled and fact:
-            await asyncio.sleep(0)  # the handler has begun before anything else is thought of
-            self._write(received)
-        response, kept = await self._outcome(command, work, began)
+            self._rows.do(lambda: self._write(received))
+        response, kept = await self._outcome(command, handler(args, call), began)
         if spec.journalled:
             self._keep(received, response, kept=kept)
         return response
 
     async def _outcome(
-        self, command: Command, work: asyncio.Task[Mapping[str, Any] | None], began: float
+        self, command: Command, work: Awaitable[Mapping[str, Any] | None], began: float
     ) -> tuple[Response, bool]:
         """Await a handler; give the response, and whether it has done anything (or nobody knows)."""
         try:
@@ -405,6 +425,8 @@ class Dispatcher:
             if waiting.digest != digest:
                 raise _conflict(key)
             return waiting.response
+        if self._known.is_new(key, since):
+            return None
         try:
             known = await self._reader.call(self._journal.command, *key, since)
         except (JournalError, TimeoutError) as error:
@@ -437,15 +459,21 @@ class Dispatcher:
         """Remember an answer, and write its row; once that is durable the journal remembers alone."""
         body = {**response.body(), "kept": kept}
         record = replace(received, stage="answered", ts=self._now(), body=body)
-        written = self._write(record)
         if received.id is None or not self._specs[received.command].repeats:
+            self._rows.do(lambda: self._write(record))
             return
         key = (received.command, received.id)
         answer = _Answer(received.digest, response, kept, record.ts)
         self._forget_old(record.ts - KEPT_FOR)
         self._answers[key] = answer
+        loop = asyncio.get_running_loop()
+        self._rows.do(lambda: self._write_answer(record, key, answer, loop))
+
+    def _write_answer(
+        self, record: CommandRecord, key: Key, answer: _Answer, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        written = self._write(record)
         if written is not None:
-            loop = asyncio.get_running_loop()
             written.add_done_callback(lambda future: _soon(loop, self._written, key, answer, future))
 
     def _written(self, key: Key, answer: _Answer, future: Future[Any]) -> None:
@@ -475,21 +503,15 @@ class Dispatcher:
         quiet = spec is not None and not spec.journalled
         who = f"{command.source} ({command.actor})" if command.actor else command.source
         name = command.name if spec is not None else repr(command.name[:64])
+        level = logging.DEBUG if quiet else logging.INFO if response.error is None else logging.WARNING
+        if not log.isEnabledFor(level):
+            return
         if response.error is None:
-            log.log(
-                logging.DEBUG if quiet else logging.INFO,
-                "%s by %s: done in %.1f ms",
-                name,
-                who,
-                response.duration_ms,
-            )
+            took = response.duration_ms
+            self._lines.do(lambda: log.log(level, "%s by %s: done in %.1f ms", name, who, took))
         else:
             code, message = response.error["code"], response.error["message"]
-            log.log(logging.DEBUG if quiet else logging.WARNING, "%s by %s: %s: %s", name, who, code, message)
-
-
-async def _run(handler: Handler, args: Frozen, call: Call) -> Mapping[str, Any] | None:
-    return await handler(args, call)
+            self._lines.do(lambda: log.log(level, "%s by %s: %s: %s", name, who, code, message))
 
 
 def _soon(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *args: object) -> None:

@@ -38,7 +38,7 @@ from sigma9_core.datadir import DataDir
 from sigma9_core.deadman import DeadMan
 from sigma9_core.dispatcher import Dispatcher
 from sigma9_core.entities import EntitySpec
-from sigma9_core.errors import CommandError, PluginError, StateError
+from sigma9_core.errors import CommandError, JournalError, PluginError, StateError
 from sigma9_core.events import (
     Event,
     EventData,
@@ -67,6 +67,7 @@ from sigma9_core.notifying import Notifying
 from sigma9_core.plain import plain
 from sigma9_core.plugins import PluginHost
 from sigma9_core.quotes import Quotes
+from sigma9_core.repeats import MOST
 from sigma9_core.scans import Scans
 from sigma9_core.schedule import Schedule
 from sigma9_core.state import Documents
@@ -89,6 +90,8 @@ REPRICE: Final = 5
 """Every so many of these looks the watchlist takes the newest prices."""
 SWITCH_INTERVAL: Final = 0.0001
 """Seconds a thread may keep the interpreter while another waits: the money lane must not wait 5 ms for it."""
+MOST_ROWS: Final = 2 * MOST
+"""Rows of commands that are read at the start: what was received, and what was answered."""
 NOT_RUNNING: Final = "the engine is not running"
 CONNECT_WAIT: Final = 2.0
 """Seconds that the answer to `broker_connect` waits for the broker."""
@@ -333,6 +336,7 @@ class Engine:
     async def _start(self, door: KillDoor | None) -> None:
         self.journal.open()
         self._undo.append(("journal", self.journal.close))
+        self._undo.append(("the rows of answers", self.dispatcher.flush))
         self._undo.append(("status", self.status.stop))
         self.documents.open()
         self._undo.append(("documents", self.documents.close))
@@ -346,6 +350,7 @@ class Engine:
         self._undo.append(("money lane", lambda: asyncio.to_thread(self.money.stop)))
         self.doors.start()  # signals are heard there until everything else has ended
         self._undo.append(("doors' lane", lambda: asyncio.to_thread(self.doors.stop)))
+        self._loop_task(self._remember_commands(), "remember-commands")
         self._host.watch(self._plugins_changed)
         await self._restore_documents()
         fresh = self.journal.last_seq == 0
@@ -379,6 +384,14 @@ class Engine:
         self._starter = self._loop_task(self._bring_up(), "bring-up")
         self.dead_man.start(self.money)
         self._undo.append(("dead man", self.dead_man.stop))
+
+    async def _remember_commands(self) -> None:
+        try:
+            known = await asyncio.to_thread(self.journal.commands_known, MOST_ROWS)
+        except JournalError as error:
+            log.warning("each command is looked up in the journal, whose last ones can't be read now: %s", error)
+        else:
+            self.dispatcher.remember(known, after=known[-1][2] if len(known) == MOST_ROWS else None)
 
     def _load_calendar(self) -> None:
         loading = start_loading(self.calendar, self._data_dir.path, now=self.clock.now, told=self._calendar_told)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from sigma9_core.commands import (
     AcknowledgeArgs,
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from sigma9_core.engine import Engine
 
 Result = Mapping[str, Any]
+NOT_KEPT: Final = (
+    "the list can't be saved now: until it is, which is tried again, a restart brings back the one before it"
+)
 
 
 class Handlers:
@@ -104,7 +107,11 @@ class Handlers:
     async def kill_switch(self, args: KillArgs, call: Call) -> Result:
         """Kill, on the money lane; the gate is closed since the command was heard."""
         engine = self._engine
-        return await engine.money.call(engine.path.kill(args, call.command))
+        with engine.money.hurried():
+            result = await engine.money.call(engine.path.kill(args, call.command))
+        if not engine.doors.current:  # such as REST, where the state may be read next: it is told first
+            await engine.money.ask(engine.path.afterwards.flush)
+        return result
 
     async def reset_kill_switch(self, args: ResetKillArgs, call: Call) -> Result:
         """Unlatch; the engine stays stopped."""
@@ -165,17 +172,21 @@ class Handlers:
 
     async def scan(self, args: ScanArgs, _call: Call) -> Result:
         """Scan the market and renew the watchlist."""
-        return await self._engine.scans.run(args.strategies)
+        return await self._listed(await self._engine.scans.run(args.strategies))
 
     async def watchlist_add(self, args: SymbolArgs, _call: Call) -> Result:
         """Watch a symbol."""
         self._engine.watchlist.add(args.symbol)
-        return {"count": len(self._engine.watchlist.items())}
+        return await self._listed({"count": len(self._engine.watchlist.items())})
 
     async def watchlist_remove(self, args: SymbolArgs, _call: Call) -> Result:
         """Stop watching a symbol."""
         self._engine.watchlist.remove(args.symbol)
-        return {"count": len(self._engine.watchlist.items())}
+        return await self._listed({"count": len(self._engine.watchlist.items())})
+
+    async def _listed(self, result: Result) -> Result:
+        """Answer once a restart would know of the list, or say that it would not."""
+        return result if await self._engine.keeping.kept("watchlist") else {**result, "note": NOT_KEPT}
 
     # --- broker, plugins, risk --------------------------------------------------------------------------------
 

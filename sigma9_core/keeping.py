@@ -41,6 +41,16 @@ class Keeping:
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._save_all(), name="save-documents")
 
+    async def kept(self, name: str) -> bool:
+        """Save now what is to be kept of a document; False where the disk does not take it, and it waits on."""
+        document = self._waiting.get(name)
+        if document is not None:
+            try:
+                await self.save(name, document)
+            except StateError:
+                return False
+        return True
+
     async def end(self) -> None:
         """Give what is still to be saved a last moment, and say what was not."""
         if self._task is not None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -25,6 +26,8 @@ class Lane:
         self._urgent = urgent
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self._hurries = 0
+        self._hurrying = threading.Lock()
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -37,6 +40,11 @@ class Lane:
     def running(self) -> bool:
         """Tell whether the lane takes work."""
         return self._loop is not None
+
+    @property
+    def current(self) -> bool:
+        """Tell whether the caller runs on this lane's loop."""
+        return asyncio.get_running_loop() is self._loop
 
     def start(self) -> None:
         """Start the thread and return once its loop runs."""
@@ -59,7 +67,7 @@ class Lane:
 
     async def call(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the lane and await its result from another loop (or directly on this one)."""
-        if asyncio.get_running_loop() is self._loop:
+        if self.current:
             return await work
         return await asyncio.wrap_future(self.submit(work))
 
@@ -75,9 +83,25 @@ class Lane:
         """Call a function on the lane soon, in the order of posting, without waiting."""
         self.loop.call_soon_threadsafe(function, *args)
 
+    @contextmanager
+    def hurried(self) -> Iterator[None]:
+        """Let the lane's thread run as soon as it has work, as an urgent one does, while the block runs."""
+        self._hurry(1)
+        try:
+            yield
+        finally:
+            self._hurry(-1)
+
+    def _hurry(self, more: int) -> None:
+        with self._hurrying:
+            before, self._hurries = self._hurries, self._hurries + more
+            thread = None if self._thread is None else self._thread.native_id
+            if thread is not None and not self._urgent and bool(before) != bool(self._hurries):
+                hurry(thread, on=self._hurries > 0)
+
     def _run(self, ready: threading.Event) -> None:
         if self._urgent:
-            _hurry()
+            hurry()
         loop = asyncio.new_event_loop()
         self._loop = loop
         asyncio.set_event_loop(loop)
@@ -93,12 +117,14 @@ class Lane:
             loop.close()
 
 
-def _hurry() -> None:
-    """Give this thread real-time priority where Linux grants it (`LimitRTPRIO=1`, root): it wakes at once.
+def hurry(thread: int = 0, *, on: bool = True) -> None:
+    """Give a thread (0: this one) real-time priority or end it, where Linux grants it (`LimitRTPRIO=1`, root).
 
-    Without it the thread wakes when the time slice of another one ends, some milliseconds later on a busy machine.
+    With it a thread wakes at once; without it, on a busy machine, when the time slice of another one ends, some
+    milliseconds later.
     """
     try:
-        os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(1))
+        policy = os.SCHED_RR if on else os.SCHED_OTHER
+        os.sched_setscheduler(thread, policy | os.SCHED_RESET_ON_FORK, os.sched_param(int(on)))
     except (AttributeError, OSError):
         pass  # another system, or no right to it: it works all the same

@@ -39,26 +39,51 @@ from sigma9_integrations.mqtt.testing import Mosquitto, serving, settings_for
 
 SECONDS = 2.0
 """How long each publisher runs in a round."""
+WITHIN_BURST = 190
+"""Commands of one name that a server takes at once: more are refused, which takes less time."""
 OUTSTANDING = 5000
 """Messages that may be on their way to the subscriber, of the node and of bare paho alike."""
 STEP = 100
 """How many are handed over between two looks at what has arrived."""
 PAYLOAD = json.dumps({"type": "market_data", "v": 1, "seq": None, "node": "main", "data": {"x": "y" * 120}})
+INSERT = "INSERT INTO t VALUES (?)"
 ECHO = f"""
-import asyncio, socket, sys
+import asyncio, os, socket, sqlite3, sys
+from concurrent.futures import ThreadPoolExecutor
 import aiomqtt
 
+base = sys.argv[4]
+database = sqlite3.connect(base + ".db", isolation_level=None, check_same_thread=False)
+database.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; CREATE TABLE t (x)")
+latch = os.open(base + ".latch", os.O_RDWR | os.O_CREAT)
+os.pwrite(latch, b" " * 4096, 0)
+os.fsync(latch)
+writer, money = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+
+def commit():
+    database.execute(sys.argv[5], ("x" * 300,))
+
+def kill():
+    writer.submit(lambda: (os.pwrite(latch, b"x" * 2048, 0), os.fdatasync(latch))).result()
+
 async def main():
+    loop = asyncio.get_running_loop()
     nodelay = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)]
     async with aiomqtt.Client({HOST!r}, int(sys.argv[1]), username=sys.argv[2], password=sys.argv[3],
                               protocol=aiomqtt.ProtocolVersion.V5, socket_options=nodelay) as client:
-        await client.subscribe("sigma9/bench/command/bare", 1)
+        await client.subscribe("sigma9/bench/command/+", 1)
         async for message in client.messages:
+            what = str(message.topic).rpartition("/")[2]
+            if what == "commit":
+                await loop.run_in_executor(writer, commit)
+            elif what == "kill":
+                await loop.run_in_executor(money, kill)
             await client.publish("sigma9/main/response/bare", message.payload, 1)
 
 asyncio.run(main())
 """
-"""A bare program that answers: what no server in Python can be faster than."""
+"""A bare program that answers at once, after a commit, or after the hops and the flush of a kill: what no server
+in Python can be faster than."""
 FLOOD = f"""
 import json, sys, time
 import paho.mqtt.client as paho
@@ -233,6 +258,11 @@ class Asker:
                 raise AssertionError(f"no answer to {payload}")
         return (self._answer - began) * 1000
 
+    def drop(self) -> None:
+        """Hear nothing more."""
+        self._client.disconnect()
+        self._turn(0.05)
+
     def _turn(self, seconds: float) -> None:
         end = time.perf_counter() + seconds
         while time.perf_counter() < end:
@@ -257,7 +287,7 @@ def commit_time(folder: Path) -> float:
     times = []
     for _ in range(200):
         began = time.perf_counter()
-        database.execute("INSERT INTO t VALUES (?)", ("x" * 300,))
+        database.execute(INSERT, ("x" * 300,))
         times.append((time.perf_counter() - began) * 1000)
     database.close()
     return median(times)
@@ -269,19 +299,32 @@ def latency(folder: Path) -> None:
     with server.start():
         login, own = server.login("admin"), server.login("sigma9")
         host, port, user, password = login[1], int(login[3]), login[5], login[7]
-        echo = subprocess.Popen([sys.executable, "-c", ECHO, str(port), own[5], own[7]])
+        echo = subprocess.Popen(
+            [sys.executable, "-c", ECHO, str(port), own[5], own[7], str(folder / "bare"), INSERT]
+        )
         time.sleep(1)
         asker = Asker(host, port, user, password)
         asker.subscribe("sigma9/main/response/#")
         bare = told("bare aiomqtt program that answers", _times(asker, "sigma9/bench/command/bare", 500))
-        beat = told("heartbeat, idle", _times(asker, "sigma9/main/command/heartbeat", 500))
+        floor = told("the same after a commit", _times(asker, "sigma9/bench/command/commit", WITHIN_BURST))
+        least = told("the same after a kill's hops", _times(asker, "sigma9/bench/command/kill", WITHIN_BURST))
+        beat = told("heartbeat, idle", _times(asker, "sigma9/main/command/heartbeat", WITHIN_BURST))
         commit = commit_time(folder)
-        watch = told("watchlist_add (journalled), idle", _times(asker, "sigma9/main/command/watchlist_add", 200))
+        watch = told(
+            "watchlist_add (journalled), idle", _times(asker, "sigma9/main/command/watchlist_add", WITHIN_BURST)
+        )
+        time.sleep(2)  # the burst of a name is there again
+        change = told("a change of the watchlist (journalled, saved)", _changes(asker, WITHIN_BURST // 2))
         print(f"heartbeat: {beat / bare:.2f} of the bare round trip (aim 1.5)")
         print(
-            f"journalled: {watch:.2f} ms; heartbeat + two commits of {commit:.2f} ms: {beat + 2 * commit:.2f} ms"
+            f"journalled: {watch:.2f} ms (a change {change:.2f}); aim: 1.5 bare round trips + two commits of "
+            f"{commit:.2f} ms: {1.5 * bare + 2 * commit:.2f} ms; the bare program with one commit: {floor:.2f} ms"
         )
-        told("kill, idle", _kills(asker, 50))
+        killer = Asker(host, port, user, password)
+        for name in ("kill_switch", "reset_kill_switch", "bare"):
+            killer.subscribe(f"sigma9/main/response/{name}")
+        print(f"the bare program with a kill's hops: {least:.2f} ms")
+        told("kill, idle", _kills(killer, 50))
         flood = subprocess.Popen(
             [sys.executable, "-c", FLOOD, str(port), user, password, "sigma9/main/command/heartbeat"]
         )
@@ -291,7 +334,12 @@ def latency(folder: Path) -> None:
                 "heartbeat-like reads beside 2,000/s (scan of events)",
                 _times(asker, "sigma9/main/command/events", 200),
             )
-            told("kill beside 2,000 commands/s (aim p99 5)", _kills(asker, 100))
+            asker.drop()  # it hears all the flood's answers
+            told("the bare program with a kill's hops", _times(killer, "sigma9/bench/command/kill", 200))
+            told("kill beside 2,000 commands/s (aim p99 5)", _kills(killer, 150))
+            crowded = Asker(host, port, user, password)
+            crowded.subscribe("sigma9/main/response/#")
+            told("the same, where the asker hears all answers", _kills(crowded, 100))
         finally:
             flood.kill()
             flood.wait()
@@ -306,6 +354,17 @@ def _times(asker: Asker, topic: str, count: int) -> list[float]:
     for number in range(count):
         mark = f"b{os.getpid()}-{topic[-4:]}-{number}"
         times.append(asker.ask(topic, json.dumps({**more, "id": mark}), mark))
+    return times
+
+
+def _changes(asker: Asker, count: int) -> list[float]:
+    """Put a symbol on the list and take it off again, and again; both change it and are saved."""
+    times = []
+    for number in range(count):
+        for name in ("watchlist_add", "watchlist_remove"):
+            mark = f"c{os.getpid()}-{name}-{number}"
+            body = json.dumps({"symbol": "BENCH", "id": mark})
+            times.append(asker.ask(f"sigma9/main/command/{name}", body, mark))
     return times
 
 

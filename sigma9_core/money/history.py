@@ -428,6 +428,17 @@ class History:
         with self._read() as connection:
             return [self._as(rows.command, COMMANDS, row) for row in connection.execute(query).mappings()]
 
+    def commands_known(self, limit: int) -> list[tuple[str, str, datetime]]:
+        """Give command, id and time of the last `limit` rows of commands that have an id, newest first."""
+        query = (
+            select(COMMANDS.c.command, COMMANDS.c.id, COMMANDS.c.ts)
+            .where(COMMANDS.c.node == self.node, COMMANDS.c.id.is_not(None))
+            .order_by(COMMANDS.c.n.desc())
+            .limit(limit)
+        )
+        with self._read() as connection:
+            return [(row.command, row.id, datetime.fromisoformat(row.ts)) for row in connection.execute(query)]
+
     def notes(self, kind: str, limit: int) -> list[NoteRecord]:
         """Give the last `limit` notes of a kind, newest first."""
         query = (

@@ -11,8 +11,10 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any, Final
 
+from sigma9_core.afterwards import Afterwards
 from sigma9_core.calendar import Calendar
 from sigma9_core.clock import Clock, rfc3339, wall_now
 from sigma9_core.commands import KillArgs, Scope
@@ -81,6 +83,7 @@ class KillSwitch:
         settings: KillSwitchSettings,
         on_change: Callable[[], None],
         on_fire: Callable[[Key], None],
+        afterwards: Afterwards,
     ) -> None:
         self.last_drill: datetime | None = None
         self._gate = gate
@@ -90,6 +93,7 @@ class KillSwitch:
         self._settings = settings
         self._changed = on_change
         self._fired = on_fire
+        self._afterwards = afterwards
         self._kills: dict[Key, Kill] = {}
         self._tasks: dict[Key, asyncio.Task[None]] = {}
         self._latching = Latching(latch, self._kills, self._tell)
@@ -171,11 +175,13 @@ class KillSwitch:
         kill = self.gate_now(reason=reason, source=source, flatten=flatten, scope=scope, drill=drill)
         if taken is not None:
             taken()
-        log.critical("KILL SWITCH (%s) by %s: %s", told_key(kill.key), source, reason)
+        self._afterwards.do(
+            partial(log.critical, "KILL SWITCH (%s) by %s: %s", told_key(kill.key), source, reason)
+        )
         await self._latching.write(kill)
         self._begin(kill)
         self._say(lambda: self._fired(kill.key))
-        for _ in range(TURNS):  # the cancels leave before anybody is told of the kill: telling takes its time
+        for _ in range(TURNS):
             await asyncio.sleep(0)
         self._trail("joined" if joined else "fired", kill, source=source, reason=reason)
         if kill.told != kill.phase:
@@ -236,6 +242,7 @@ class KillSwitch:
         self._trail("reset", kill, source=source, reason=reason)
         log.warning("kill switch reset by %s: %s", source, reason)
         self._tell()
+        self._afterwards.flush()
         return self.body()
 
     async def _end(self, kill: Kill) -> None:
@@ -499,7 +506,8 @@ class KillSwitch:
             "wall": rfc3339(wall_now()),
             **more,
         }
-        self._say(lambda: self._desk.note([NoteRecord("kill", self._clock.now(), body)]))
+        note = NoteRecord("kill", self._clock.now(), body)
+        self._afterwards.do(lambda: self._desk.note([note]))
 
     def _wake(self) -> None:
         for kill in self._kills.values():

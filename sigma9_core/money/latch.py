@@ -94,6 +94,8 @@ class Latch:
         self._size = size
         self._slot_size = size // 2
         self._descriptor: int | None = None
+        self._identity: tuple[int, int] | None = None
+        """Device and inode of the descriptor's file."""
         self._lock = threading.Lock()
 
     def create(self) -> None:
@@ -131,7 +133,7 @@ class Latch:
                 descriptor = self._open()
             except FileNotFoundError:
                 descriptor = self._make_again()
-            slots, _ = self._slots(descriptor)
+            slots, fault = self._slots(descriptor)
             newest = max(slots, key=lambda slot: slot.generation, default=None)
             if newest is None:
                 # Both are damaged: the file as a whole is made good, in place and at its old size.
@@ -140,7 +142,7 @@ class Latch:
             else:
                 offset = (1 - newest.index) * self._slot_size
                 _write_all(descriptor, self._frame(newest.generation + 1, state.scopes), offset)
-            if os.fstat(descriptor).st_size > self._size:
+            if fault is not None and os.fstat(descriptor).st_size > self._size:
                 os.ftruncate(descriptor, self._size)
             _flush(descriptor)
 
@@ -155,19 +157,22 @@ class Latch:
         """Give the kept descriptor of the file that stands at the path now, not of one that was moved away."""
         there = self.path.stat()
         if self._descriptor is not None:
-            mine = os.fstat(self._descriptor)
-            if (mine.st_dev, mine.st_ino) == (there.st_dev, there.st_ino):
+            if self._identity == (there.st_dev, there.st_ino):
                 return self._descriptor
             self._shut()
-        self._descriptor = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
-        return self._descriptor
+        return self._keep(os.open(self.path, os.O_RDWR | os.O_CLOEXEC))
+
+    def _keep(self, descriptor: int) -> int:
+        mine = os.fstat(descriptor)
+        self._descriptor, self._identity = descriptor, (mine.st_dev, mine.st_ino)
+        return descriptor
 
     def _make_again(self) -> int:
         """Make a file that went missing; what is written into it counts, and until then it is damaged."""
         self._shut()
-        self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        descriptor = self._keep(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         _flush_folder(self.path.parent)
-        return self._descriptor
+        return descriptor
 
     def _shut(self) -> None:
         if self._descriptor is not None:

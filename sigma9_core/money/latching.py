@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
+from sigma9_core.lanes import hurry
 from sigma9_core.money.kill import Key, Kill
 from sigma9_core.money.latch import Latch, LatchedScope, LatchState
 
@@ -28,7 +29,7 @@ class Latching:
         self._latch = latch
         self._kills = kills
         self._tell = tell
-        self._disk = ThreadPoolExecutor(1, "sigma9-latch")
+        self._disk = ThreadPoolExecutor(1, "sigma9-latch", initializer=hurry)
         self._letting_go: set[Key] = set()
         """Kills that are being reset: the latch is written without them."""
         self._again: asyncio.Task[None] | None = None

@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final, Literal
 
+from sigma9_core.afterwards import Afterwards
 from sigma9_core.board import Body
 from sigma9_core.calendar import Calendar
 from sigma9_core.clock import Clock, monotonic, rfc3339
@@ -117,6 +118,7 @@ class MoneyPath:
         on_kill: Callable[[Key], None],
         on_trip: Callable[[Trip], None] = lambda _trip: None,
     ) -> None:
+        self.afterwards = Afterwards()
         self.gate = RiskGate(rules, clock)
         self.portfolio = Portfolio(clock)
         self.desk = OrderDesk(
@@ -142,6 +144,7 @@ class MoneyPath:
             settings=settings.kill_switch,
             on_change=self._kill_changed,
             on_fire=self._killed,
+            afterwards=self.afterwards,
         )
         self.link = BrokerLink(
             settings.broker,
@@ -189,6 +192,8 @@ class MoneyPath:
         """The day marks and prices that were noted last."""
         self._show_timer: asyncio.TimerHandle | None = None
         self._shown_positions: set[str] = set()
+        self._kill_untold = 0
+        """Changes of a kill that are still to be shown."""
         self._reader: asyncio.Task[None] | None = None
         self._timer: asyncio.Task[None] | None = None
         self._opened_with: Decimal | None = None
@@ -231,6 +236,7 @@ class MoneyPath:
         await self.desk.settle()
         await self.link.disconnect()
         self._remember_days()
+        self.afterwards.flush()
         self._show()
         await self.gate.stop()
 
@@ -821,10 +827,19 @@ class MoneyPath:
     def _killed(self, key: Key) -> None:
         if key is None:
             self.gate.pause("the kill switch has stopped the engine: start it again after the reset")
-        self._tell_killed(key)
+        self.afterwards.do(lambda: self._tell_killed(key))
 
     def _kill_changed(self) -> None:
-        self._show()  # what a kill says and what positions and orders say must agree
+        body = self.killswitch.body()
+        self._kill_untold += 1
+        self.afterwards.do(lambda: self._show_kill(body))
+
+    def _show_kill(self, body: Body) -> None:
+        self._kill_untold -= 1
+        if self._kill_untold:  # it has moved on meanwhile
+            self._show_outside({"kill_switch": body})
+        else:
+            self._show()  # what a kill says and what positions and orders say must agree
         self._changed("kill_switch")
 
     def _touch(self) -> None:

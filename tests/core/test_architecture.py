@@ -26,7 +26,7 @@ VOCABULARY = frozenset(
     )
 )
 """The nouns that everything else is written in."""
-MONEY_MAY = VOCABULARY | {"payload", "workers"}
+MONEY_MAY = VOCABULARY | {"afterwards", "payload", "workers"}
 """What the money path imports from the rest of the core."""
 PUBLIC = VOCABULARY | {"bars", "money.days", "money.exposure", "money.pricing"}
 """What a plugin imports: the vocabulary, and sums that the gate and the rules must do alike."""

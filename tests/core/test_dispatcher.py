@@ -20,8 +20,10 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pytest_mock import MockerFixture
 
 from sigma9_core import dispatcher as dispatcher_module
+from sigma9_core.afterwards import AFTER
 from sigma9_core.clock import SteppedClock
 from sigma9_core.commands import BUILT_IN, Command, CommandSpec, KillArgs, NoArgs, OrderArgs, Response
 from sigma9_core.dispatcher import ALWAYS, JOINED, Call, Dispatcher, Handler, Recover
@@ -72,6 +74,7 @@ class Bench:
 
     async def rows(self, command: str, id: str) -> list[CommandRecord]:  # noqa: A002 - the contract's name
         """Read the rows of a command, oldest first, once everything that waits is written."""
+        self.dispatcher.flush()
         await self.journal.commit([])
         return self.journal.command(command, id, self.wall.now - timedelta(days=9))[::-1]
 
@@ -653,7 +656,7 @@ async def test_an_answer_that_is_not_durable_yet_is_remembered_all_the_same() ->
 
 
 async def test_the_kills_handler_begins_before_its_row_is_written() -> None:
-    """The order of a kill is: handler first, then the journal."""
+    """The order of a kill is: handler first, then the journal, which does not wait for the handler's end."""
     order: list[str] = []
 
     class Listening(Stalled):
@@ -663,11 +666,12 @@ async def test_the_kills_handler_begins_before_its_row_is_written() -> None:
 
     async def handle(_args: Any, _call: Call) -> None:
         order.append("gate closed")
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(10 * AFTER)
         order.append("cancels left")
 
     dispatcher = Dispatcher(BUILT_IN, {"kill_switch": handle}, journal=Listening())
     await dispatcher.dispatch(Command("kill_switch", {}, "mqtt"))
+    dispatcher.flush()
 
     assert order == ["gate closed", "received fact=True", "cancels left", "answered fact=True"]
 
@@ -938,3 +942,109 @@ def test_no_command_makes_the_dispatcher_raise(
     assert response.ok == (response.error is None)
     assert response.command == name
     json.dumps(response.body(), allow_nan=False)
+
+
+# --- looking up -----------------------------------------------------------------------------------------------
+
+
+def lookups(bench: Bench, mocker: MockerFixture) -> Any:
+    """Count how often the journal is asked for a command."""
+    return mocker.spy(bench.journal, "command")
+
+
+def remember(bench: Bench) -> None:
+    """Tell the dispatcher what the journal knows, as a start does."""
+    bench.dispatcher.remember(bench.journal.commands_known(100), after=None)
+
+
+async def test_a_new_command_is_not_looked_up_once_the_journals_are_known(
+    bench: Bench, mocker: MockerFixture
+) -> None:
+    """Before, the journal says that it is new; a repeat gets the first answer either way."""
+    asked = lookups(bench, mocker)
+    await bench.send("start", id="1")
+    assert asked.call_count == 1
+    remember(bench)
+    first = await bench.send("start", id="2")
+    again = await bench.send("start", id="2")
+    await bench.rows("start", "2")
+    assert asked.call_count == 2  # the one that `rows` makes
+    assert (again, len(bench.calls)) == (first, 2)
+
+
+async def test_a_repeat_is_known_over_a_restart_that_remembers(tmp_path: Path, mocker: MockerFixture) -> None:
+    """What was answered is answered again, what was cut off says so, and nothing acts twice."""
+    wall = Wall()
+    bench = make(tmp_path / "j.db", wall)
+    first = await bench.send("start", id="1")
+    received = (await bench.rows("start", "1"))[0]
+    await bench.journal.commit([replace(received, id="cut off")])
+    await end(bench)
+
+    bench = make(tmp_path / "j.db", wall)
+    remember(bench)
+    asked = lookups(bench, mocker)
+    again = await bench.send("start", id="1")
+    lost = await bench.send("start", id="cut off")
+    other = await bench.send("start", id="3")
+    await end(bench)
+
+    assert again.result == first.result
+    assert code_of(lost) == "internal"
+    assert other.ok
+    assert [call.args[1] for call in asked.call_args_list] == ["1", "cut off"]
+    assert len(bench.calls) == 1
+
+
+async def test_a_command_cut_off_before_its_commit_was_told_is_looked_up(
+    bench: Bench, mocker: MockerFixture
+) -> None:
+    """Its row may be there: whatever became of the commit, the next one with its id asks the journal."""
+    remember(bench)
+    mocker.patch.object(bench.journal, "commit", side_effect=JournalError("the disk is gone"))
+    assert code_of(await bench.send("start", id="1")) == "internal"
+    mocker.stopall()
+    asked = lookups(bench, mocker)
+    assert (await bench.send("start", id="1")).ok
+    assert asked.call_count == 1
+
+
+async def test_the_rows_of_answers_wait_for_the_next_commit_at_most_a_moment(bench: Bench) -> None:
+    """They are durable together with the next command, and without one soon after."""
+    await bench.send("start", id="1")
+    await bench.send("start", id="2")
+    known = bench.journal.command("start", "1", bench.wall.now - timedelta(days=1))
+    assert [row.stage for row in known] == ["answered", "received"]
+    await asyncio.sleep(10 * AFTER)
+    await bench.journal.commit([])
+    known = bench.journal.command("start", "2", bench.wall.now - timedelta(days=1))
+    assert [row.stage for row in known] == ["answered", "received"]
+
+
+async def test_an_order_that_is_sent_again_after_a_refusal_is_not_sent_twice_after_a_crash(
+    tmp_path: Path,
+) -> None:
+    """The row of the refusal comes before those of the second try, however fast that is: the last row counts."""
+    refusals = [CommandError("risk_rejected", "too large")]
+    sent: list[str] = []
+    wall = Wall()
+
+    async def place(_args: Any, call: Call) -> Mapping[str, Any]:
+        if refusals:
+            raise refusals.pop()
+        await bench.journal.commit(call.records)
+        sent.append(call.command.id or "")
+        raise asyncio.CancelledError  # the process dies right here, before the second answer is written
+
+    bench = make(tmp_path / "j.db", wall, place_order=place)
+    assert code_of(await bench.send("place_order", ORDER, id="1")) == "risk_rejected"
+    assert code_of(await bench.send("place_order", ORDER, id="1")) == "internal"
+    await end(bench)
+
+    bench = make(tmp_path / "j.db", wall)
+    remember(bench)
+    again = await bench.send("place_order", ORDER, id="1")
+    stages = [row.stage for row in await bench.rows("place_order", "1")]
+    await end(bench)
+    assert (code_of(again), sent, bench.calls) == ("internal", ["1"], [])
+    assert stages == ["answered", "received"]

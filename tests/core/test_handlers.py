@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from sigma9_core import keeping
 from sigma9_core.commands import BUILT_IN
-from sigma9_core.handlers import Handlers
+from sigma9_core.errors import StateError
+from sigma9_core.handlers import NOT_KEPT, Handlers
 from sigma9_core.money.records import NoteRecord
 from sigma9_core.testing.engine_room import EngineRoom
 
@@ -23,6 +25,29 @@ async def _room(tmp_path: Path) -> AsyncIterator[EngineRoom]:
 async def test_every_command_has_a_handler(room: EngineRoom) -> None:
     """The table names each built-in command but `control`, which stands for others."""
     assert set(Handlers(room.engine).table()) == set(BUILT_IN) - {"control"}
+
+
+async def test_a_list_is_saved_before_it_is_answered(room: EngineRoom, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A restart right after the answer has the list; where the disk does not take it, the answer says so."""
+
+    def kept() -> list[str]:
+        return [item["symbol"] for item in (room.engine.documents.get("watchlist") or {"items": ()})["items"]]
+
+    monkeypatch.setattr(keeping, "SAVE_AGAIN", 0.02)
+    await room.do("watchlist_add", symbol="AAPL")
+    assert kept() == ["AAPL"]
+    save, full = room.engine.documents.save, True
+
+    async def sometimes(name: str, body: Any) -> None:
+        if full:
+            raise StateError("no space left")
+        await save(name, body)
+
+    monkeypatch.setattr(room.engine.documents, "save", sometimes)
+    told = await room.do("watchlist_remove", symbol="AAPL")
+    assert told == {"count": 0, "note": NOT_KEPT}
+    full = False
+    await room.until(lambda: kept() == [])
 
 
 async def test_the_watchlist_by_hand(room: EngineRoom) -> None:

@@ -28,6 +28,10 @@ async def where() -> str:
     return threading.current_thread().name
 
 
+async def native() -> int:
+    return threading.get_native_id()
+
+
 def test_lane_runs_in_a_thread_of_its_name(lane: Lane) -> None:
     """Work runs on the lane's own thread, which does not keep the process alive."""
     assert lane.running
@@ -55,6 +59,20 @@ def test_an_urgent_lane_is_woken_first_where_the_system_grants_it() -> None:
         assert mine == os.SCHED_OTHER
     else:
         assert mine == os.SCHED_RR | os.SCHED_RESET_ON_FORK
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="it has no such schedulers")
+def test_a_lane_is_hurried_for_as_long_as_anybody_wants_it(lane: Lane, mocker: MockerFixture) -> None:
+    """Two kills at once: it is urgent until both are answered."""
+    set_to = mocker.patch("os.sched_setscheduler", side_effect=PermissionError)
+    with lane.hurried():
+        with lane.hurried():
+            assert set_to.call_count == 1
+        assert set_to.call_count == 1
+    policies = [call.args[1] & ~os.SCHED_RESET_ON_FORK for call in set_to.call_args_list]
+    threads = {call.args[0] for call in set_to.call_args_list}
+    assert policies == [os.SCHED_RR, os.SCHED_OTHER]
+    assert threads == {lane.submit(native()).result(DEADLINE)}
 
 
 def test_an_urgent_lane_works_without_the_right(mocker: MockerFixture) -> None:

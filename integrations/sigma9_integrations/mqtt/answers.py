@@ -43,6 +43,8 @@ class Answers:
         self._topics = topics
         self._letters: deque[_Letter] = deque()
         self._wake = asyncio.Event()
+        self._wire: Wire | None = None
+        """The connection that takes them."""
         self._dropped = 0
 
     def give(self, response: Response, arrival: Arrival) -> None:
@@ -80,23 +82,42 @@ class Answers:
 
     async def write(self, wire: Wire) -> NoReturn:
         """Send what is there and what comes, until cancelled."""
-        while True:
-            while not self._letters:
-                self._wake.clear()
-                await self._wake.wait()
-            await wire.room()
-            letter = self._letters.popleft()
-            payload = letter.payload
+        self._wire = wire
+        try:
+            while True:
+                while not self._letters:
+                    self._wake.clear()
+                    await self._wake.wait()
+                await wire.room()
+                self._post(wire)
+        finally:
+            self._wire = None
+
+    def hasten(self) -> None:
+        """Send at once what the connection takes at once; not to be called by what it calls itself."""
+        wire = self._wire
+        try:
+            while wire is not None and self._letters and wire.has_room:
+                self._post(wire)
+                wire.write()
+        except aiomqtt.MqttError:
+            pass  # `write` has heard of it as well
+
+    def _post(self, wire: Wire) -> None:
+        if not self._letters:
+            return  # it was hastened meanwhile
+        letter = self._letters.popleft()
+        payload = letter.payload
+        if not wire.fits(letter.topic, payload, letter.correlation):
+            payload = _too_large(payload, wire.largest)
             if not wire.fits(letter.topic, payload, letter.correlation):
-                payload = _too_large(payload, wire.largest)
-                if not wire.fits(letter.topic, payload, letter.correlation):
-                    _LOG.error("an answer is not sent: the broker takes no more than %s bytes", wire.largest)
-                    continue
-            try:
-                wire.post(letter.topic, payload, qos=1, retain=letter.retain, correlation=letter.correlation)
-            except aiomqtt.MqttError:  # the connection is gone and has not taken it: it waits for the next one
-                self._letters.appendleft(letter)
-                raise
+                _LOG.error("an answer is not sent: the broker takes no more than %s bytes", wire.largest)
+                return
+        try:
+            wire.post(letter.topic, payload, qos=1, retain=letter.retain, correlation=letter.correlation)
+        except aiomqtt.MqttError:  # the connection is gone and has not taken it: it waits for the next one
+            self._letters.appendleft(letter)
+            raise
 
     async def written(self, wire: Wire) -> None:
         """Wait until everything is sent and acknowledged; the caller sets the deadline."""

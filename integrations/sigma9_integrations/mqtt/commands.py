@@ -41,6 +41,10 @@ KILLS_WATCHED: Final = 5000
 """Kills of a flood that this connection looks after while the kill's own connection is up."""
 KILL_GRACE: Final = 0.25
 """Seconds that the kill's own connection has before this one carries a kill out in its place."""
+GIVE_WAY: Final = 0.004
+"""Seconds for which commands are not read while the kill's own connection answers a kill."""
+GIVE_WAY_EVERY: Final = 0.01
+"""Seconds between two such pauses at least: a flood of kills must not stop the commands."""
 STORED_GRACE: Final = 1.0
 """The same for a stored kill while the kill's own connection is not up yet: it will get it as well."""
 
@@ -82,9 +86,12 @@ class CommandDoor:
         self._waiting = 0
         self._work: set[asyncio.Task[None]] = set()
         self._stopping = False
+        self._wire: Wire | None = None
+        self._gave_way = 0.0
 
     def on_message(self, arrival: Arrival) -> None:
         """Take a message: answer what can't be carried out, and start or queue what can."""
+        self._give_way(arrival.at)
         address = self._topics.address(arrival.topic)
         if address is None or not arrival.payload:
             return
@@ -102,6 +109,7 @@ class CommandDoor:
 
     async def serve(self, wire: Wire) -> None:
         """Subscribe, and answer until the connection is lost."""
+        self._wire = wire
         self._sweeper.blind = wire.protocol != "5"
         self._ledger.renew("command", monotonic() - STORED_GRACE)  # a kill may still be looked after
         try:
@@ -132,6 +140,13 @@ class CommandDoor:
                     await self._answers.written(wire)
         except TimeoutError:
             pass  # a broker that takes nothing any more gets no answers either
+
+    def _give_way(self, now: float) -> None:
+        """Let the next commands wait while a kill is being answered: they would share its interpreter."""
+        if now - self._ledger.heard_at < GIVE_WAY and now - self._gave_way >= GIVE_WAY_EVERY:
+            self._gave_way = now
+            if self._wire is not None:
+                self._wire.rest(GIVE_WAY)
 
     # --- ordinary commands ------------------------------------------------------------------------------------
 
@@ -183,6 +198,7 @@ class CommandDoor:
             lane.running -= 1
             self._next(lane)
         self._answers.give(response, arrival)
+        self._answers.hasten()
 
     def _next(self, lane: _Lane) -> None:
         while lane.waiting and lane.running < PLACES:
@@ -216,6 +232,7 @@ class CommandDoor:
             self._answers.refuse(KILL, arrival, error, id_of(arrival.payload))
         else:
             self._answers.give(await self._server.doors.call(carry_out_kill(self._server, command)), arrival)
+            self._answers.hasten()
         self._sweeper.after_live(KILL, own=own, retain=arrival.retain)
 
     # --- owned work -------------------------------------------------------------------------------------------

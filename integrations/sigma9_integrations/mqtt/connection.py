@@ -262,8 +262,13 @@ class Wire(aiomqtt.Client):
 
         Raise MqttError where the connection is gone.
         """
-        while len(self._acks) >= self._window or self._unwritten >= BATCH:
+        while not self.has_room:
             await self._stir()
+
+    @property
+    def has_room(self) -> bool:
+        """Tell whether one more message may be posted now."""
+        return len(self._acks) < self._window and self._unwritten < BATCH
 
     def post(
         self,
@@ -398,7 +403,7 @@ class Wire(aiomqtt.Client):
 
     def _on_socket_register_write(self, client: Any, userdata: Any, sock: Any) -> None:
         if threading.get_ident() == self._thread:
-            self._loop.add_writer(sock.fileno(), self._write)
+            self._loop.add_writer(sock.fileno(), self.write)
             return
         with contextlib.suppress(RuntimeError):  # the loop has ended while this thread was connecting
             self._loop.call_soon_threadsafe(self._start_writing, sock)
@@ -424,7 +429,7 @@ class Wire(aiomqtt.Client):
     def _start_writing(self, sock: Any) -> None:
         current = self._client.socket()
         if current is not None and current is sock:
-            self._loop.add_writer(current.fileno(), self._write)
+            self._loop.add_writer(current.fileno(), self.write)
 
     async def _misc_loop(self) -> None:
         while self._client.loop_misc() == paho.MQTT_ERR_SUCCESS:
@@ -435,6 +440,19 @@ class Wire(aiomqtt.Client):
     def _read(self) -> None:
         self._notice_a_standstill()
         self._guarded(self._read_all)
+
+    def rest(self, seconds: float) -> None:
+        """Read nothing for a moment: what comes meanwhile waits in the machine."""
+        sock: Any = self._client.socket()
+        open_now = sock is not None and sock.fileno() > -1
+        if open_now and self._loop.remove_reader(sock.fileno()):
+            self._loop.call_later(seconds, self._read_on, sock)
+
+    def _read_on(self, sock: Any) -> None:
+        current: Any = self._client.socket()
+        if current is sock:  # the connection is still there
+            self._loop.add_reader(sock.fileno(), self._read)
+            self._read()  # what TLS had decrypted before makes no noise on the socket
 
     def _notice_a_standstill(self) -> None:
         """Take what waits to be read for old where this process, or the machine, stood still for too long."""
@@ -456,7 +474,8 @@ class Wire(aiomqtt.Client):
                 return
         self._loop.call_soon(self._read)
 
-    def _write(self) -> None:
+    def write(self) -> None:
+        """Write now what was posted, as far as the socket takes it; never from a callback of the connection."""
         self._guarded(self._client.loop_write)
 
     def _guarded(self, step: Callable[[], object]) -> None:

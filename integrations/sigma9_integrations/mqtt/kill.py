@@ -42,6 +42,8 @@ class KillLedger:
     def __init__(self) -> None:
         self.up = False
         """Whether the kill's own connection is subscribed."""
+        self.heard_at = 0.0
+        """When the kill's own connection heard one last (monotonic)."""
         self._lock = threading.Lock()
         self._taken: dict[tuple[str, bytes], deque[tuple[Door, float]]] = {}
         self._order: deque[tuple[float, tuple[str, bytes]]] = deque()
@@ -111,6 +113,7 @@ class KillDoor:
                 self._sweeper.clear(KILL)
             return
         try:
+            self._ledger.heard_at = arrival.at
             command = read_kill(self._server, arrival)
             scoped = command.args.get("scope") is not None
             if scoped and self._aside >= ASIDE:
@@ -166,6 +169,7 @@ class KillDoor:
         finally:
             self._aside -= scoped
         self._answers.give(response, arrival)
+        self._answers.hasten()
 
 
 def read_kill(server: Server, arrival: Arrival) -> Command:

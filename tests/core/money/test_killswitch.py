@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from pytest_mock import MockerFixture
 
+from sigma9_core import afterwards
 from sigma9_core.commands import AdoptArgs, CancelAllArgs, Command, OrderArgs, Scope
 from sigma9_core.config import KillSwitchSettings, Settings
 from sigma9_core.contracts import BrokerPosition
@@ -36,6 +37,12 @@ async def _room(tmp_path: Path) -> AsyncIterator[MoneyRoom]:
 async def kill(room: MoneyRoom, **more: Any) -> dict[str, Any]:
     """Fire as a command does."""
     return dict(await room.kill.fire(reason="test", source="api", **more))
+
+
+async def trail_written(room: MoneyRoom) -> None:
+    """Wait until what is told of a kill afterwards is in the journal."""
+    room.path.afterwards.flush()
+    await room.journal.commit([])
 
 
 async def fill_closes(room: MoneyRoom, price: str = "10") -> None:
@@ -689,6 +696,7 @@ async def test_a_finished_kill_keeps_its_record_over_a_restart(tmp_path: Path) -
         await fill_closes(room)
         await room.until(lambda: room.kill.body()["phase"] == "done")
         before = room.kill.body()
+        await trail_written(room)
         told = len(room.journal.notes("kill", 99))
     async with room.again() as after:
         await asyncio.sleep(0.1)
@@ -1210,3 +1218,25 @@ async def test_cancelling_everything_leaves_a_kill_s_close(room: MoneyRoom) -> N
     close = (await room.closing())[0]
     await room.path.cancel_entries(protective=True)
     assert close.working
+
+
+async def test_a_kill_is_answered_before_it_is_told_of(
+    room: MoneyRoom, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What tells of it would hold its answer up: state, log and trail come a moment later, none is left out."""
+    monkeypatch.setattr(afterwards, "AFTER", 0.5)  # a busy machine takes its time
+    shown: list[str] = []
+    room.path._show_outside = lambda bodies: shown.append((bodies["kill_switch"] or {})["phase"])
+    held = await room.enter()
+    await room.fill(held, "10")
+    await room.path.desk.settle()
+    room.path._touch()
+    await asyncio.sleep(0.2)
+    shown.clear()
+    await kill(room)
+    assert room.path.gate.closing(held.request) is not None
+    assert "KILL SWITCH" not in caplog.text
+    await room.until(lambda: "KILL SWITCH" in caplog.text)
+    await room.until(lambda: "cancelling" in shown)
+    await trail_written(room)
+    assert [note.body["what"] for note in room.journal.notes("kill", 9)] == ["fired"]

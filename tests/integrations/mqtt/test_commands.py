@@ -11,11 +11,12 @@ from typing import Any, Literal
 
 import aiomqtt
 import pytest
+from pytest_mock import MockerFixture
 
 from sigma9_core.clock import monotonic
 from sigma9_core.commands import Command, Response
 from sigma9_core.testing.fakes import FakeServer
-from sigma9_integrations.mqtt.commands import BURST
+from sigma9_integrations.mqtt.commands import BURST, GIVE_WAY_EVERY
 from sigma9_integrations.mqtt.connection import Wire
 from sigma9_integrations.mqtt.kill import KillDoor
 from sigma9_integrations.mqtt.testing import Client, Heard, Mosquitto, serving, settings_for
@@ -401,3 +402,25 @@ async def test_what_waited_for_a_process_that_stood_still_does_not_act(
             lambda heard: [m.payload for m in heard if "avail" in m.topic][-2:] == ["offline", "online"]
         )
         assert (await ask(client, "start", "PRESS"))["ok"] is True
+
+
+@both
+async def test_commands_wait_a_moment_while_a_kill_is_answered(
+    broker: Mosquitto, protocol: Protocol, mocker: MockerFixture
+) -> None:
+    """They are not read meanwhile, at most for one pause in a while however many kills come, and none is lost."""
+    rested = mocker.spy(Wire, "rest")
+    settings = settings_for(broker, protocol=protocol)
+    async with serving(settings) as server, Client.of(broker, "operator", protocol) as client:
+        await client.subscribe("sigma9/main/response/+")
+        began = monotonic()
+        for number in range(20):
+            await client.publish("sigma9/main/command/kill_switch", f'{{"id": "k{number}"}}', qos=0)
+            await client.publish("sigma9/main/command/heartbeat", f'{{"id": "h{number}"}}', qos=0)
+        await client.until(lambda heard: len(answers(heard, "heartbeat")) == 20, what="all heartbeats")
+        await client.until(lambda heard: len(answers(heard, "kill_switch")) == 20, what="all kills")
+        took = monotonic() - began
+        assert 1 <= rested.call_count <= 1 + took / GIVE_WAY_EVERY
+    assert [command.id for command in server.commands if command.name == "heartbeat"] == [
+        f"h{number}" for number in range(20)
+    ]

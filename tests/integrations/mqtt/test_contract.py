@@ -124,7 +124,7 @@ async def test_a_late_command_is_refused(broker: Mosquitto, tmp_path: Path, prot
         assert room.exchange.submitted == []
         assert (room.engine.state, room.body("kill_switch")["state"]) == ("running", "OFF")
         assert code(await ask("kill_switch", {"expires_at": soon})) is None
-        assert room.body("kill_switch")["state"] == "ON"
+        await room.until(lambda: room.body("kill_switch")["state"] == "ON")
 
 
 @both
@@ -245,7 +245,7 @@ async def test_everybody_answers_what_everybody_hears(
         await client.publish("sigma9/all/command/kill_switch", "PRESS")
         for node in ("main", "second"):
             await client.until_heard(f"sigma9/{node}/response/kill_switch")
-        assert (main.engine.state, second.engine.state) == ("killed", "killed")
+        await main.until(lambda: (main.engine.state, second.engine.state) == ("killed", "killed"))
         assert code(await asker(client, "second")("reset_kill_switch", '{"reason": "over"}')) is None
         assert (main.engine.state, second.engine.state) == ("killed", "stopped")
         await asyncio.sleep(0.3)  # long enough for the command connections to look after the kill
