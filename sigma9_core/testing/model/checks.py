@@ -153,7 +153,7 @@ class MoneyChecks:
         """Tell whether a change does nothing but make what protects a position no larger than it."""
         desk, ask = self._world.room.desk, order.request
         mine = desk.orders.get(order.order_id)
-        if mine is None or not mine.working or not ask.protective or mine.request == ask:
+        if mine is None or not mine.working or not ask.protective:
             return False
         same = mine.request.model_copy(update={"quantity": ask.quantity}) == ask.model_copy(
             update={"signal": mine.request.signal, "source": mine.request.source}
@@ -161,7 +161,8 @@ class MoneyChecks:
         have, there = desk.portfolio.quantity(ask.symbol), self._world.room.path.reconciler.there(ask.symbol)
         guarded = abs(have) if there is None else min(abs(have), max(there if have > 0 else -there, ZERO))
         left = ask.quantity - mine.filled
-        return same and ask.quantity < mine.request.quantity and left >= guarded
+        # It may be so already, by a change that was put off and came to be while this one was on its way.
+        return same and ask.quantity <= mine.request.quantity and left >= guarded
 
     def _arrives(self, order: ApprovedOrder, how: str) -> None:
         """Look at an order, or a change, in the moment in which it leaves for the exchange."""

@@ -526,8 +526,9 @@ class MoneyMachine(RuleBasedStateMachine):
             ask = OrderRequest(symbol=symbol, side=side, quantity=quantity, order_type="limit", limit_price=price)
             exchange.rest_by_hand(ask)
             return
-        if any(kill.flatten and kill.phase != "done" for kill in self.room.kills.values()):
-            exchange.excuse(symbol, "a person traded after a kill had read what there is to close")
+        closing = any(kill.flatten and kill.phase != "done" for kill in self.room.kills.values())
+        if closing or exchange.old is not None:
+            exchange.excuse(symbol, "a person traded after a kill had read what there is to close, or will have")
         exchange.trade_by_hand(symbol, side, quantity, price)
 
     # --- the weather clears up ----------------------------------------------------------------------------------
