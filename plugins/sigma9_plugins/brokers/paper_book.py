@@ -313,7 +313,8 @@ def _read(name: str, value: Any) -> Any:
 
 def _fill(body: Record) -> Fill:
     numbers = ("quantity", "price", "commission")
-    read: dict[str, Any] = {field.name: body[field.name] for field in fields(Fill)}
+    # Nothing is ever corrected here, and files of earlier versions lack the name.
+    read: dict[str, Any] = {field.name: body[field.name] for field in fields(Fill) if field.name != "corrects"}
     return Fill(
         **{
             **read,
