@@ -95,7 +95,7 @@ async def keep_probing(wire: Wire, health: Health, silence: float) -> None:
         except BrokerError:
             return
         left = patience() / 2
-        while wire.is_open and wire.heard_at < asked and left > 0:  # noqa: ASYNC110 - nobody tells of a byte
+        while wire.is_open and wire.heard_at < asked and left > 0:
             await asyncio.sleep(min(left, silence / 2))
             left = asked + patience() / 2 - monotonic()
         if wire.is_open and wire.heard_at < asked:
