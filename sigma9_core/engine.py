@@ -442,6 +442,8 @@ class Engine:
         try:
             if self._connects_by_itself():  # before the calendar: a kill needs the broker, and no sessions
                 self.money.post(self.path.link.connect)
+            else:
+                log.warning("the broker ibkr is not connected: ibkr.auto_connect is off; send broker_connect")
             await self.calendar.ready()
             self._undo.append(("schedule", self.schedule.stop))
             await self.schedule.start()
@@ -509,8 +511,8 @@ class Engine:
             if self.state != "running" and not self.path.link.ready:
                 raise CommandError(
                     "broker_unavailable",
-                    f"the broker {self.path.link.name} is not connected and reconciled yet"
-                    + (f" ({self.path.link.error})" if self.path.link.error else ""),
+                    f"the broker {self.path.link.name} is not connected and reconciled yet: "
+                    + (self.path.link.error or "send broker_connect, or wait"),
                 )
             if person:
                 await self.keeping.save("commanded", {"state": "start"})

@@ -118,3 +118,8 @@ class CommandError(Sigma9Error):
         self.message = message
         self.details: dict[str, Any] = dict(details or {})
         super().__init__(message)
+
+
+def in_words(error: BaseException) -> str:
+    """Give an error of ours as the sentence that it is, any other with its type in front."""
+    return str(error) if isinstance(error, Sigma9Error) and str(error) else f"{type(error).__name__}: {error}"

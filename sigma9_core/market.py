@@ -18,7 +18,7 @@ from sigma9_core.bus import EventBus
 from sigma9_core.calendar import Calendar
 from sigma9_core.clock import Clock, SteppedClock
 from sigma9_core.contracts import Feed, FeedHealth, FeedState
-from sigma9_core.errors import DataError, Sigma9Error
+from sigma9_core.errors import DataError, Sigma9Error, in_words
 from sigma9_core.events import Event, MarketData, encode
 from sigma9_core.lanes import Lane
 from sigma9_core.models import Bar, Quote, Slice, Trade
@@ -140,9 +140,9 @@ class Market:
                 then = "" if self._clock.kind == "replay" else f"; next try in {wait:.1f} s"
                 # What a feed says on purpose, and a line that broke, are no bugs: a sentence tells all.
                 known = isinstance(error, (Sigma9Error, OSError))
-                log.error("the feed failed (%s: %s)%s", type(error).__name__, error, then, exc_info=not known)
+                log.error("the feed failed (%s)%s", in_words(error), then, exc_info=not known)
                 self.failures += 1
-                self._tell("disconnected", f"{type(error).__name__}: {error}")
+                self._tell("disconnected", in_words(error))
                 if self._clock.kind == "replay":
                     raise  # files do not mend themselves
                 await self._hang_up()

@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 from sigma9_core.calendar import Calendar
 from sigma9_core.clock import Clock
 from sigma9_core.contracts import Feed
-from sigma9_core.errors import CommandError, DataError
+from sigma9_core.errors import CommandError, DataError, Sigma9Error
 from sigma9_core.scanning import ScanResult, merge, scan
 from sigma9_core.strategies import SCAN_BUDGET, Strategy
 from sigma9_core.watchlist import Watchlist
@@ -98,8 +98,9 @@ class Scans:
         try:
             bars = await self._reader.call(self._feed.daily_bars, as_of, sessions)
         except Exception as error:  # a feed is a plugin and may raise anything; no strategy is to blame for it
-            log.exception("the feed gave no daily bars as of %s", as_of)
             why = str(error) or type(error).__name__
+            known = isinstance(error, (Sigma9Error, OSError))  # what a feed says on purpose is no bug
+            log.error("the feed gave no daily bars as of %s: %s", as_of, why, exc_info=not known)
             raise CommandError("internal", f"the feed gave no daily bars as of {as_of}: {why}") from error
         try:
             result = await strategy.scan_guard.call(_scan, bars, strategy, as_of)

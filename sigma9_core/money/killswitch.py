@@ -192,6 +192,7 @@ class KillSwitch:
         except TimeoutError:
             log.warning("the kill's cancels have not all left after %g s; it goes on", ANSWER_WITHIN)
         if kill.phase != "done":
+            self._work.take_down(kill)  # a report may have come since its round looked: the answer knows of it too
             kill.pending = self._work.pending(kill)
         result: dict[str, Any] = {
             "cancelled_orders": list(kill.cancelled),

@@ -101,7 +101,7 @@ class KillWork:
         try:
             return await self._round(kill)
         finally:
-            self._take_down(kill)  # a broker's reports come while a round waits, and this one may be the last
+            self.take_down(kill)  # a broker's reports come while a round waits, and this one may be the last
 
     async def _round(self, kill: Kill) -> bool:
         link = self.link_up()
@@ -152,9 +152,9 @@ class KillWork:
         """Ask for cancels, side by side, and take down what has come of them."""
         asked = [order for order in orders if order.working and self._may_ask(kill, order.order_id)]
         await self.side_by_side(self._ask_cancel(kill, order) for order in asked)
-        self._take_down(kill)
+        self.take_down(kill)
 
-    def _take_down(self, kill: Kill) -> None:
+    def take_down(self, kill: Kill) -> None:
         """Note what of that which was asked for has come: cancelled orders, closed positions."""
         for order_id in kill.asked:
             ended = self._desk.orders.get(order_id)

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final, Literal
 
 from sigma9_core.contracts import Broker, BrokerHealth, BrokerReport
-from sigma9_core.errors import BrokerError, CommandError
+from sigma9_core.errors import BrokerError, CommandError, in_words
 
 log = logging.getLogger("sigma9.broker")
 
@@ -151,7 +151,7 @@ class BrokerLink:
             try:
                 await self._reconcile()
             except Exception as error:  # noqa: BLE001 - a broker plugin may raise anything; it is told and retried
-                self.error = f"{type(error).__name__}: {error}"
+                self.error = in_words(error)
                 self._ready.clear()  # what the broker knows is not reconciled any more
                 log.warning(
                     "reconciling after the link of the broker %s came back failed (%s); next try in %.1f s",
@@ -186,7 +186,7 @@ class BrokerLink:
                 if not self._stands():
                     raise BrokerError("the connection went down while it was being reconciled")
             except Exception as error:  # noqa: BLE001 - a broker plugin may raise anything; it is told and retried
-                self.error = f"{type(error).__name__}: {error}"
+                self.error = in_words(error)
                 self._down()
                 log.warning(
                     "the broker %s can't be connected (%s); next try in %.1f s", self.name, self.error, wait
@@ -195,6 +195,7 @@ class BrokerLink:
                 await asyncio.sleep(wait * random.uniform(0.8, 1.2))  # noqa: S311 - jitter, not a secret
                 wait = min(wait * 2, LONGEST_WAIT)
             else:
+                log.info("the broker %s is connected, and what it knows is read back", self.name)
                 self._ready.set()
                 self._change()
                 return

@@ -33,7 +33,7 @@ from sigma9_core.commands import (
 )
 from sigma9_core.config import Settings
 from sigma9_core.contracts import Broker, FeedHealth, Margin, MarketDriven, RiskRule, Signal, Trip
-from sigma9_core.errors import CommandError, JournalError
+from sigma9_core.errors import BrokerError, CommandError, JournalError, in_words
 from sigma9_core.models import (
     ZERO,
     ExitPlan,
@@ -782,6 +782,12 @@ class MoneyPath:
     def _check_link(self) -> None:
         """Raise CommandError `broker_unavailable` where nothing can be sent, or sized from what is known."""
         _ = self.link.broker
+        if self.link.health.link == "down":
+            raise CommandError(
+                "broker_unavailable",
+                f"the broker {self.link.name} is there, but has lost its own servers (link down): nothing is sent "
+                "until it has them again, which it sees to by itself",
+            )
         if not self._up_to_date:
             raise CommandError(
                 "broker_unavailable",
@@ -803,9 +809,14 @@ class MoneyPath:
                 await self._watch_cash(changed=changed)
                 self.exits.keep_within_books()
                 await self.unwanted.close()
-            except Exception:
+            except Exception as error:
                 # A broker plugin may raise anything; what is unknown stays so until the next look.
-                log.exception("reading back what is unknown failed")
+                log.error(
+                    "reading back from the broker failed (%s); the next look is in %g s",
+                    in_words(error),
+                    READ_BACK_EVERY,
+                    exc_info=not isinstance(error, BrokerError),
+                )
 
     def _follow(self, step: Step) -> None:
         self._touch()

@@ -70,6 +70,18 @@ class Differences:
             "unknown_orders": self.unknown_orders,
         }
 
+    def words(self) -> str:
+        """Give the report as a person reads it, without what is empty."""
+        lists = {
+            "fills that were missed": self.fills,
+            "orders": [f"{order_id} {status}" for order_id, status in self.orders.items()],
+            "foreign orders": self.foreign_orders,
+            "foreign positions": self.foreign_positions,
+            "not explained": list(self.unexplained.values()),
+            "orders that are not in the journal": self.unknown_orders,
+        }
+        return "; ".join(f"{what}: {', '.join(found)}" for what, found in lists.items() if found)
+
 
 @dataclass(slots=True)
 class Doubt:
@@ -129,8 +141,8 @@ class Reconciler:
         await self._positions(link, found)
         await self._desk.settle()
         found.unknown_orders += sorted(order_id for order_id in self._strangers if made_at(order_id) is not None)
-        if any(found.body().values()):
-            log.warning("reconciled with the broker: %s", found.body())
+        if words := found.words():
+            log.warning("reconciled with the broker: %s", words)
         self._note(found)
         return found
 

@@ -41,7 +41,7 @@ class PriceCollar(RiskRule):
         if mark is None or not usable(mark.price):
             return self.refuse(
                 f"there is no price of {order.symbol} to measure the order against: only what is watched or held "
-                f"has prices (sigma9 watchlist add {order.symbol})",
+                f"has prices (sigma9 watchlist add {order.symbol}), if the feed gives any: the log says why not",
                 limit=self._percent,
             )
         if mark.halted:

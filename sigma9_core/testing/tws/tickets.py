@@ -18,7 +18,7 @@ LIMITED: Final = frozenset(("LMT", "STP LMT", "TRAIL LIMIT", "LOC", "LIT"))
 LIVE: Final = frozenset(("ApiPending", "PendingSubmit", "PreSubmitted", "Submitted", "PendingCancel"))
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, repr=False)
 class Ticket:
     """An order in the book."""
 
@@ -50,6 +50,14 @@ class Ticket:
     ended: datetime | None = None
     reason: str = ""
     fills: int = 0
+
+    def __repr__(self) -> str:
+        """Show what a failed assertion needs: its hundred fields on the wire are in `order.values`."""
+        asked = self.order.values
+        return (
+            f"<Ticket {self.perm_id} of client {self.client_id}, order id {self.order_id}: {asked.get('action')} "
+            f"{self.quantity} {self.contract.symbol} {asked.get('orderType')} {self.status}, {self.filled} filled>"
+        )
 
     @property
     def live(self) -> bool:

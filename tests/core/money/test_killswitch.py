@@ -785,6 +785,34 @@ async def test_a_read_back_that_never_returns_holds_the_kill_up_for_a_moment_alo
         await room.kill.reset("seen", None, "api")
 
 
+@pytest.mark.parametrize("turns", range(5))
+async def test_an_order_of_a_kill_is_cancelled_or_pending_in_its_answer(
+    room: MoneyRoom, mocker: MockerFixture, turns: int
+) -> None:
+    """Whenever the broker reports a cancel, the answer has its order in the one list or in the other."""
+    resting = await room.buy("MSFT", order_type="limit", limit_price=Decimal(5))
+    cancel, waiting = room.exchange.cancel, list[asyncio.Task[None]]()
+
+    async def later(order_id: str) -> None:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await cancel(order_id)
+
+    async def a_moment_later(order_id: str) -> None:
+        waiting.append(asyncio.create_task(later(order_id)))
+
+    async def slow() -> Any:
+        await asyncio.sleep(5)
+
+    mocker.patch.object(room.exchange, "cancel", a_moment_later)
+    mocker.patch.object(room.exchange, "open_orders", slow)
+    fired = asyncio.create_task(kill(room))
+    await room.until(lambda: not resting.working)
+    answer = await fired
+
+    assert [*answer["cancelled_orders"], *answer["pending"]] == [resting.order_id]
+
+
 async def test_cancels_go_out_side_by_side(room: MoneyRoom, mocker: MockerFixture) -> None:
     """Cancels that hang hold up neither the others, nor the answer, nor the close of another symbol."""
     await room.fill(await room.enter("IBM"), "10")

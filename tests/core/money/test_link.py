@@ -83,6 +83,7 @@ async def test_a_broker_that_can_t_be_connected_is_tried_again(
     room: MoneyRoom, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Each failure is said with its reason, the wait doubles up to the longest, and success forgets the error."""
+    caplog.set_level("INFO")
     monkeypatch.setattr(link_module, "LONGEST_WAIT", 0.04)
     link, connect, tries = room.path.link, room.exchange.connect, 0
 
@@ -102,6 +103,7 @@ async def test_a_broker_that_can_t_be_connected_is_tried_again(
 
     assert (link.error, tries) == (None, 5)
     assert seen[1:] == [("disconnected", False, "ConnectionRefusedError: nobody there")] * 4
+    assert caplog.messages[-1] == "the broker paper is connected, and what it knows is read back"
     waits = [
         record.args[2] for record in caplog.records if isinstance(record.args, tuple) and len(record.args) == 3
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -330,6 +331,20 @@ async def test_nothing_is_changed_before_it_is_known_what_has_happened(room: Mon
 
     assert caught.value.code == "broker_unavailable"
     assert order.request.quantity == 50
+
+
+async def test_a_link_that_is_down_is_said_to_be(room: MoneyRoom) -> None:
+    """While the broker's own link is down an order is refused for that, not as one that could be tried again."""
+    up = room.path.link.health
+    room.path.link.on_health(replace(up, link="down"))
+    with pytest.raises(CommandError, match="has lost its own servers") as caught:
+        await place(room, order_type="limit", limit_price=Decimal(9))
+    room.path.link.on_health(up)
+    await room.until(lambda: room.path.link.ready and not room.path.link.stale)
+    answer = await place(room, order_type="limit", limit_price=Decimal(9))
+
+    assert caught.value.code == "broker_unavailable"
+    assert answer["order"]["order_id"] in room.exchange.orders
 
 
 async def test_what_was_sized_before_a_reconnect_is_not_sent_in_it(room: MoneyRoom) -> None:
@@ -915,6 +930,33 @@ async def test_a_fill_during_the_reconciliation_is_no_transfer(room: MoneyRoom) 
     assert room.path.portfolio.quantity("MSFT") == 100
     assert room.path.portfolio.account().cash == room.exchange.cash == Decimal(99_100)
     assert room.journal.notes("transfer", 10) == []
+
+
+async def test_a_broker_that_does_not_tell_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What a broker says on purpose of a look that failed is logged as said; anything else with its traceback."""
+    monkeypatch.setattr(path_module, "READ_BACK_EVERY", 0.01)
+    errors: list[Exception] = [BrokerError("it did not tell the positions within 10 s"), ValueError("a bug")]
+
+    async def failing() -> Any:
+        raise errors[0]
+
+    async with MoneyRoom(tmp_path) as quick:
+        quick.exchange.positions = failing  # type: ignore[method-assign]
+        for error in list(errors):
+            errors[0] = error
+            await quick.until(lambda: any(str(errors[0]) in record.getMessage() for record in caplog.records))
+
+    told = {
+        record.getMessage().partition(";")[0]: bool(record.exc_info)
+        for record in caplog.records
+        if record.name == "sigma9.money"
+    }
+    assert told == {
+        "reading back from the broker failed (it did not tell the positions within 10 s)": False,
+        "reading back from the broker failed (ValueError: a bug)": True,
+    }
 
 
 async def test_cash_is_looked_at_while_connected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -202,7 +202,7 @@ class IbkrFeed:
         """Subscribe everything anew: TWS has lost it."""
         wire, symbols = self._wire, frozenset(self._of)
         if wire is not None and wire.is_open:
-            log.warning("TWS has lost the market data: %d symbols are subscribed again", len(symbols))
+            log.warning("TWS has lost the market data; asked for again: %s", ", ".join(sorted(symbols)))
             for wanted in self._of.values():
                 self._by_number.pop(wanted.number, None)
                 if wanted.bars is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC
@@ -66,8 +67,12 @@ class Wire:
         except TimeoutError as error:
             raise BrokerError(f"{host}:{port} did not finish the greeting within {within:g} s") from error
         except OSError as error:
-            why = error.strerror or str(error) or type(error).__name__
-            raise BrokerError(f"{host}:{port} can't be reached: {why}") from error
+            # asyncio's own words name the address once more, and no reason.
+            why = os.strerror(error.errno) if error.errno is not None and error.errno > 0 else str(error)
+            raise BrokerError(
+                f"{host}:{port} can't be reached ({why or type(error).__name__}): start TWS or IB Gateway, or "
+                "correct ibkr.host and ibkr.port"
+            ) from error
         finally:
             if not dialling.done():
                 dialling.cancel()

@@ -192,3 +192,14 @@ async def test_several_with_one_client_id() -> None:
         ]
         assert [(each.client_id, each.order_id) for each in tickets] == [(1, 50), (1, 51), (2, 50)]
         assert len({each.perm_id for each in tickets}) == 3
+
+
+async def test_a_ticket_is_shown_in_a_line() -> None:
+    """A failed assertion of another project names the order, not its hundred fields on the wire."""
+    async with FakeTws() as tws:
+        ticket = tws.place_foreign(7, "AAPL", action="BUY", totalQuantity=1, orderType="LMT", lmtPrice=180)
+
+    assert (
+        repr(ticket)
+        == f"<Ticket {ticket.perm_id} of client 7, order id {ticket.order_id}: BUY 1 AAPL LMT Submitted, 0 filled>"
+    )

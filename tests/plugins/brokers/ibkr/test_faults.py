@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from sigma9_core.clock import monotonic
 from sigma9_core.contracts import BrokerHealth, ReportKind
 from sigma9_core.errors import BrokerError, BrokerRefused
 from sigma9_core.models import ApprovedOrder
@@ -465,7 +466,7 @@ async def test_nobody_listens(room: IbkrRoom) -> None:
     await room.broker.disconnect()
     await room.tws.go_away()
     for _ in range(3):
-        with pytest.raises(BrokerError, match="can't be reached"):
+        with pytest.raises(BrokerError, match=r"can't be reached \(Connection refused\): start TWS or IB Gateway"):
             await again(room)
     await room.tws.come_back()
     await again(room)
@@ -483,6 +484,21 @@ async def test_half_open(tmp_path: Path) -> None:
         await again(room)
 
         assert room.broker.health == UP
+
+
+async def test_half_open_after_an_outage(tmp_path: Path) -> None:
+    """The patience with a gateway without IB's servers ends with the outage: what dies next is found as fast."""
+    async with open_room(tmp_path, config={"probe_seconds": 0.3}) as room:
+        room.tws.lose_link()
+        await room.until(lambda: room.broker.health.link == "down", "the outage")
+        await asyncio.sleep(0.4)  # its probe is due, and is put off
+        room.tws.regain_link(kept=True)
+        await room.until(lambda: room.broker.health == UP, "the link")
+        room.tws.mute()
+        began = monotonic()
+        await room.until(lambda: room.broker.health == BrokerHealth(), "the end of the connection")
+
+        assert monotonic() - began < 1.5
 
 
 async def test_unanswered_question(room: IbkrRoom) -> None:
