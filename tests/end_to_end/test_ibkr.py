@@ -301,6 +301,9 @@ def test_it_waits_for_a_command(tmp_path: Path, gateway: Gateway) -> None:
         server.until(lambda: gateway.do(lambda: gateway.tws.clients), "the feed")
         assert [client.client_id for client in gateway.do(lambda: gateway.tws.clients)] == [2]
         assert server.get("/api/status")["ibkr"] == "disconnected"
+        server.until(
+            lambda: any("auto_connect is off; send broker_connect" in line for line in server.lines), "why"
+        )
         assert server.request("POST", "/api/broker/connect")[0] == 200
         server.until(lambda: server.get("/api/status")["ibkr"] == "connected", "the connection")
         assert server.stop() == 0

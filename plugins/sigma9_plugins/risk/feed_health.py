@@ -96,7 +96,7 @@ class FeedWatch(RiskRule):
         told, self._tripped, self._failed = self._tripped, True, max(failures, self._failed)
         if told:
             return None
-        error = "" if view.feed is None or not view.feed.error else f" ({view.feed.error[:100]})"
+        error = "" if view.feed is None or not view.feed.error else f" ({view.feed.error[:200]})"
         reason = f"the feed failed to connect {failures} times{error}"
         return Trip(rule=self.name, reason=reason, kill=False, used=Decimal(failures), limit=self._limit)
 

@@ -79,25 +79,19 @@ class Health:
 
 async def keep_probing(wire: Wire, health: Health, silence: float) -> None:
     """Ask for the time where nothing has come for so long, and give the connection up where no answer comes."""
-
-    def patience() -> float:
-        return silence * (CUT_OFF if health.now.link == "down" else 1)
-
+    asked = 0.0
     while wire.is_open:
-        quiet = monotonic() - wire.heard_at
-        if quiet < patience():
-            # No longer than this at once: an outage may end meanwhile, and the patience with it.
-            await asyncio.sleep(min(patience() - quiet, silence))
-            continue
-        asked = monotonic()
-        try:
-            wire.put("urgent", ("reqCurrentTime", ()))
-        except BrokerError:
-            return
-        left = patience() / 2
-        while wire.is_open and wire.heard_at < asked and left > 0:
-            await asyncio.sleep(min(left, silence / 2))
-            left = asked + patience() / 2 - monotonic()
-        if wire.is_open and wire.heard_at < asked:
-            wire.abort(f"TWS has said nothing for {monotonic() - wire.heard_at:.0f} s, and does not answer")
-            return
+        now = monotonic()
+        patience = silence * (CUT_OFF if health.now.link == "down" else 1)
+        waits = wire.heard_at < asked
+        left = asked + patience / 2 - now if waits else wire.heard_at + patience - now
+        if left > 0:
+            await asyncio.sleep(min(left, silence))  # an outage may end meanwhile, and the patience with it
+        elif waits:
+            wire.abort(f"TWS has said nothing for {now - wire.heard_at:.0f} s, and does not answer")
+        else:
+            asked = now
+            try:
+                wire.put("urgent", ("reqCurrentTime", ()))
+            except BrokerError:
+                return
