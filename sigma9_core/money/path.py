@@ -494,16 +494,10 @@ class MoneyPath:
         command: Command,
         owed: list[Record],
     ) -> Order:
-        group = self._group_of(position.symbol)
-        # What an entry still fills would stand without an exit; an exit beside the close could open a position.
-        alone = [
-            o for o in working if o.request.intent == "entry" or group is None or o.request.oca_group != group
-        ]
-        for order in alone:
-            await self.desk.ask_cancel(order)
-        await self._ended(alone)
-        if any(order.working and order.request.intent != "entry" for order in alone):
-            raise CommandError("busy", f"exits of {position.symbol} are still being cancelled: ask again")
+        entries = [order for order in working if order.request.intent == "entry"]
+        for entry in entries:  # what an entry still fills would stand without an exit
+            await self.desk.ask_cancel(entry)
+        await self._ended(entries)
         quantity = await self.reconciler.closable(self.link, position.symbol)
         request = OrderRequest(
             symbol=position.symbol,
@@ -512,7 +506,7 @@ class MoneyPath:
             strategy=position.strategy,
             source=SOURCES.get(command.source, "api"),
             intent="reduce",
-            oca_group=group,
+            oca_group=self._group_of(position.symbol),
             reason=reason or "closed by command",
         )
         order = (await self.desk.submit([request], cause=command.id, records=tuple(owed)))[0]

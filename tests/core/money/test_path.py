@@ -1553,29 +1553,3 @@ async def test_entries_count_for_their_day_before_and_after_hours(tmp_path: Path
     async with again:
         assert again.desk.view().entries_today == 3
         assert await entries(again, SESSIONS[1].open) == 1
-
-
-async def test_a_close_takes_a_lone_stop_back_first(room: MoneyRoom) -> None:
-    """Nothing groups the two: the stop goes before the close is sent, so that no fill opens a position."""
-    await hold(room)
-    await place(room, side="sell", order_type="stop", stop_price=Decimal(9))
-    (stop,) = room.working(protective=True)
-    (left,) = (await close(room, "AAPL"))["orders"]
-
-    assert not stop.working
-    assert room.exchange.submitted[-1] == left["order_id"]
-    await room.fill(room.desk.orders[left["order_id"]], "10")
-    assert room.path.portfolio.quantity("AAPL") == 0
-    assert not room.desk.open_orders()
-
-
-async def test_a_close_waits_for_the_end_of_a_lone_stop(room: MoneyRoom) -> None:
-    """While the broker has not said that the stop is gone, nothing is sent beside it."""
-    await hold(room)
-    await place(room, side="sell", order_type="stop", stop_price=Decimal(9))
-    room.exchange.faults.add("no_cancel")
-    sent = len(room.exchange.submitted)
-    with pytest.raises(CommandError, match="exits of AAPL are still being cancelled: ask again") as raised:
-        await close(room, "AAPL")
-
-    assert (raised.value.code, len(room.exchange.submitted)) == ("busy", sent)
