@@ -54,7 +54,8 @@ from sigma9_core.handlers import Handlers
 from sigma9_core.keeping import Keeping
 from sigma9_core.lanes import Lane
 from sigma9_core.market import Market
-from sigma9_core.models import Bar, OrderRequest, Slice, WatchlistItem
+from sigma9_core.models import Bar, OrderRequest, OrderStatus, Slice, Verdict, WatchlistItem
+from sigma9_core.money.desk import refusal
 from sigma9_core.money.door import KillDoor
 from sigma9_core.money.gate import GuardedRule
 from sigma9_core.money.integrity import ACKNOWLEDGED, NOTE
@@ -1107,16 +1108,21 @@ class Engine:
         raise CommandError("not_found", f"no job is called '{job}'")
 
     async def _recover_order(self, received: CommandRecord) -> Mapping[str, Any] | None:
-        """Find what became of a `place_order` whose answer was lost: its intent carries the command's id."""
+        """Find what became of a `place_order` whose answer was lost: its intent carries the command's id.
+
+        Raise CommandError, as at first, where it was refused.
+        """
 
         def find() -> str | None:
             for intent in self.journal.intents():
-                if intent.cause == received.id and intent.request.intent != "kill":
+                if intent.cause == received.id and intent.request.source not in ("exit", "kill_switch"):
                     return intent.order_id
             return None
 
         order_id = await asyncio.to_thread(find)
         order = await self.order(order_id) if order_id is not None else None
+        if order is not None and order["status"] == OrderStatus.RISK_REJECTED:
+            raise refusal([Verdict.model_validate(each) for each in order["verdicts"]], order_id)
         return None if order is None else {"order": order, "legs": []}
 
     async def _dead_man_acts(self, action: str, why: str) -> None:

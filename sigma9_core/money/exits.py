@@ -39,6 +39,8 @@ SOON: Final = timedelta(seconds=2)
 """A time stop that is due within this does not go to rest any more: the server sends it when it is due."""
 SLOTS: Final = ("stop_id", "trail_id", "time_id", "rest_id", "profit_id")
 """Where a guard has its own orders."""
+PASSES: Final = frozenset(("busy", "broker_unavailable"))
+"""Codes of refused changes after which the same is tried again at the next look."""
 MOST_STOPS: Final = 3
 """Stops that may be refused in a row before the position is closed at the market."""
 
@@ -160,6 +162,8 @@ class ExitManager:
         """Gives what the broker has of a symbol whose position can't be explained, None for any other."""
         self._shrinking: set[str] = set()
         """Orders that are being made smaller at this moment."""
+        self._smaller: dict[str, Decimal] = {}
+        """Lone stops that are cancelled because they could not be made smaller: what takes their place."""
         self._declined: set[tuple[str, Kept]] = set()
         """Symbols and terms that the broker has refused since the start."""
         self._over: dict[str, Guard] = {}
@@ -489,6 +493,9 @@ class ExitManager:
     def _follow(self, step: Step) -> None:
         symbol = step.order.request.symbol
         self._desk.portfolio.set_protected(symbol, self.protected(symbol))
+        smaller = None if step.order.working else self._smaller.pop(step.order.order_id, None)
+        if smaller is not None and step.event is OrderStatus.CANCELLED:
+            self._desk.spawn(self._send_smaller(step.order, smaller), f"exit[{symbol} smaller]")
         guard = self.guards.get(symbol) or self._revive(step)
         if self.broker_has(symbol) is not None:
             self.recheck([symbol])
@@ -526,7 +533,8 @@ class ExitManager:
             guard = self._guard_of(step.order, request.exit_plan)
         else:
             over = self._over.get(request.symbol)
-            if over is None or order_id not in over.exits or step.event is not OrderStatus.BUSTED:
+            back = step.event is OrderStatus.BUSTED or bool(step.fill.corrects)
+            if over is None or order_id not in over.exits or not back:
                 return None
             fresh: dict[str, Any] = {"ended": False, "released": False, "refused": 0, "busy": False}
             fresh |= {"retry_at": None, "rest_at": None}
@@ -635,17 +643,18 @@ class ExitManager:
 
     def _keep_lone_exits_within(self, symbol: str) -> None:
         position = self._desk.portfolio.position(symbol)
-        if self.broker_has(symbol) is None and not self.stands_down(symbol, position.strategy):
-            self._keep_within(symbol, position.quantity)
+        if self.broker_has(symbol) is None:
+            killed = self.stands_down(symbol, position.strategy)
+            self._keep_within(symbol, position.quantity, killed=killed)
 
-    def _keep_within(self, symbol: str, there: Decimal) -> None:
+    def _keep_within(self, symbol: str, there: Decimal, *, killed: bool = False) -> None:
         """Take back what exits, whosever, may trade beyond what there is: it would open a position.
 
         What protects comes first and is made smaller; all else goes. The rest of an entry goes before its stop,
-        which covers what it has yet to open as well.
+        which covers what it has yet to open as well. A kill that owns the exits takes back all else by itself.
         """
         held = self._held(symbol)
-        whole = left = min(abs(held), max(there if held > ZERO else -there, ZERO))
+        left = min(abs(held), max(there if held > ZERO else -there, ZERO))
         groups: dict[str, list[Order]] = {}
         for order in self._desk.open_orders():
             if order.request.symbol == symbol and is_exit(order.request.intent):
@@ -661,11 +670,13 @@ class ExitManager:
                 unsure = leg.status in (OrderStatus.UNKNOWN, OrderStatus.SUBMITTED) or leg.replacement
                 if size == leg.remaining or unsure or leg.cancel_asked or leg.order_id in self._shrinking:
                     continue
+                if killed and (not ask.protective or ask.intent == "kill" or size == ZERO):
+                    continue
                 if parent is not None and parent.working:
                     self.drop(parent)
                     continue
                 log.error("%s: %s may trade %s, there is %s", symbol, leg.order_id, leg.remaining, there)
-                if ask.protective and size > ZERO and left == whole:
+                if ask.protective and size > ZERO:
                     self._shrinking.add(leg.order_id)
                     self._desk.spawn(self._shrink(leg, leg.filled + size), f"exit[{symbol} shrink {ask.reason}]")
                 else:
@@ -678,10 +689,24 @@ class ExitManager:
                 await self._desk.modify(leg.order_id, {"quantity": quantity})
         except (JournalError, CommandError) as error:
             log.warning("%s of %s could not be made smaller: %s", leg.request.reason, leg.request.symbol, error)
-            if isinstance(error, CommandError) and error.code not in ("busy", "broker_unavailable"):
-                self.drop(leg)  # it is refused: too small a stop is better than one that opens a position
+            if leg.working and isinstance(error, CommandError) and error.code not in PASSES:
+                if leg.request.symbol not in self.guards:
+                    self._smaller[leg.order_id] = quantity - leg.filled
+                self.drop(leg)  # it would open a position; a smaller one takes its place
         finally:
             self._shrinking.discard(leg.order_id)
+
+    async def _send_smaller(self, leg: Order, quantity: Decimal) -> None:
+        """Send a stop anew that stood alone and could not be made smaller, now that it is gone."""
+        ask = leg.request
+        terms = {"quantity": quantity, "parent_id": None, "oca_group": None, "source": "exit", "signal": None}
+        try:
+            order = (await self._desk.submit([ask.model_copy(update=terms)], cause=leg.order_id))[0]
+        except (JournalError, CommandError) as error:
+            log.error("%s has no stop any more: the one of %s was not sent (%s)", ask.symbol, quantity, error)
+            return
+        if not order.working and not order.filled:
+            log.error("%s has no stop any more: the one of %s is %s", ask.symbol, quantity, order.status)
 
     def _group(self, guard: Guard) -> list[Order]:
         """List every working exit of a guard's group: its own, and those that a person has put beside them."""

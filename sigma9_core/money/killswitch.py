@@ -507,8 +507,7 @@ class KillSwitch:
             "wall": rfc3339(wall_now()),
             **more,
         }
-        note = NoteRecord("kill", self._clock.now(), body)
-        self._afterwards.do(lambda: self._desk.note([note]))
+        self._desk.note([NoteRecord("kill", self._clock.now(), body)])  # before the answer: the trail is evidence
 
     def _wake(self) -> None:
         for kill in self._kills.values():

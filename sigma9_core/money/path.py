@@ -800,9 +800,9 @@ class MoneyPath:
                 changed = await self.reconciler.look_around(self.link)
                 if changed or held != self.reconciler.unexplained:
                     self._touch()
-                await self._watch_cash(changed=changed)
                 self.exits.keep_within_books()
                 await self.unwanted.close()
+                await self._watch_cash(changed=changed)  # last: what may fail here must hold no exit up
             except Exception as error:
                 # A broker plugin may raise anything; what is unknown stays so until the next look.
                 log.error(

@@ -147,6 +147,10 @@ class Unwanted:
     def _follow(self, step: Step) -> None:
         applied = step.applied
         symbol, exits = step.order.request.symbol, step.order.request.intent != "entry"
+        corrected = applied is not None and bool(applied.fill.corrects)
+        if corrected or step.event is OrderStatus.BUSTED:  # what is held was opened by what stands now
+            self._desk.spawn(self.find([symbol]), f"find-unwanted[{symbol}]")
+            return
         if applied is not None and applied.opened and exits:
             self.states[symbol] = TakingBack()
             log.error(
@@ -159,5 +163,3 @@ class Unwanted:
             self.states.pop(symbol, None)
         elif applied is not None and symbol in self.states:
             self.states[symbol] = TakingBack()  # it moves: the rest is tried at once
-        elif step.event is OrderStatus.BUSTED:  # without its entry, an exit has opened what is held
-            self._desk.spawn(self.find([symbol]), f"find-unwanted[{symbol}]")

@@ -1320,6 +1320,21 @@ async def test_a_lost_answer_of_an_order_is_found_again(room: EngineRoom) -> Non
     assert await room.engine._recover_order(lost) is None
 
 
+async def test_a_refusal_whose_answer_was_lost_is_a_refusal_again(tmp_path: Path, mocker: MockerFixture) -> None:
+    """A repeat after a crash in the moment of the answer must not be told that all went well."""
+    async with EngineRoom(tmp_path) as room:
+        await room.tick("AAPL")
+        mocker.patch.object(room.engine.dispatcher._rows, "do")  # the process ends before the row is written
+        asked: dict[str, Any] = {"symbol": "AAPL", "side": "buy", "quantity": 10_000_000}
+        first = await room.send("place_order", id="p1", **asked)
+        again = room.again()
+    async with again as room:
+        second = await room.send("place_order", id="p1", **asked)
+    assert first.error is not None
+    assert second.error is not None
+    assert (first.error["code"], first.error["message"]) == (second.error["code"], second.error["message"])
+
+
 async def test_jobs(trading: EngineRoom) -> None:
     """The scan is a job; a feed that keeps its own data has nothing to update; any other name is unknown."""
     assert await trading.engine._run_job("market_open_scan") == "2 on the watchlist"

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pytest_mock import MockerFixture
 
+from sigma9_core.commands import Command, KillArgs
 from sigma9_core.contracts import BrokerReport
+from sigma9_core.errors import BrokerRefused
 from sigma9_core.events import TradeEvent
 from sigma9_core.models import Fill, OrderStatus
+from sigma9_core.money import path as path_module
 from sigma9_core.money.audit import audit
 from sigma9_core.money.desk import Step
 from sigma9_core.money.history import History
 from sigma9_core.money.orders import Order
-from sigma9_core.testing.money_room import MoneyRoom
+from sigma9_core.testing.money_room import SESSIONS, MoneyRoom
 
 
 def correct(room: MoneyRoom, old: Fill, price: str, name: str = "c", *, told: bool = True, **more: Any) -> Fill:
@@ -217,3 +222,89 @@ async def test_a_correction_of_what_a_stand_in_counts(tmp_path: Path) -> None:
 
         assert order.filled == room.path.portfolio.quantity("AAPL") == 100
     audited(tmp_path)
+
+
+async def test_what_a_corrected_entry_leaves_of_its_exit_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The entry was for less than its stop has closed: the short is nobody's, without a restart too."""
+    monkeypatch.setattr(path_module, "READ_BACK_EVERY", 0.01)
+    async with MoneyRoom(tmp_path) as room:
+        entry = await room.enter("AAPL", 100)
+        await room.fill(entry, "10")
+        bought = room.exchange.fills[-1]
+        (stop,) = room.working(protective=True)
+        await room.fill(stop, "9.8")
+        await room.until(lambda: "AAPL" not in room.path.exits.guards)
+        correct(room, bought, "10", quantity=Decimal(60))
+        await room.until(lambda: room.working(side="buy", intent="reduce"))
+        (back,) = room.working(side="buy", intent="reduce")
+        assert back.request.quantity == 40
+
+
+async def test_what_a_corrected_exit_leaves_is_guarded_again(tmp_path: Path) -> None:
+    """The stop has sold less than was told: what is left was wanted, and gets its stop, not a close."""
+    async with MoneyRoom(tmp_path) as room:
+        await room.fill(await room.enter("AAPL", 100), "10")
+        (stop,) = room.working(protective=True)
+        await room.fill(stop, "9.8")
+        await room.until(lambda: "AAPL" not in room.path.exits.guards)
+        correct(room, room.exchange.fills[-1], "9.8", quantity=Decimal(60))
+        await room.until(lambda: room.path.portfolio.position("AAPL").protected)
+        await room.desk.settle()
+        (stop,) = room.working(intent="reduce")
+        assert (stop.request.order_type, stop.request.quantity) == ("stop", Decimal(40))
+        assert room.path.unwanted.states == {}
+
+
+async def test_what_a_person_has_left_by_a_corrected_exit_stays(tmp_path: Path) -> None:
+    """A person's sale was smaller than was told: nothing sells the rest."""
+    async with MoneyRoom(tmp_path) as room:
+        await room.fill(await room.buy(), "10")
+        leave = await room.buy(side="sell", order_type="limit", limit_price=Decimal(11), intent="reduce")
+        await room.fill(leave, "11")
+        correct(room, room.exchange.fills[-1], "11", quantity=Decimal(60))
+        await room.until(lambda: room.path.portfolio.quantity("AAPL") == 40)
+        await room.desk.settle()
+        assert (room.path.unwanted.states, room.desk.open_orders()) == ({}, [])
+
+
+async def lone_stop(room: MoneyRoom, quantity: int = 100) -> tuple[Fill, Order]:
+    """Hold 100 with a lone stop of a person's; give the fill and the stop."""
+    await room.fill(await room.buy(), "10")
+    terms: dict[str, Any] = {"order_type": "stop", "stop_price": Decimal(9), "intent": "reduce"}
+    stop = await room.buy(side="sell", quantity=quantity, protective=True, source="api", **terms)
+    return room.exchange.fills[-1], stop
+
+
+async def test_a_lone_stop_shrinks_under_a_kill_too(tmp_path: Path) -> None:
+    """While the close of a kill waits for the market, the stop must not outgrow what a correction leaves."""
+    async with MoneyRoom(tmp_path) as room:
+        bought, stop = await lone_stop(room)
+        room.clock.advance(SESSIONS[0].close + timedelta(minutes=1))
+        await room.path.kill(KillArgs(reason="test"), Command("kill_switch", {}, "api"))
+        assert stop.working
+        correct(room, bought, "10", quantity=Decimal(60))
+        await room.until(lambda: room.exchange.orders[stop.order_id].request.quantity == 60)
+
+
+async def test_a_lone_stop_that_can_t_be_made_smaller_is_sent_anew(tmp_path: Path, mocker: MockerFixture) -> None:
+    """A broker that refuses the change loses it; one of the right size takes its place."""
+    async with MoneyRoom(tmp_path) as room:
+        bought, stop = await lone_stop(room)
+        mocker.patch.object(room.exchange, "replace", side_effect=BrokerRefused("not this one"))
+        correct(room, bought, "10", quantity=Decimal(60))
+        await room.until(lambda: not stop.working and room.working(protective=True))
+        (smaller,) = room.working(protective=True)
+        assert (smaller.request.quantity, smaller.request.stop_price) == (Decimal(60), Decimal(9))
+
+
+async def test_the_second_lone_stop_is_made_smaller_too(tmp_path: Path) -> None:
+    """All that is held keeps a stop, whatever the number of those that stand alone."""
+    async with MoneyRoom(tmp_path) as room:
+        bought, _ = await lone_stop(room, 50)
+        await room.buy(
+            *("AAPL", 50), side="sell", order_type="stop", stop_price=Decimal(8), intent="reduce", protective=True
+        )
+        correct(room, bought, "10", quantity=Decimal(60))
+        await room.until(lambda: {stop.request.quantity for stop in room.working(protective=True)} == {10, 50})

@@ -1268,3 +1268,13 @@ async def test_a_kill_is_answered_before_it_is_told_of(
     await room.until(lambda: "cancelling" in shown)
     await trail_written(room)
     assert [note.body["what"] for note in room.journal.notes("kill", 9)] == ["fired"]
+
+
+async def test_who_killed_and_why_is_in_the_journal_with_the_answer(tmp_path: Path) -> None:
+    """A crash right after the answer leaves the trail, not the latch alone."""
+    async with MoneyRoom(tmp_path) as room:
+        await kill(room, flatten=False)
+        room.path.afterwards._steps.clear()  # the process ends here: nothing that was put off is done
+        after = await room.crash()
+    async with after:
+        assert "fired" in [note.body.get("what") for note in after.journal.notes("kill", 10)]

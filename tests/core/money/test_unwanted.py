@@ -11,7 +11,7 @@ import pytest
 from pytest_mock import MockerFixture
 
 from sigma9_core.commands import AdoptArgs, CloseArgs, Command
-from sigma9_core.errors import JournalError
+from sigma9_core.errors import BrokerError, JournalError
 from sigma9_core.money import path as path_module
 from sigma9_core.money import unwanted as unwanted_module
 from sigma9_core.money.orders import Order
@@ -240,3 +240,15 @@ async def test_an_exit_that_is_told_before_its_entry_opens_nothing(
         await asyncio.sleep(0.1)
 
         assert len(room.exchange.submitted) == 2
+
+
+async def test_a_broker_that_gives_no_account_holds_no_close_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mocker: MockerFixture
+) -> None:
+    """What nobody wanted is closed though the look at the cash fails each time."""
+    monkeypatch.setattr(path_module, "READ_BACK_EVERY", 0.01)
+    monkeypatch.setattr(path_module, "CASH_EVERY", 0.0)
+    async with MoneyRoom(tmp_path) as room:
+        mocker.patch.object(room.exchange, "account", side_effect=BrokerError("no account now"))
+        await overshoot(room)
+        assert (await taken_back(room)).request.quantity == 100
