@@ -50,9 +50,9 @@ def opposite(side: Side) -> Side:
     return "sell" if side == "buy" else "buy"
 
 
-def _late_group(order: Order) -> str:
+def _late_group(symbol: str, order_id: str) -> str:
     """Name the group of exits that are sent once an order has filled: none of the group before works any more."""
-    return f"exit-{order.request.symbol}-{order.order_id}"
+    return f"exit-{symbol}-{order_id}"
 
 
 @dataclass(slots=True)
@@ -160,6 +160,8 @@ class ExitManager:
         """Tells that it is not known at present what has filled: an exit might sell what a stop has sold."""
         self.broker_has: Callable[[str], Decimal | None] = lambda _symbol: None
         """Gives what the broker has of a symbol whose position can't be explained, None for any other."""
+        self.left: Callable[[str], object] = lambda _symbol: None
+        """Is told of a symbol whose guard has ended while something else of it is held."""
         self._shrinking: set[str] = set()
         """Orders that are being made smaller at this moment."""
         self._smaller: dict[str, Decimal] = {}
@@ -345,10 +347,8 @@ class ExitManager:
 
         Such are a person's lone stop, or the close of what an exit has opened, when another order closes first.
         """
-        if self.waits():
-            return  # it follows the reconciliation
         exits = (order.request for order in self._desk.open_orders() if is_exit(order.request.intent))
-        for symbol in {ask.symbol for ask in exits} - {*self.guards}:
+        for symbol in {ask.symbol for ask in exits}:
             self._keep_lone_exits_within(symbol)
 
     def fit(self, symbol: str) -> None:
@@ -499,10 +499,12 @@ class ExitManager:
         guard = self.guards.get(symbol) or self._revive(step)
         if self.broker_has(symbol) is not None:
             self.recheck([symbol])
-        if guard is None:
-            if step.applied is not None and not self.waits():
-                self._keep_lone_exits_within(symbol)
-            return
+        if guard is not None:
+            self._follow_guarded(guard, step)
+        if step.fill is not None:
+            self._keep_lone_exits_within(symbol)
+
+    def _follow_guarded(self, guard: Guard, step: Step) -> None:
         order_id = step.order.order_id
         moved = step.event is OrderStatus.REPLACED and step.order.request.order_type == "stop"
         if moved and order_id == guard.stop_id:
@@ -530,7 +532,7 @@ class ExitManager:
         if request.intent == "entry":
             if request.exit_plan is None:
                 return None
-            guard = self._guard_of(step.order, request.exit_plan)
+            guard = self._guard_of(order_id, request, request.exit_plan)
         else:
             over = self._over.get(request.symbol)
             back = step.event is OrderStatus.BUSTED or bool(step.fill.corrects)
@@ -538,34 +540,33 @@ class ExitManager:
                 return None
             fresh: dict[str, Any] = {"ended": False, "released": False, "refused": 0, "busy": False}
             fresh |= {"retry_at": None, "rest_at": None}
-            guard = replace(over, group=_late_group(step.order), **fresh)
+            guard = replace(over, group=_late_group(request.symbol, order_id), **fresh)
             guard.before = None
         self.guards[request.symbol] = guard
         self._remember(guard)
         return guard
 
-    def _guard_of(self, entry: Order, plan: ExitPlan) -> Guard:
-        """Make a guard for an entry that has filled without one."""
-        ask = entry.request
-        guard = Guard(ask.symbol, ask.side, ask.strategy, entry.order_id, _late_group(entry), plan)
-        guard.before = self._last(ask.symbol)
-        return guard
-
-    def _guard_rest(self, symbol: str) -> None:
-        """Guard what another guard has left, where an entry with a plan has opened it, as by a late fill."""
-        held = self._held(symbol)
-        if held == ZERO or symbol in self.guards:
+    def guard_opened(self, symbol: str, requests: Mapping[str, OrderRequest | None]) -> None:
+        """Guard what an entry with a plan has opened and nobody guards, as after a late fill (requests by id)."""
+        if self._held(symbol) == ZERO or symbol in self.guards:
             return
         for fill in self._desk.portfolio.opened_by(symbol):
-            entry = self._order(fill.order_id)
-            if entry is None or entry.request.intent != "entry" or entry.request.exit_plan is None:
+            ask = requests.get(fill.order_id)
+            if ask is None or ask.intent != "entry" or ask.exit_plan is None:
                 continue
-            guard = self._guard_of(entry, entry.request.exit_plan)
+            guard = self._guard_of(fill.order_id, ask, ask.exit_plan)
             guard.opened_at = fill.ts
             self.guards[symbol] = guard
             self._remember(guard)
             self._review(guard)
             return
+
+    def _guard_of(self, entry_id: str, ask: OrderRequest, plan: ExitPlan) -> Guard:
+        """Make a guard for an entry that has filled without one."""
+        group = _late_group(ask.symbol, entry_id)
+        guard = Guard(ask.symbol, ask.side, ask.strategy, entry_id, group, plan)
+        guard.before = self._last(ask.symbol)
+        return guard
 
     def _review(self, guard: Guard) -> None:
         """Bring the legs in line with the position: the right quantity, the right price, or the end."""
@@ -642,16 +643,20 @@ class ExitManager:
             self._send(guard, self._leg(guard, quantity, "time stop").model_copy(update=terms), "rest_id")
 
     def _keep_lone_exits_within(self, symbol: str) -> None:
-        position = self._desk.portfolio.position(symbol)
-        if self.broker_has(symbol) is None:
+        position, guard = self._desk.portfolio.position(symbol), self.guards.get(symbol)
+        if self.broker_has(symbol) is None and not self.waits():  # else it follows the reconciliation
             killed = self.stands_down(symbol, position.strategy)
-            self._keep_within(symbol, position.quantity, killed=killed)
+            beside = None if guard is None else guard.group
+            self._keep_within(symbol, position.quantity, beside=beside, killed=killed)
 
-    def _keep_within(self, symbol: str, there: Decimal, *, killed: bool = False) -> None:
+    def _keep_within(
+        self, symbol: str, there: Decimal, *, beside: str | None = None, killed: bool = False
+    ) -> None:
         """Take back what exits, whosever, may trade beyond what there is: it would open a position.
 
         What protects comes first and is made smaller; all else goes. The rest of an entry goes before its stop,
-        which covers what it has yet to open as well. A kill that owns the exits takes back all else by itself.
+        which covers what it has yet to open as well. A kill that owns the exits takes back all else by itself. The
+        group that they stand `beside` is its guard's to change: what it closes is taken into account alone.
         """
         held = self._held(symbol)
         left = min(abs(held), max(there if held > ZERO else -there, ZERO))
@@ -659,16 +664,21 @@ class ExitManager:
         for order in self._desk.open_orders():
             if order.request.symbol == symbol and is_exit(order.request.intent):
                 groups.setdefault(order.request.oca_group or order.order_id, []).append(order)
-        for legs in sorted(groups.values(), key=lambda legs: not any(leg.request.protective for leg in legs)):
+        ranks = {
+            name: (name != beside, not any(leg.request.protective for leg in legs))
+            for name, legs in groups.items()
+        }
+        for name in sorted(groups, key=ranks.__getitem__):
             taken = ZERO
-            for leg in legs:
+            for leg in groups[name]:
                 ask, parent = leg.request, self._order(leg.request.parent_id)
                 coming = ZERO if parent is None or parent.filled else parent.remaining
                 closes = held * (1 if ask.side == "sell" else -1) > ZERO
                 size = min(leg.remaining, coming + (left if closes else ZERO))
                 taken = max(taken, size - coming)
                 unsure = leg.status in (OrderStatus.UNKNOWN, OrderStatus.SUBMITTED) or leg.replacement
-                if size == leg.remaining or unsure or leg.cancel_asked or leg.order_id in self._shrinking:
+                fits = size == leg.remaining or name == beside
+                if fits or unsure or leg.cancel_asked or leg.order_id in self._shrinking:
                     continue
                 if killed and (not ask.protective or ask.intent == "kill" or size == ZERO):
                     continue
@@ -769,12 +779,13 @@ class ExitManager:
             self._over[guard.symbol] = guard
         self._forget(guard)
         self._remember(self._over.get(guard.symbol, guard))  # a restart reads the newest note of the symbol
-        self._guard_rest(guard.symbol)
 
     def _forget(self, guard: Guard) -> None:
         """Take a guard off its symbol, unless the symbol has another one by now."""
         if self.guards.get(guard.symbol) is guard:
             del self.guards[guard.symbol]
+            if self._held(guard.symbol) != ZERO:
+                self.left(guard.symbol)
 
     def drop(self, order: Order) -> None:
         """Ask once for a cancel; one that fails is asked for again at the next look."""

@@ -50,6 +50,9 @@ READ_WITHIN: Final = 5.0
 CANCELS_WITHIN: Final = 0.5
 """Seconds that a round gives its cancels; one that hangs goes on by itself, and holds nothing else up."""
 
+Work = Callable[[Kill, str, Decimal], Awaitable[None]]
+"""What is done with the position of a kill in a symbol."""
+
 
 class KillWork:
     """Does what a kill can do at a moment; on the money lane."""
@@ -68,6 +71,8 @@ class KillWork:
         """Store; `enter` is told of each phase that a kill enters."""
         self.asking: set[asyncio.Task[None]] = set()
         """Cancels that are on their way."""
+        self._at_work: set[str] = set()
+        """Positions that a kill is closing, or giving their stop back, at this moment."""
         self._gate = gate
         self._desk = desk
         self._exits = exits
@@ -236,14 +241,24 @@ class KillWork:
                 waiting.append(symbol)
                 self._exits.fit(symbol)
             elif monotonic() >= kill.not_before.get(symbol, 0.0):
-                work.append(self._close(kill, symbol, quantity))
+                work.append(self._alone(self._close, kill, symbol, quantity))
             else:
-                work.append(self._protect(kill, symbol, quantity))
+                work.append(self._alone(self._protect, kill, symbol, quantity))
         ends = await asyncio.gather(*work, return_exceptions=True)  # one that hangs holds up no other symbol
         kill.detail = WAITING_FOR_MARKET if waiting else None
         for end in ends:
             if isinstance(end, BaseException):
                 raise end
+
+    async def _alone(self, work: Work, kill: Kill, symbol: str, quantity: Decimal) -> None:
+        """Work on a position unless another kill does: a stop put back now would be in the way of its close."""
+        if symbol in self._at_work:
+            return
+        self._at_work.add(symbol)
+        try:
+            await work(kill, symbol, quantity)
+        finally:
+            self._at_work.discard(symbol)
 
     async def _close(self, kill: Kill, symbol: str, quantity: Decimal) -> None:
         """Close one position: nothing that protects it goes before its close is known to pass."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -64,18 +64,26 @@ class Unwanted:
         self._journal = journal
         self._clock = clock
         self._owns_exits = owns_exits
+        exits.left = self.look_at
         desk.followers.append(self._follow)
 
     async def find(self, symbols: Sequence[str]) -> None:
-        """Work out from the fills that stand in which of these symbols exits have opened what is held."""
+        """Work out from the fills that stand in which of these symbols exits have opened what is held.
+
+        What an entry with a plan has opened, and nobody guards any more, is guarded again.
+        """
         portfolio = self._desk.portfolio
-        wanted: dict[str, bool] = {}
-        while asked := {f.order_id for symbol in symbols for f in portfolio.opened_by(symbol)} - {*wanted}:
-            wanted |= await asyncio.to_thread(lambda: {order_id: self._wants(order_id) for order_id in asked})
+        asks: dict[str, OrderRequest | None] = {}
+        while asked := {f.order_id for symbol in symbols for f in portfolio.opened_by(symbol)} - {*asks}:
+            known = {key: order.request for key in asked if (order := self._desk.orders.get(key)) is not None}
+            asks |= known
+            if known.keys() != asked:
+                asks |= await asyncio.to_thread(self._read, asked - known.keys())
         for symbol in symbols:
             fills = portfolio.opened_by(symbol)
-            if not fills or any(wanted[fill.order_id] for fill in fills):
+            if not fills or any(self._wanted(fill.order_id, asks[fill.order_id]) for fill in fills):
                 self.states.pop(symbol, None)
+                self._exits.guard_opened(symbol, asks)
             elif symbol not in self.states:
                 self.states[symbol] = TakingBack()
                 log.error("%s: exits have opened %s that nobody wanted", symbol, portfolio.quantity(symbol))
@@ -90,12 +98,18 @@ class Unwanted:
         for symbol in sorted(self.states):
             await self._take_back(symbol)
 
-    def _wants(self, order_id: str) -> bool:
-        """Tell whether who made an order wanted what it opens: an entry, or a person's word (blocks: disk)."""
-        intent = self._journal.intent(order_id)
-        if intent is None:
-            return not is_kill_id(order_id, self._journal.journal_id)
-        return intent.request.intent == "entry"
+    def look_at(self, symbol: str) -> None:
+        """Find anew who has opened what is held of a symbol."""
+        self._desk.spawn(self.find([symbol]), f"find-unwanted[{symbol}]")
+
+    def _read(self, order_ids: Collection[str]) -> dict[str, OrderRequest | None]:
+        """Give what was asked for with orders that are not in memory any more (blocks: disk)."""
+        intents = {order_id: self._journal.intent(order_id) for order_id in order_ids}
+        return {key: None if intent is None else intent.request for key, intent in intents.items()}
+
+    def _wanted(self, order_id: str, ask: OrderRequest | None) -> bool:
+        """Tell whether who made an order wanted what it opens: an entry, or a person's word."""
+        return not is_kill_id(order_id, self._journal.journal_id) if ask is None else ask.intent == "entry"
 
     async def _take_back(self, symbol: str) -> None:
         position, state = self._desk.portfolio.position(symbol), self.states.get(symbol)
@@ -149,7 +163,7 @@ class Unwanted:
         symbol, exits = step.order.request.symbol, step.order.request.intent != "entry"
         corrected = applied is not None and bool(applied.fill.corrects)
         if corrected or step.event is OrderStatus.BUSTED:  # what is held was opened by what stands now
-            self._desk.spawn(self.find([symbol]), f"find-unwanted[{symbol}]")
+            self.look_at(symbol)
             return
         if applied is not None and applied.opened and exits:
             self.states[symbol] = TakingBack()

@@ -170,7 +170,8 @@ class MoneyChecks:
         told = f"{ask.intent} order {order.order_id} ({ask.side} {ask.quantity} {ask.symbol}) {how}"
         kills = [kill for kill in room.kills.values() if kill.covers(ask)]
         if ask.intent == "kill":
-            if not any(kill.flatten for kill in kills):
+            # A person may change what a kill that is over has left working.
+            if how != "changed" and not any(kill.flatten for kill in kills):
                 wrong.append(f"{told} without a kill that is on")
             return
         wrong += [

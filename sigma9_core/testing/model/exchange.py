@@ -509,6 +509,38 @@ class RoughExchange(SmallExchange):
             self.causes[fill.symbol] = "nobody was told of a bust"
         self.report("busted", fill.order_id, fill=fill, reason="clearly erroneous")
 
+    def may_correct(self) -> list[Fill]:
+        """List the executions of ended orders that may have been for less, where nothing else moved as well."""
+        odd = self.split_ever | {fill.symbol for fill in self.adoptions.values()}
+        ours = (fill for fill in self.fills if fill.order_id and fill.symbol not in odd and fill.quantity > 1)
+        return [f for f in ours if f.exec_id not in self.hidden and self.orders[f.order_id].state != "working"]
+
+    def correct(self, fill: Fill, quantity: Decimal) -> None:
+        """Put the quantity of an execution right: a new one takes its place, told now and read back later."""
+        self.excuse(fill.symbol, "an execution was corrected")
+        new = replace(fill, exec_id=f"{fill.exec_id}c", quantity=quantity, corrects=(fill.exec_id, *fill.corrects))
+        self.fills[self.fills.index(fill)] = new
+        gone = (fill.quantity - quantity) * (1 if fill.side == "buy" else -1)
+        self.cash += gone * fill.price
+        self.own[fill.symbol] -= gone
+        self.orders[fill.order_id].filled -= fill.quantity - quantity
+        self._sum(fill.symbol)
+        self._open_again(fill.symbol)
+        self.report("filled", fill.order_id, fill=new)
+
+    def _open_again(self, symbol: str) -> None:
+        """Work out from the executions which entries have opened what is held."""
+        openers, held = list[OrderRequest](), ZERO
+        for fill in self.fills:
+            if fill.symbol != symbol or not fill.order_id:
+                continue
+            before, held = held, held + (fill.quantity if fill.side == "buy" else -fill.quantity)
+            if before == ZERO or before * held <= ZERO:
+                openers.clear()
+            if self.orders[fill.order_id].request.intent == "entry":
+                openers.append(self.orders[fill.order_id].request)
+        self.openers[symbol] = openers
+
     def trade_by_hand(self, symbol: str, side: Side, size: Decimal, price: Decimal) -> None:
         """Trade as a person does at the broker's own screen."""
         self._book("", "", symbol, side, size, price, ZERO)

@@ -487,6 +487,14 @@ class MoneyMachine(RuleBasedStateMachine):
         self.world.open()
         self.checks.replay()
 
+    @precondition(lambda self: self.world.exchange.may_correct())
+    @rule(pick=picks)
+    def correct(self, pick: int) -> None:
+        """An execution turns out to have been for half of what was told."""
+        wrong = self.world.exchange.may_correct()
+        fill = wrong[pick % len(wrong)]
+        self.world.happen(self.world.exchange.correct, fill, fill.quantity // 2)
+
     # --- what is rare -----------------------------------------------------------------------------------------
 
     @rule(

@@ -259,6 +259,9 @@ def _same_orders(story: Story, dump: Dump) -> Iterator[str]:
     filled: defaultdict[str, Decimal] = defaultdict(lambda: ZERO)
     for record in story.fills:
         filled[record.fill.order_id] += record.fill.quantity
+    before: defaultdict[str, Decimal] = defaultdict(lambda: ZERO)
+    for execution in filter(lambda each: each.get("corrected"), _ours(dump)):
+        before[execution["fill"]["order_id"]] += Decimal(execution["fill"]["quantity"])
     approved = {intent.order_id for intent in story.intents if intent.approved}
     for order_id in approved:
         if order_id not in last:
@@ -273,7 +276,9 @@ def _same_orders(story: Story, dump: Dump) -> Iterator[str]:
     for step in story.steps:
         real = truth.get(step.order_id)
         stand_in = step.trade_id is not None and step.trade_id.startswith("readback-")
-        if real is not None and step.filled_quantity > Decimal(real["filled_quantity"]) and not stand_in:
+        # What was corrected to less has been told as more, up to its correction.
+        more = before[step.order_id] if step is not last[step.order_id] else ZERO
+        if real is not None and step.filled_quantity > Decimal(real["filled_quantity"]) + more and not stand_in:
             yield f"the order {step.order_id} was told to have filled {step.filled_quantity}: {real}"
     for order_id, order in truth.items():
         if order_id in last and last[order_id].filled_quantity < Decimal(order["filled_quantity"]):

@@ -124,8 +124,10 @@ class Gateway(Venue):
         newest = self._tws.book.executions[-CORRECTED:]
         able = [each for each in newest if each.ticket.ref and each.exec_id not in superseded]
         if able:
-            execution = draw.choice(able)
-            self._tws.correct(execution, execution.price + draw.choice((Decimal("-0.01"), Decimal("0.01"))))
+            execution, half = draw.choice(able), draw.random() < 0.3
+            ended = not execution.ticket.live and execution.quantity > 1
+            price = execution.price + draw.choice((Decimal("-0.01"), Decimal("0.01")))
+            self._tws.correct(execution, price, execution.quantity // 2 if half and ended else None)
 
     @property
     def _late(self) -> float:

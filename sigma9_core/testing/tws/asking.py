@@ -24,7 +24,7 @@ METHODS: Final = frozenset(
 MORE: Final[Mapping[str, Callable[..., Any]]] = {
     "received": lambda tws: tws.received,
     "advance": lambda tws, seconds: tws.clock.advance(seconds),
-    "correct": lambda tws, number, price: tws.correct(tws.book.executions[number], price),
+    "correct": lambda tws, number, price, quantity=None: tws.correct(tws.book.executions[number], price, quantity),
 }
 """What can be asked for besides."""
 

@@ -261,21 +261,36 @@ class Book:
                 self._activate(child)
         return execution
 
-    def correct(self, execution: Execution, price: Decimal) -> Execution:
-        """Correct an execution's price: the same id with its last part one higher."""
+    def correct(self, execution: Execution, price: Decimal, quantity: Decimal | None = None) -> Execution:
+        """Correct an execution: the same id with its last part one higher; perhaps it was for another quantity."""
         head, _, last = execution.exec_id.rpartition(".")
-        account = self.accounts.all[execution.ticket.account]
-        position = account.position(execution.ticket.contract)
-        change = (price - execution.price) * execution.quantity * (1 if execution.ticket.order.buys else -1)
+        ticket, size = execution.ticket, execution.quantity if quantity is None else quantity
+        account = self.accounts.all[ticket.account]
+        position = account.position(ticket.contract)
+        sign = 1 if ticket.order.buys else -1
+        change = (price - execution.price) * execution.quantity * sign
         account.cash -= change
         if execution.realized is not None:
             position.realized -= change
         elif position.quantity:
             position.cost += change / position.quantity
-        fixed = replace(execution, exec_id=f"{head}.{int(last) + 1:02d}", price=price, told_at=None)
-        execution.ticket.paid += (price - execution.price) * execution.quantity
+        ticket.paid += (price - execution.price) * execution.quantity
+        if (more := size - execution.quantity) != ZERO:
+            position.take(more * sign, price, ZERO)
+            account.cash -= more * sign * price
+            ticket.filled += more
+            ticket.paid += more * price
+        fixed = replace(
+            execution,
+            exec_id=f"{head}.{int(last) + 1:02d}",
+            quantity=size,
+            price=price,
+            cumulative=execution.cumulative + more,
+            held=position.quantity,
+            told_at=None,
+        )
         self.executions.append(fixed)
-        self.listener.filled(execution.ticket, fixed)
+        self.listener.filled(ticket, fixed)
         return fixed
 
     # --- inside -------------------------------------------------------------------------------------------------

@@ -169,9 +169,10 @@ class Control:
         """Turn down an order that was accepted before."""
         self.book.reject(self.order(wanted), reason)
 
-    def correct(self, execution: Execution, price: Number) -> Execution:
-        """Correct the price of an execution: told again, with the last part of its id one higher."""
-        return self.book.correct(execution, decimal(price))
+    def correct(self, execution: Execution, price: Number, quantity: Number | None = None) -> Execution:
+        """Correct an execution, or its quantity too: told again, with the last part of its id one higher."""
+        size = None if quantity is None else decimal(quantity)
+        return self.book.correct(execution, decimal(price), size)
 
     def place_foreign(self, client_id: int, symbol: str, order_id: int = 0, **values: Value) -> Ticket:
         """Place an order as another client does: `place_foreign(7, "AAPL", action="BUY", totalQuantity=1)`."""

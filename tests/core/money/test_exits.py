@@ -348,6 +348,43 @@ async def test_an_exit_that_is_taken_back_after_a_restart_is_guarded_again(room:
         assert after.working(protective=True)[0].request.stop_price == Decimal("9.80")
 
 
+async def test_what_an_entry_of_before_a_restart_has_opened_is_guarded(room: MoneyRoom) -> None:
+    """A stop of long ago that is taken back leaves a long where a short was guarded: its own entry guards it."""
+    entry = await room.enter(quantity=150)
+    await room.fill(entry, "10")
+    await room.fill(room.working(protective=True)[0], "9.80")
+    async with await room.crash() as after:
+        await after.fill(await after.enter(side="sell"), "10")
+        await after.until(lambda: after.working(protective=True))
+        bust(after, 1)
+        await after.until(lambda: after.working(protective=True, side="sell"))
+
+        assert (after.path.portfolio.quantity("AAPL"), after.path.unwanted.states) == (Decimal(50), {})
+        (stop,) = after.working()
+        assert (stop.request.quantity, after.exits.guards["AAPL"].entry_id) == (Decimal(50), entry.order_id)
+
+
+async def test_what_fills_late_while_the_next_entry_is_refused_is_guarded(
+    room: MoneyRoom, mocker: MockerFixture
+) -> None:
+    """The guard of an entry that comes to nothing leaves no share of an earlier one without a stop."""
+    entry = await room.enter()
+    await room.desk.cancel(entry.order_id)
+    await room.desk.settle()
+
+    async def meanwhile(*_args: Any, **_more: Any) -> None:
+        room.exchange.orders[entry.order_id].state = "working"
+        room.exchange.fill(entry.order_id, Decimal(10), Decimal(40))
+        raise JournalError("the disk is full")
+
+    mocker.patch.object(room.desk, "submit", meanwhile)
+    with pytest.raises(JournalError):
+        await room.enter()
+    mocker.stopall()
+    await room.until(lambda: room.working(protective=True))
+    assert room.working(protective=True)[0].request.quantity == 40
+
+
 async def test_the_last_guard_is_remembered_beside_an_entry_that_works(room: MoneyRoom) -> None:
     """A restart while the next entry works forgets the last guard no more than one after its end."""
     entry = await room.enter()

@@ -1278,3 +1278,21 @@ async def test_who_killed_and_why_is_in_the_journal_with_the_answer(tmp_path: Pa
         after = await room.crash()
     async with after:
         assert "fired" in [note.body.get("what") for note in after.journal.notes("kill", 10)]
+
+
+async def test_kills_work_on_a_position_one_at_a_time(room: MoneyRoom, mocker: MockerFixture) -> None:
+    """A stop that one kill puts back while another one closes would have the close refused, for ever."""
+    work, seen, goes_on = room.kill._work, list[str](), asyncio.Event()
+
+    async def slow(_kill: Any, symbol: str, _quantity: Decimal) -> None:
+        seen.append(symbol)
+        await goes_on.wait()
+
+    first = asyncio.create_task(work._alone(slow, mocker.Mock(), "AAPL", Decimal(100)))
+    await asyncio.sleep(0)
+    await work._alone(slow, mocker.Mock(), "AAPL", Decimal(100))
+    assert seen == ["AAPL"]
+    goes_on.set()
+    await first
+    await work._alone(slow, mocker.Mock(), "AAPL", Decimal(100))
+    assert seen == ["AAPL", "AAPL"]

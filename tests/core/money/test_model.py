@@ -174,6 +174,16 @@ def stand_in_outlives_a_bust(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(OrderDesk, "_take_back", forgetful)
 
 
+def corrected_execution_counts_as_well(patch: pytest.MonkeyPatch) -> None:
+    """An execution is counted beside the one whose place it takes."""
+    apply = Portfolio.apply
+
+    def both(self: Portfolio, fill: Fill, strategy: str | None, *, recovered: bool = True) -> Applied | None:
+        return apply(self, replace(fill, corrects=()), strategy, recovered=recovered)
+
+    patch.setattr(Portfolio, "apply", both)
+
+
 def missed_fills_are_not_counted(patch: pytest.MonkeyPatch) -> None:
     """A read-back overlooks the executions that nobody has told of."""
     patch.setattr(Reconciler, "_count", lambda *_args: None)
@@ -205,6 +215,7 @@ def broker_s_trail_is_none(patch: pytest.MonkeyPatch) -> None:
         two_exits_may_close_the_same,
         bust_changes_nothing,
         stand_in_outlives_a_bust,
+        corrected_execution_counts_as_well,
         missed_fills_are_not_counted,
         stop_keeps_its_size,
         broker_s_trail_is_none,

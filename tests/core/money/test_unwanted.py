@@ -12,6 +12,7 @@ from pytest_mock import MockerFixture
 
 from sigma9_core.commands import AdoptArgs, CloseArgs, Command
 from sigma9_core.errors import BrokerError, JournalError
+from sigma9_core.models import Side
 from sigma9_core.money import path as path_module
 from sigma9_core.money import unwanted as unwanted_module
 from sigma9_core.money.orders import Order
@@ -67,10 +68,10 @@ async def overshoot(room: MoneyRoom) -> None:
     assert room.path.portfolio.quantity("AAPL") == -100
 
 
-async def taken_back(room: MoneyRoom) -> Order:
+async def taken_back(room: MoneyRoom, side: Side = "buy") -> Order:
     """Wait for the order that closes what an exit has opened."""
-    await room.until(lambda: room.working(side="buy", intent="reduce"))
-    (back,) = room.working(side="buy", intent="reduce")
+    await room.until(lambda: room.working(side=side, intent="reduce"))
+    (back,) = room.working(side=side, intent="reduce")
     await room.until(lambda: back.order_id in room.exchange.orders)
     return back
 
@@ -222,6 +223,32 @@ async def test_what_an_exit_has_opened_by_a_bust_of_its_entry_is_closed(
         room.exchange.fills.remove(bought)
         room.exchange.report("busted", entry.order_id, fill=bought)
         assert (await taken_back(room)).request.quantity == 100
+
+
+async def test_a_close_beside_a_guard_is_taken_back_when_it_would_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fill of a stop is taken back while what it has opened is being closed: that close goes as well."""
+    monkeypatch.setattr(path_module, "READ_BACK_EVERY", 0.01)
+    async with MoneyRoom(tmp_path) as room:
+        await room.fill(await room.enter("AAPL", 10, side="sell"), "10")
+        (stop,) = room.working(protective=True)
+        ask = room.exchange.orders[stop.order_id].request
+        room.exchange.orders[stop.order_id].request = ask.model_copy(update={"quantity": Decimal(60)})
+        room.exchange.fill(stop.order_id, Decimal("10.2"), Decimal(60))
+        await room.desk.settle()
+        back = await taken_back(room, "sell")
+        assert back.request.quantity == 50
+
+        bought = room.exchange.fills[-1]
+        room.exchange.holdings["AAPL"] -= 60
+        room.exchange.cash += 60 * bought.price
+        room.exchange.fills.remove(bought)
+        room.exchange.report("busted", stop.order_id, fill=bought)
+        await room.until(lambda: room.working(protective=True) and not back.working)
+        assert room.path.portfolio.quantity("AAPL") == -10
+        (left,) = room.desk.open_orders()
+        assert (left.request.side, left.request.quantity) == ("buy", Decimal(10))
 
 
 async def test_an_exit_that_is_told_before_its_entry_opens_nothing(

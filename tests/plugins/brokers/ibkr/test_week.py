@@ -417,6 +417,35 @@ async def test_a_correction_moves_no_position(tmp_path: Path, when: str) -> None
             assert [each.perm_id for each in tws.orders(live=True)] == [stop.perm_id]
 
 
+@pytest.mark.parametrize("when", ["live", "away"])
+async def test_a_corrected_quantity_moves_the_position_and_its_stop(tmp_path: Path, when: str) -> None:
+    """Position, order, cash and stop are those of the new quantity, live and for who was away."""
+    async with FakeTws(cash=1_000_000, spread="0.02") as tws:
+        tws.hold_fills()
+        async with Trader(tws, tmp_path, random.Random(1)).life() as trader:
+            request = OrderRequest(symbol="AMD", side="buy", quantity=Decimal(100), exit_plan=ExitPlan())
+            (entry, *_) = await trader.path.enter(request, PRICES["AMD"])
+            await until(lambda: entry.status is OrderStatus.ACCEPTED)
+            execution = tws.fill(entry.order_id, 100, 110)
+            await until(lambda: entry.filled == 100)
+            await until(lambda: not trader.path.desk.changing and len(tws.orders(live=True)) == 1)
+            if when == "live":
+                tws.correct(execution, 110, 60)
+                await until(lambda: entry.filled == 60)
+            await trader.crash()
+        if when == "away":
+            tws.correct(execution, 110, 60)
+        async with Trader(tws, tmp_path, random.Random(2)).life() as trader:
+            found = await trader.path.desk.recall(entry.order_id)
+            assert found is not None
+            await until(lambda: found.filled == 60)
+            (stop,) = tws.orders(live=True)
+            await until(lambda: stop.quantity == 60)
+            assert trader.path.portfolio.quantity("AMD") == 60
+            assert trader.path.portfolio.cash == tws.world.accounts.first.cash
+            assert trader.disagreements() == []
+
+
 @pytest.mark.parametrize("fault", ["lost-order", "lost-ack", "late-ack"])
 async def test_a_change_waits_for_the_word_on_its_order(
     tmp_path: Path, fault: str, monkeypatch: pytest.MonkeyPatch
