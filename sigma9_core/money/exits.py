@@ -162,6 +162,8 @@ class ExitManager:
         """Gives what the broker has of a symbol whose position can't be explained, None for any other."""
         self.left: Callable[[str], object] = lambda _symbol: None
         """Is told of a symbol whose guard has ended while something else of it is held."""
+        self._unknown: frozenset[str] = frozenset()
+        """Symbols whose exits the journal could not give."""
         self._shrinking: set[str] = set()
         """Orders that are being made smaller at this moment."""
         self._smaller: dict[str, Decimal] = {}
@@ -298,8 +300,12 @@ class ExitManager:
             price = self._desk.portfolio.position(symbol).average_cost
         return self._stop(guard, abs(self._held(symbol)), price).stop_price
 
-    def resume(self, notes: Mapping[str, Mapping[str, Any]]) -> None:
-        """Take up the guards of positions that are still open after a restart (the newest note by symbol)."""
+    def resume(self, notes: Mapping[str, Mapping[str, Any]], unknown: Collection[str] = ()) -> None:
+        """Take up the guards of positions that are still open after a restart (the newest note by symbol).
+
+        The exits of `unknown` symbols can't be read: nobody guards them before the next start.
+        """
+        self._unknown = frozenset(unknown)
         for body in notes.values():
             guard = Guard.remembered(body)
             entry = self._desk.orders.get(guard.entry_id)
@@ -548,7 +554,7 @@ class ExitManager:
 
     def guard_opened(self, symbol: str, requests: Mapping[str, OrderRequest | None]) -> None:
         """Guard what an entry with a plan has opened and nobody guards, as after a late fill (requests by id)."""
-        if self._held(symbol) == ZERO or symbol in self.guards:
+        if self._held(symbol) == ZERO or symbol in self.guards or symbol in self._unknown:
             return
         for fill in self._desk.portfolio.opened_by(symbol):
             ask = requests.get(fill.order_id)

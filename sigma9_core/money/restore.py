@@ -219,7 +219,7 @@ def restore(known: Known, portfolio: Portfolio, desk: OrderDesk, gate: RiskGate,
     if known.days:
         portfolio.restore_days(known.days.get("portfolio", {}))
         gate.remember(known.days.get("rules", {}))
-    exits.resume(known.guards)
+    exits.resume(known.guards, known.unguarded)
     working = {order.request.symbol for order in known.orders if order.working}
     closed = {
         symbol: (
