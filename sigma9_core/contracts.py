@@ -252,7 +252,7 @@ class FeedHealth:
 
     state: FeedState
     failures: int = 0
-    """Attempts to connect that have failed since its last data."""
+    """Attempts to connect anew that have failed since its last data; before its first data none counts."""
     error: str | None = None
 
 

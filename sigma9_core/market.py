@@ -75,7 +75,7 @@ class Market:
         self.state: FeedState = "disconnected"
         self.last_at: datetime | None = None
         self.failures = 0
-        """Attempts to connect that have failed since the last data."""
+        """Attempts to connect anew that have failed since the last data; before the first data none counts."""
         self._clock = clock
         self._calendar = calendar
         self._lane = Lane("market")
@@ -127,6 +127,7 @@ class Market:
     async def _run(self, since: datetime | None) -> None:
         await self._calendar.ready()
         while True:
+            before = self.last_at
             try:
                 await self.feed.connect(since)
                 self.feed.subscribe(self._wanted)
@@ -141,7 +142,7 @@ class Market:
                 # What a feed says on purpose, and a line that broke, are no bugs: a sentence tells all.
                 known = isinstance(error, (Sigma9Error, OSError))
                 log.error("the feed failed (%s)%s", in_words(error), then, exc_info=not known)
-                self.failures += 1
+                self.failures += before is not None and self.last_at == before
                 self._tell("disconnected", in_words(error))
                 if self._clock.kind == "replay":
                     raise  # files do not mend themselves

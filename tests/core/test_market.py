@@ -362,21 +362,37 @@ async def test_the_back_off_grows_until_a_slice_has_come(room: Room, monkeypatch
 
 
 @kinds("simulated", "live")
-async def test_the_risk_rules_hear_how_often_a_feed_has_failed(room: Room) -> None:
-    """Attempts that fail are counted until data come again; the money lane hears of each and of the recovery."""
-    room.feed.refuse = [OSError("no route"), OSError("no route")]
+async def test_the_risk_rules_hear_how_often_a_feed_has_failed_to_come_back(room: Room) -> None:
+    """Attempts that fail are counted until data come again, the loss itself is not; each is told."""
     room.start()
-    await room.until(lambda: room.health and room.health[-1] == ("connected", 2, None))
     room.feed.put(at(1))
+    await room.until(lambda: "outer done 1" in room.names())
+    room.feed.refuse = [OSError("no route"), OSError("no route")]
+    room.feed.put(ConnectionError("gone"))
+    await room.until(lambda: room.health[-1] == ("connected", 2, None))
+    room.feed.put(at(2))
     await room.until(lambda: room.health[-1] == ("connected", 0, None))
 
     told = "OSError: no route"
     assert room.health == [
+        ("connected", 0, None),
+        ("disconnected", 0, "ConnectionError: gone"),
         ("disconnected", 1, told),
         ("disconnected", 2, told),
         ("connected", 2, None),
         ("connected", 0, None),
     ]
+
+
+@kinds("simulated", "live")
+async def test_a_feed_that_was_never_there_has_not_failed_to_come_back(room: Room) -> None:
+    """A server that starts before its gateway waits for it: nobody has to clear anything once it is there."""
+    room.feed.refuse = [OSError("no route")] * 5
+    room.start()
+    room.feed.put(at(1))
+    await room.until(lambda: "outer done 1" in room.names())
+
+    assert {failures for _, failures, _ in room.health} == {0}
 
 
 @kinds("replay")

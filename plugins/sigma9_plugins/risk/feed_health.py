@@ -20,8 +20,8 @@ class FeedHealthConfig(Frozen):
     max_silence_seconds: Positive = Decimal(30)
     """Market time without a price in session, for quotes and trades; of bars, half as long again as they are."""
     max_failures: Annotated[int, Field(ge=1)] | None = 3
-    """Attempts to connect the feed that fail without any data between them, at which entries stop until a person
-    clears the rule; null: they go on as soon as the feed does."""
+    """Attempts to connect a lost feed anew that fail without any data between them, at which entries stop until a
+    person clears the rule; null: they go on as soon as the feed does."""
 
 
 class FeedWatch(RiskRule):
