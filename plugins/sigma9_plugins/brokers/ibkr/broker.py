@@ -117,6 +117,7 @@ class IbkrBroker:
             if not wire.is_open:
                 raise BrokerError("TWS closed the connection at once")
             await connection.reading.open_orders()
+            self._reserve_ids()  # an id that was heard of may lie above the mark
             self._warn_of_others(wire)
         except BaseException:
             self._connection = None

@@ -69,6 +69,14 @@ class Orders:
                 "error": self._on_error,
             }
         )
+        wire.on(
+            {
+                "openOrder": self._heard,
+                "orderStatus": self._heard,
+                "execDetails": lambda _request, _contract, execution: self._heard(execution.orderId),
+                "nextValidId": lambda number: self._heard(number - 1),
+            }
+        )
 
     def detach(self) -> None:
         """Learn that the connection is gone: what has not left never will."""
@@ -175,6 +183,10 @@ class Orders:
     def _on_execution(self, request: int, contract: Any, execution: Any) -> None:
         self.executions.on_execution(request, contract, execution, self.account)
 
+    def _heard(self, number: int, *_: Any) -> None:
+        """Stay above every order id that IB tells, whoever has it: it refuses one below (code 103)."""
+        self._numbers.heard(number)
+
     def _on_open_order(self, number: int, _contract: Any, order: Any, state: Any) -> None:
         if order.whatIf or not self._is_mine(order.account):
             return
@@ -253,6 +265,9 @@ class Orders:
                 known.change = None
                 self._look(known)
             case "read_back":
+                self._look(known)
+            case "ask_for_ids":
+                wire.put("questions", ("reqIds", (1,)))  # the answer lifts ours, and so does the read-back
                 self._look(known)
             case "slow_down":
                 wire.lanes.pause()

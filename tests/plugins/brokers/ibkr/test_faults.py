@@ -20,6 +20,7 @@ from sigma9_core.testing.orders import approve, request
 from sigma9_core.testing.tws import KINDS
 from sigma9_plugins.brokers.ibkr import broker as module
 from sigma9_plugins.brokers.ibkr import orders as orders_module
+from sigma9_plugins.brokers.ibkr.ids import FILE
 from sigma9_plugins.brokers.ibkr.wire import ClientIdInUse
 from sigma9_plugins.testing.ibkr_room import IbkrRoom, open_room
 
@@ -420,6 +421,51 @@ async def test_nightly_restart_with_forgotten_ids(room: IbkrRoom) -> None:
     for each in (order, new):
         await room.broker.cancel(each.order_id)
         await room.ended(each, "cancelled")
+
+
+async def test_ids_lie_above_those_of_other_clients(room: IbkrRoom) -> None:
+    """IB refuses an id that is not above all that it has told: after each read-back ours begin there."""
+    room.tws.place_foreign(7, room.symbol, 5000, action="BUY", totalQuantity=3, lmtPrice=8, orderType="LMT")
+    await room.broker.open_orders()
+    order = await sent(room)
+
+    await room.accepted(order)
+    assert [each.order_id for each in room.tws.requests("placeOrder")] == [5001]
+
+
+async def test_an_id_that_is_refused_lifts_the_next(room: IbkrRoom) -> None:
+    """Code 103 on an order is not its end, and not repeated: TWS is asked for the id that is free."""
+    room.tws.clients[0].highest = 300  # it was told of by what this adapter has not heard
+    lost = await sent(room)
+    await room.tws.until_received("reqIds")
+    await room.caught_up()
+    order = await sent(room)
+
+    await room.accepted(order)
+    assert room.heard.kinds(lost.order_id) == []
+    assert [each.order_id for each in room.tws.requests("placeOrder")] == [1, 301]
+
+
+@pytest.mark.parametrize("filled", [False, True])
+async def test_a_lost_mark(room: IbkrRoom, tmp_path: Path, filled: bool) -> None:
+    """Where the mark is lost and TWS begins ids again, the id of an order of before is given to no other."""
+    begun = room.now()
+    old = await sent(room)
+    if filled:
+        room.tws.fill(old.order_id)
+    room.tws.restart()
+    await room.until(lambda: room.broker.health == BrokerHealth(), "the end of the connection")
+    (tmp_path / FILE).write_text("")
+    room.broker = room.another()
+    await again(room)
+    if filled:
+        await room.broker.executions(begun - timedelta(minutes=1))
+    new = await sent(room, limit_price=9.4)
+
+    await room.accepted(new)
+    assert [each.order_id for each in room.tws.requests("placeOrder")] == [1, 2]
+    working = {each.order_id for each in await room.broker.open_orders()}
+    assert working == ({new.order_id} if filled else {old.order_id, new.order_id})
 
 
 async def test_client_id_in_use(tmp_path: Path) -> None:
