@@ -197,11 +197,15 @@ class IbkrBroker:
         self._orders.replace(order)
 
     async def cancel(self, order_id: str) -> None:
-        """Cancel an order of ours; one that is not ours only by a global cancel, where the kill switch may."""
+        """Cancel an order of ours; one that this client has not sent only by a global cancel, where a kill may.
+
+        A kill that may asks for it by IB's name of the order.
+        """
         self._check_may_change()
-        if order_id not in self._orders.book:
-            known = self._orders.book.by_broker_id(order_id)
-            if known is None:
+        book = self._orders.book
+        if order_id not in book:
+            known = book.by_broker_id(order_id)
+            if known is None or not self._orders.may_change(known):
                 await self._cancel_foreign(order_id)
                 return
             order_id = known.order_id
@@ -220,6 +224,9 @@ class IbkrBroker:
             self._swept = monotonic()
             log.warning("a global cancel is sent: kill_switch.foreign is %s", self._foreign)
             connection.wire.put("urgent", ("reqGlobalCancel", ()))
+            for known in self._orders.book.open():
+                if not self._orders.may_change(known):
+                    self._look(known)  # what becomes of it is told to the client that has sent it
 
     def _check_may_send(self, requests: Sequence[OrderRequest]) -> None:
         """Raise BrokerRefused where nothing may be sent now."""

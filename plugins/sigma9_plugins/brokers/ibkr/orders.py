@@ -307,6 +307,10 @@ class Orders:
                 known.released_at = monotonic()  # a cancel may be lost as well
                 wire.put("urgent", ("cancelOrder", (known.number, "")))
 
+    def may_change(self, known: Known) -> bool:
+        """Tell whether IB lets this connection change and cancel an order."""
+        return self._wire is not None and known.client_id == self._wire.client_id
+
     # --- inside ------------------------------------------------------------------------------------------------
 
     def _acknowledge(self, known: Known, ts: datetime) -> None:
@@ -353,7 +357,7 @@ class Orders:
         if known.end is not None:
             raise BrokerRefused(f"order {order_id} is {known.end} already")
         wire = self._connected()
-        if known.client_id != wire.client_id:
+        if not self.may_change(known):
             raise BrokerError(
                 f"order {order_id} was sent by client {known.client_id}, and this is client {wire.client_id}: "
                 "IB lets only the client that has sent an order change or cancel it"
