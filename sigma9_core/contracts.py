@@ -455,6 +455,8 @@ class BrokerHealth:
     socket: Up = "down"
     link: Up = "down"
     data: Up = "down"
+    note: str | None = None
+    """What a person should know of a connection that is up, and can do about it; it stands in the status."""
 
 
 class BrokerListener(Protocol):

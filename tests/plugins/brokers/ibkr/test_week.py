@@ -76,6 +76,8 @@ PATIENCE: Final[Mapping[str, object]] = {
     "LOOK_AFTER": 0.1,
     "LOOK_AGAIN": 0.3,
     "STUCK_AFTER": 0.5,
+    "TRY_AGAIN": 0.5,
+    "WANTED_AGAIN": 0.1,
 }
 """Waits that are made for a real broker; here a day lasts seconds."""
 
@@ -519,6 +521,24 @@ async def test_a_kill_under_the_spare_client_id(tmp_path: Path, foreign: str) ->
         await killed(trader)
         assert len(tws.requests("reqGlobalCancel")) >= 1
         assert trader.path.killswitch.body()["error"] is None
+        assert trader.disagreements() == []
+
+
+async def test_a_kill_under_the_spare_client_id_without_leave(tmp_path: Path) -> None:
+    """Without leave for a global cancel a kill says what it can't stop, and does so once the id is free again."""
+    async with (
+        FakeTws(cash=1_000_000, spread="0.02") as tws,
+        Trader(tws, tmp_path, random.Random(1)).life() as trader,
+    ):
+        await killed_under_the_spare_id(trader)
+        state = trader.path.killswitch.body
+        await until(lambda: "end the program that uses client id 1" in str(state()["error"]))
+        assert "client id 1 is in use elsewhere" in str(trader.path.link.health.note)
+        assert not tws.requests("reqGlobalCancel")
+        tws.disarm()
+        await killed(trader)
+        assert [client.client_id for client in tws.clients] == [1]
+        assert (state()["error"], trader.path.link.health.note) == (None, None)
         assert trader.disagreements() == []
 
 
