@@ -38,6 +38,7 @@ class ClientIds:
     def __init__(self, settings: IbkrSettings, config: IbkrConfig, health: Health, orders: Orders) -> None:
         self.first = settings.client_id
         self.spare = config.spare_client_id or settings.client_id + SPARE
+        orders.book.clients = (self.first, self.spare)
         self.wanted = asyncio.Event()
         """Somebody waits for the client id that is not connected."""
         self._settings = settings

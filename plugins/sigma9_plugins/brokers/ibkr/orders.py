@@ -188,7 +188,6 @@ class Orders:
         for parcel in known.changes:  # it would come behind the cancel, and bring to life what has ended
             wire.lanes.drop(parcel)
         known.changes, known.change = [], None
-        known.cancel_asked = True
         wire.put("urgent", ("cancelOrder", (known.number, "")))
 
     # --- in ----------------------------------------------------------------------------------------------------

@@ -367,6 +367,39 @@ async def test_fill_while_away_after_a_restart(room: IbkrRoom) -> None:
     assert [fill.quantity for fill in room.heard.fills()] == [40]
 
 
+# --- what is not ours ---------------------------------------------------------------------------------------
+
+
+async def test_references_of_other_programs(tmp_path: Path) -> None:
+    """Orders of another client are foreign, whatever reference they carry: two of them the same, or ours."""
+    async with open_room(tmp_path, foreign="cancel") as room:
+        begun = room.now()
+        ours = await sent(room)
+        for ref in ("momentum", "momentum", ours.order_id):
+            terms: Any = {"orderType": "LMT", "lmtPrice": 8, "orderRef": ref}
+            room.tws.place_foreign(7, room.symbol, action="BUY", totalQuantity=3, **terms)
+        shown = await room.broker.open_orders()
+        tickets = room.tws.orders(client_id=7)
+        assert [(each.order_id, each.broker_order_id) for each in shown] == [
+            (ours.order_id, str(room.tws.orders(client_id=1)[0].perm_id)),
+            *((None, str(ticket.perm_id)) for ticket in tickets),
+        ]
+        for ticket in tickets[:2]:
+            room.tws.fill(ticket)
+        await room.caught_up()
+        executions = await room.broker.executions(begun - timedelta(minutes=1))
+        ended = await room.broker.completed_orders(begun - timedelta(minutes=1))
+        assert [fill.order_id for fill in executions] == ["", ""]
+        assert [each.order_id for each in ended] == [None, None]
+        assert room.heard.kinds(ours.order_id) == ["accepted"]
+        assert len(room.heard.reports) == 1
+
+        await room.broker.cancel(str(tickets[2].perm_id))
+        await room.tws.until_received("reqGlobalCancel")
+        await room.ended(ours, "cancelled")
+        assert not room.tws.orders(live=True)
+
+
 # --- the connection -----------------------------------------------------------------------------------------
 
 
