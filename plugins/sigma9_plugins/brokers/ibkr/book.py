@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from sigma9_core.models import ZERO, OrderRequest
 from sigma9_core.money.ids import made_at
@@ -13,6 +13,8 @@ from sigma9_plugins.brokers.ibkr.lanes import Parcel
 from sigma9_plugins.brokers.ibkr.mapping import broker_id
 
 End = Literal["filled", "cancelled", "rejected", "expired"]
+MOST: Final = 10_000
+"""Orders in the book, where a server runs for months: then the older half of what has ended goes."""
 
 
 @dataclass(slots=True, eq=False)
@@ -82,6 +84,8 @@ class Book:
 
     def add(self, known: Known) -> None:
         """Take an order."""
+        if len(self._by_id) >= MOST:
+            self._thin_out()
         self._by_id[known.order_id] = known
         self.name(known, known.perm_id, known.client_id, known.number)
 
@@ -126,6 +130,14 @@ class Book:
     def open(self) -> Iterable[Known]:
         """Give those that have not ended, as far as is known."""
         return [each for each in self._by_id.values() if each.end is None]
+
+    def _thin_out(self) -> None:
+        """Forget the older half of what has ended; what IB still tells of it is found by a read-back."""
+        ended = [each for each in self._by_id.values() if each.end is not None]
+        gone = {*ended[: len(ended) // 2]}
+        self._by_id = {name: each for name, each in self._by_id.items() if each not in gone}
+        self._by_perm = {name: each for name, each in self._by_perm.items() if each not in gone}
+        self._by_number = {name: each for name, each in self._by_number.items() if each not in gone}
 
 
 def learn(book: Book, order: Any, number: int) -> Known | None:

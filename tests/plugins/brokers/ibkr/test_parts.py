@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from sigma9_core.errors import BrokerError
+from sigma9_plugins.brokers.ibkr import book as book_module
 from sigma9_plugins.brokers.ibkr import library
 from sigma9_plugins.brokers.ibkr.accounts import choose
 from sigma9_plugins.brokers.ibkr.book import Book, Known
@@ -269,6 +270,22 @@ def test_a_number_that_was_given_out_again() -> None:
     assert book.by_broker_id("100") is old
     book.name(old, 100, 1, 77)
     assert book.find(client_id=1, number=5) is None
+
+
+def test_the_book_does_not_grow_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has ended long ago goes, what works stays; no name of what has gone leads anywhere."""
+    monkeypatch.setattr(book_module, "MOST", 100)
+    book = Book()
+    works = Known("works", 1, 1, perm_id=1001)
+    book.add(works)
+    for number in range(2, 1000):
+        book.add(Known(f"{number}", 1, number, perm_id=1000 + number, end="filled"))
+
+    assert [*book.open()] == [works]
+    assert book.find(perm_id=1001) is book.find(client_id=1, number=1) is works
+    assert book.by_id("999") is not None
+    assert (book.by_id("2"), book.find(perm_id=1002), book.find(client_id=1, number=2)) == (None, None, None)
+    assert sum(f"{number}" in book for number in range(2, 1000)) < 100
 
 
 # --- the library ----------------------------------------------------------------------------------------------
