@@ -455,6 +455,8 @@ class BrokerHealth:
     socket: Up = "down"
     link: Up = "down"
     data: Up = "down"
+    note: str | None = None
+    """What a person should know of a connection that is up, and can do about it; it stands in the status."""
 
 
 class BrokerListener(Protocol):
@@ -505,7 +507,11 @@ class Broker(Protocol):
         """
 
     async def cancel(self, order_id: str) -> None:
-        """Ask to cancel; the outcome comes as a report. An unknown id raises BrokerError."""
+        """Ask to cancel; the outcome comes as a report. An unknown id raises BrokerError.
+
+        A kill names by the broker's own id what is not ours, and what of ours could not be cancelled by our id. It
+        does so only where `kill_switch.foreign` is not `leave`: more than that order may go with it.
+        """
 
     async def open_orders(self) -> Sequence[BrokerOrder]:
         """Read back what is working now, foreign orders included."""

@@ -822,6 +822,7 @@ class Engine:
                 "socket": link.health.socket,
                 "link": link.health.link,
                 "data": link.health.data,
+                "note": link.health.note,
             },
             "feed": {
                 "name": self.settings.feed,

@@ -37,6 +37,7 @@ def status_lines(status: Mapping[str, Any]) -> list[tuple[str, Any]]:
         ("engine", status.get("engine")),
         ("kill switch", kill_line(status.get("kill_switch") or {})),
         ("broker", f"{broker.get('name')}: {broker.get('state')}" + (f" ({healths})" if healths else "")),
+        *((("broker says", broker["note"]),) if broker.get("note") else ()),
         ("feed", f"{feed.get('name')}: {feed.get('state')}, last data {market_time(feed.get('last_at'))}"),
         ("mqtt", status.get("mqtt")),
         ("market", market_line(market, status.get("clock"))),

@@ -23,7 +23,7 @@ from sigma9_core.clock import Clock
 from sigma9_core.commands import wrong_prices
 from sigma9_core.contracts import KEPT as TERMS
 from sigma9_core.contracts import BrokerOrder, BrokerReport, Execution, Margin, RiskView, Submission
-from sigma9_core.errors import BrokerRefused, CommandError, ErrorCode, JournalError
+from sigma9_core.errors import BrokerRefused, CommandError, ErrorCode, JournalError, in_words
 from sigma9_core.events import TradeEvent
 from sigma9_core.models import (
     ZERO,
@@ -356,19 +356,24 @@ class OrderDesk:
                 order.replacement = None
 
     async def cancel(self, order_id: str) -> Order:
-        """Ask the broker to cancel; what becomes of it comes as an event. Raise CommandError as `modify` does."""
+        """Ask the broker to cancel; what becomes of it comes as an event.
+
+        Raise CommandError as `modify` does, `broker_unavailable` where the broker does not take the cancel.
+        """
         order = self.working(order_id)
-        await self.ask_cancel(order)
+        failed = await self.ask_cancel(order)
+        if failed is not None and order.working:
+            raise CommandError("broker_unavailable", f"order {order_id} goes on working: {failed}")
         return order
 
-    async def ask_cancel(self, order: Order) -> None:
-        """Send a cancel for a working order; a broker's failure is logged and leaves the order as it is.
+    async def ask_cancel(self, order: Order) -> str | None:
+        """Send a cancel for a working order; a broker's failure leaves the order as it is, and is logged and told.
 
         An order that has not left yet, because its intent is being written, is not sent any more.
         """
         if order.order_id in self._waiting:
             self.local(order, "cancelled", "cancelled before it was sent")
-            return
+            return None
         order.cancel_asked = True
         try:
             async with asyncio.timeout(SUBMIT_TIMEOUT):
@@ -379,6 +384,8 @@ class OrderDesk:
         except Exception as error:  # noqa: BLE001 - a broker plugin may raise anything; a cancel is asked again
             order.cancel_asked = False
             log.warning("the cancel of order %s failed: %s", order.order_id, error)
+            return in_words(error)
+        return None
 
     async def preview(self, request: OrderRequest) -> tuple[Decision, Margin | None]:
         """Ask every rule about an order that is not sent, and the broker what it would do to the account."""

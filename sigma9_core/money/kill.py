@@ -57,6 +57,8 @@ class Kill:
     """The closing order of each symbol, by id."""
     asked: dict[str, datetime] = field(default_factory=dict)
     """When each cancel was last asked for (wall clock)."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Why the newest cancel of a working order of ours came to nothing, by order id."""
     cancels_sent: asyncio.Event = field(default_factory=asyncio.Event)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     idle_rounds: int = 0

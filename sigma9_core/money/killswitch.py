@@ -390,6 +390,7 @@ class KillSwitch:
             return {**_OFF, "last_drill": rfc3339(self.last_drill) if self.last_drill else None}
         first, last = kills[0], min(kills, key=lambda kill: _FINISHED[kill.phase])
         errors = [last.error, *(kill.latch_error for kill in kills), *(kill.error for kill in kills)]
+        errors += [why for kill in kills for why in kill.failed.values()]
         return {
             "state": "ON" if None in self._kills else "OFF",
             "latched": all(kill.latched for kill in kills),
@@ -427,7 +428,7 @@ class KillSwitch:
         again = kill.phase == "done"
         told: str | None = None
         while not kill.ending:
-            before = self._progress(kill)
+            before, failed = self._progress(kill), {**kill.failed}
             error: str | None = None
             done = False
             try:
@@ -463,8 +464,9 @@ class KillSwitch:
             if kill.idle_rounds == GIVE_UP_ROUNDS and kill.detail != WAITING_FOR_MARKET:
                 kill.phase = "failed"
                 self._trail("failed", kill)
-                log.critical("the kill makes no progress (%s); it goes on trying", kill.error)
-            if moved or error is not None or kill.idle_rounds == GIVE_UP_ROUNDS:
+                why = kill.error or next(iter(kill.failed.values()), None)
+                log.critical("the kill makes no progress (%s); it goes on trying", why)
+            if moved or error is not None or kill.failed != failed or kill.idle_rounds == GIVE_UP_ROUNDS:
                 self._tell()
             kill.wake.clear()
             try:

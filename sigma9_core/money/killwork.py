@@ -161,6 +161,9 @@ class KillWork:
 
     def take_down(self, kill: Kill) -> None:
         """Note what of that which was asked for has come: cancelled orders, closed positions."""
+        for order_id in [*kill.failed]:
+            if (order := self._desk.orders.get(order_id)) is None or not order.working:
+                del kill.failed[order_id]
         for order_id in kill.asked:
             ended = self._desk.orders.get(order_id)
             if (
@@ -177,11 +180,15 @@ class KillWork:
 
     async def _ask_cancel(self, kill: Kill, order: Order) -> None:
         try:
-            await self._desk.ask_cancel(order)
+            failed = await self._desk.ask_cancel(order)
         except CommandError as error:  # nothing has left: it is asked for again as soon as it can
             kill.asked.pop(order.order_id, None)
             kill.error = str(error)
         else:
+            if failed is None:
+                kill.failed.pop(order.order_id, None)
+            else:
+                kill.failed[order.order_id] = failed
             if (
                 order.working and not order.cancel_asked
             ):  # refused, or never arrived: the order may be on its way yet
@@ -395,9 +402,17 @@ class KillWork:
         return left
 
     async def _foreign_orders(self, kill: Kill) -> list[BrokerOrder]:
-        """Cancel what is not ours, where the configuration says so in writing."""
+        """Cancel what is not ours, where the configuration says so in writing.
+
+        An order of ours that the broker does not let us cancel is like one: it is named as the broker names it, so
+        that a broker with a wider cancel may use that.
+        """
         working = await self.read("open orders", self.link_up().broker.open_orders())
-        foreign = [each for each in working if (each.order_id or "") not in self._desk.orders]
+        foreign = [
+            each
+            for each in working
+            if (each.order_id or "") not in self._desk.orders or each.order_id in kill.failed
+        ]
         await self._cancel_at_broker(kill, [each.broker_order_id for each in foreign])
         return foreign
 

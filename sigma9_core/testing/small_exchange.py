@@ -23,9 +23,12 @@ from sigma9_core.contracts import (
 from sigma9_core.errors import BrokerError, BrokerRefused
 from sigma9_core.models import ZERO, ApprovedOrder, Fill, OrderRequest
 
-Fault = Literal["refuse", "raise", "hang", "lost_ack", "doubled", "no_cancel", "reject_stops", "reject_markets"]
+Fault = Literal[
+    "refuse", "raise", "hang", "lost_ack", "doubled", "no_cancel", "no_right", "reject_stops", "reject_markets"
+]
 """refuse: BrokerRefused on submit. raise: submit raises, nothing arrives. hang: submit never returns, but arrives.
 lost_ack: submit raises, but it arrived. doubled: every report comes twice. no_cancel: cancels are swallowed.
+no_right: no order may be cancelled by our id; by the exchange's own number everything is cancelled at once.
 reject_stops, reject_markets: stop (market) orders are rejected by a report."""
 
 
@@ -124,6 +127,14 @@ class SmallExchange:
     async def cancel(self, order_id: str) -> None:
         """Cancel a working order."""
         self.cancels.append(order_id)
+        if "no_right" in self.faults:
+            if order_id not in {order.number for order in self.orders.values()}:
+                raise BrokerError(f"order {order_id} was sent by another client: cancel it there")
+            for order in self.orders.values():
+                if order.state == "working":
+                    order.state = "cancelled"
+                    self.report("cancelled", order.order_id)
+            return
         resting = self._working(order_id)
         if "no_cancel" not in self.faults:
             resting.state = "cancelled"

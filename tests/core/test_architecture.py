@@ -28,8 +28,8 @@ VOCABULARY = frozenset(
 """The nouns that everything else is written in."""
 MONEY_MAY = VOCABULARY | {"afterwards", "payload", "workers"}
 """What the money path imports from the rest of the core."""
-PUBLIC = VOCABULARY | {"bars", "money.days", "money.exposure", "money.pricing"}
-"""What a plugin imports: the vocabulary, and sums that the gate and the rules must do alike."""
+PUBLIC = VOCABULARY | {"bars", "money.days", "money.exposure", "money.ids", "money.pricing"}
+"""What a plugin imports: the vocabulary, how our order ids look, and sums that gate and rules must do alike."""
 ROOTS: Mapping[str, frozenset[str]] = {
     "engine": frozenset(("serve", "testing")),
     "serve": frozenset(("cli", "testing")),

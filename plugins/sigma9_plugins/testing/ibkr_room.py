@@ -76,11 +76,11 @@ class IbkrRoom(BrokerRoom):
             await self.broker.time()
 
     async def place_by_hand(self, wanted: OrderRequest) -> None:
-        """Place an order past the broker, as a person at the workstation does."""
-        order = to_ib(library.load(), wanted, "", account="", number=0)
+        """Place an order past the broker, as a person at the workstation does, who may write a reference too."""
+        order = to_ib(library.load(), wanted, "by hand", account="", number=0)
         values: dict[str, Any] = {
             name: getattr(order, name)
-            for name in ("action", "totalQuantity", "orderType", "tif")
+            for name in ("action", "totalQuantity", "orderType", "tif", "orderRef")
             if getattr(order, name) != ""
         }
         if wanted.limit_price is not None:

@@ -48,6 +48,8 @@ class Client:
     """Account and contract by request; contract 0 for the account as a whole."""
     data_type: int = 1
     """1 live, 2 frozen, 3 delayed, 4 delayed and frozen."""
+    highest: int = 0
+    """The highest order id that it was told of any client's order: its new orders must lie above."""
     strikes: int = 0
     """How often it has been too fast."""
     times: list[float] = field(default_factory=list)

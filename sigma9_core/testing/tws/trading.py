@@ -59,6 +59,8 @@ def place(world: World, client: Client, request: Request) -> None:
         return
     rejects = str(fault.options.get("text", fault.kind.text)) if fault is not None else None
     try:
+        if known is None and 0 < order_id <= client.highest:
+            raise Refused(103, "Duplicate order id")
         world.book.place(client.client_id, order_id, contract, order, rejects)
     except Refused as refusal:
         client.send(error(refusal.code, refusal.text, order_id))
@@ -191,6 +193,7 @@ def all_open_orders(world: World, client: Client, request: Request) -> None:
 
 def _tell_open(world: World, client: Client, ticket: Ticket) -> None:
     ticket.withheld = False
+    client.highest = max(client.highest, ticket.order_id)
     client.send(order_message(ticket, world.zone), status_message(ticket))
 
 
@@ -248,7 +251,7 @@ def ids(world: World, client: Client, request: Request) -> None:
 
 def next_id(world: World, client: Client) -> Message:
     """Write nextValidId."""
-    return message(9, 1, world.book.next_id(client.client_id))
+    return message(9, 1, max(world.book.next_id(client.client_id), client.highest + 1))
 
 
 ANSWERS: Final[Mapping[str, Answer]] = {

@@ -65,6 +65,13 @@ def test_status_names_what_is_held(cli: Any, web: Any) -> None:
     )
 
 
+def test_status_says_what_the_broker_says(cli: Any, web: Any) -> None:
+    """What a person should know of a connection that is up stands below it."""
+    status = web.answers["/api/status"][1]
+    web.says("/api/status", {**status, "broker": {**status["broker"], "note": "client id 1 is in use elsewhere"}})
+    assert re.search(r"^broker says +client id 1 is in use elsewhere$", cli("status").out, re.MULTILINE)
+
+
 def test_status_of_a_kill(cli: Any, web: Any) -> None:
     """A kill is told with its phase, reason, source, time and scopes."""
     killed = {

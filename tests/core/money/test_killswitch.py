@@ -1196,6 +1196,48 @@ async def test_a_cancel_that_the_broker_did_not_take_is_asked_for_again_soon(roo
     await room.until(lambda: order.status is OrderStatus.CANCELLED, 2)
 
 
+async def test_a_kill_says_which_order_it_may_not_cancel_and_why(room: MoneyRoom) -> None:
+    """The broker's reason stands in the state as long as it holds, and the kill goes on once it is over."""
+    await room.fill(await room.enter("AAPL"), "10")
+    resting = await room.buy("MSFT", order_type="limit", limit_price=Decimal(5))
+    room.exchange.faults.add("no_right")
+    await kill(room)
+    why = f"order {resting.order_id} was sent by another client: cancel it there"
+    await room.until(lambda: room.kill.body()["error"] == why)
+    assert room.working(intent="kill") == []
+    assert {*room.exchange.cancels} <= room.exchange.orders.keys()
+    with pytest.raises(CommandError, match=r"goes on working: .* was sent by another client"):
+        await room.desk.cancel(resting.order_id)
+
+    room.exchange.faults.clear()
+    await room.closing()
+    await room.until(lambda: room.kill.body()["error"] is None)
+    await fill_closes(room)
+    await room.until(lambda: room.kill.body()["phase"] == "done")
+
+
+@pytest.mark.parametrize("scope", [None, Scope(symbol="AAPL")])
+async def test_what_only_a_wider_cancel_stops_is_stopped_where_that_is_allowed(
+    tmp_path: Path, scope: Scope | None
+) -> None:
+    """What of ours can't be cancelled is cancelled as what is foreign is: by a global kill with the permission."""
+    room = MoneyRoom(tmp_path, settings=Settings(kill_switch=KillSwitchSettings(foreign="cancel")))
+    async with room:
+        await room.fill(await room.enter("AAPL"), "10")
+        resting = await room.buy("AAPL", order_type="limit", limit_price=Decimal(5))
+        room.exchange.faults.add("no_right")
+        await kill(room, scope=scope)
+        if scope is not None:
+            await room.until(lambda: "another client" in str(room.kill.body()["error"]))
+            assert {*room.exchange.cancels} <= room.exchange.orders.keys()
+            return
+        await room.closing()
+        assert resting.status is OrderStatus.CANCELLED
+        await fill_closes(room)
+        await room.until(lambda: room.kill.body()["phase"] == "done")
+        assert room.desk.open_orders() == []
+
+
 async def test_a_kill_that_was_done_is_done_again_after_an_outage(room: MoneyRoom, mocker: MockerFixture) -> None:
     """Looks that fail for want of a broker end in `failed`; once it is back, what was done is told as done."""
     mocker.patch.object(killswitch_module, "GIVE_UP_ROUNDS", 2)

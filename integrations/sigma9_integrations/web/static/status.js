@@ -21,6 +21,7 @@ export function showStatus(status) {
   const down = ["socket", "link", "data"].filter((part) => broker[part] !== "up");
   pairs($("parts"), [
     ["Broker", `${broker.name ?? "–"}: ${down.length ? `${down.join(", ")} down` : "up"}`, down.length ? "bad" : "good"],
+    ...(broker.note ? [["Broker says", broker.note, "bad"]] : []),
     ["Feed", `${status.feed?.name ?? "–"}: ${status.feed?.state ?? "–"}`],
     ["MQTT", status.mqtt, { connected: "good", disconnected: "bad" }[status.mqtt] ?? ""],
     ["Kill switch", killed ? "on" : "off", killed ? "bad" : "good"],

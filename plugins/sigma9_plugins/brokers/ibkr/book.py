@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from sigma9_core.models import ZERO, OrderRequest
+from sigma9_core.money.ids import made_at
 from sigma9_plugins.brokers.ibkr.lanes import Parcel
 from sigma9_plugins.brokers.ibkr.mapping import broker_id
 
 End = Literal["filled", "cancelled", "rejected", "expired"]
+MOST: Final = 10_000
+"""Orders in the book, where a server runs for months: then the older half of what has ended goes."""
 
 
 @dataclass(slots=True, eq=False)
@@ -43,7 +46,6 @@ class Known:
     """What its changes leave in, those that have left included."""
     adjusted: bool = False
     """IB has made of the stop what it was to become, and that was told."""
-    cancel_asked: bool = False
     parcel: Parcel | None = None
     """What it leaves in, while it has not left."""
     group: tuple[str, ...] = ()
@@ -71,6 +73,8 @@ class Book:
     """Finds orders by our id, by IB's permanent id, and by a client's order id."""
 
     def __init__(self) -> None:
+        self.clients: Collection[int] = ()
+        """The client ids that we send orders under."""
         self._by_id: dict[str, Known] = {}
         self._by_perm: dict[int, Known] = {}
         self._by_number: dict[tuple[int, int], Known] = {}
@@ -80,13 +84,20 @@ class Book:
 
     def add(self, known: Known) -> None:
         """Take an order."""
+        if len(self._by_id) >= MOST:
+            self._thin_out()
         self._by_id[known.order_id] = known
         self.name(known, known.perm_id, known.client_id, known.number)
 
-    def forget(self, known: Known) -> None:
-        """Take out an order that was never sent, so that it is not one of the account's."""
-        self._by_id.pop(known.order_id, None)
-        self._by_number.pop((known.client_id, known.number), None)
+    def is_ours(self, reference: str, client_id: int | None = None) -> bool:
+        """Tell whether a reference is an order id of ours; other programs write references as well.
+
+        It is where we have sent it, where a client of ours has, or by its form, which nobody else gives; of an
+        order that has ended IB tells no client.
+        """
+        return reference != "" and (
+            reference in self._by_id or client_id in self.clients or made_at(reference) is not None
+        )
 
     def name(self, known: Known, perm_id: int, client_id: int, number: int) -> None:
         """Learn what IB calls it now; what it was called in an earlier session may be another order's by then."""
@@ -120,16 +131,26 @@ class Book:
         """Give those that have not ended, as far as is known."""
         return [each for each in self._by_id.values() if each.end is None]
 
+    def _thin_out(self) -> None:
+        """Forget the older half of what has ended; what IB still tells of it is found by a read-back."""
+        ended = [each for each in self._by_id.values() if each.end is not None]
+        gone = {*ended[: len(ended) // 2]}
+        self._by_id = {name: each for name, each in self._by_id.items() if each not in gone}
+        self._by_perm = {name: each for name, each in self._by_perm.items() if each not in gone}
+        self._by_number = {name: each for name, each in self._by_number.items() if each not in gone}
+
 
 def learn(book: Book, order: Any, number: int) -> Known | None:
     """Find the order that a message of IB is about, or take it into the book where it carries an id of ours."""
     known = book.by_id(order.orderRef) if order.orderRef else None
+    if known is not None and known.perm_id and order.permId not in (0, known.perm_id):
+        return None  # somebody else's, with the same reference
     if known is None:
         known = book.find(perm_id=order.permId, client_id=order.clientId, number=number)
         if known is not None and order.orderRef and order.orderRef != known.order_id:
             return None
     if known is None:
-        if not order.orderRef:
+        if not book.is_ours(order.orderRef, order.clientId):
             return None
         known = Known(order.orderRef, order.clientId, number, acknowledged=True)
         book.add(known)

@@ -28,6 +28,7 @@ from sigma9_plugins.brokers.ibkr.accounts import account_of, choose, positions_o
 from sigma9_plugins.brokers.ibkr.asking import Answer, Asking
 from sigma9_plugins.brokers.ibkr.blackout import Blackout
 from sigma9_plugins.brokers.ibkr.book import Known
+from sigma9_plugins.brokers.ibkr.client_ids import ClientIds
 from sigma9_plugins.brokers.ibkr.contracts import Contracts
 from sigma9_plugins.brokers.ibkr.health import Health, keep_probing
 from sigma9_plugins.brokers.ibkr.ids import OrderNumbers
@@ -35,12 +36,10 @@ from sigma9_plugins.brokers.ibkr.mapping import to_ib
 from sigma9_plugins.brokers.ibkr.orders import Orders
 from sigma9_plugins.brokers.ibkr.reading import Reading
 from sigma9_plugins.brokers.ibkr.settings import IbkrConfig
-from sigma9_plugins.brokers.ibkr.wire import ClientIdInUse, Handler, Wire
+from sigma9_plugins.brokers.ibkr.wire import Handler, Wire
 
 log = logging.getLogger("sigma9.ibkr")
 
-SPARE: Final = 100
-"""The spare client id lies so far above the first one."""
 LOOK_AFTER: Final = 1.0
 """Seconds until an order in doubt is read back: what explains it is often on its way."""
 LOOK_AGAIN: Final = 5.0
@@ -93,9 +92,9 @@ class IbkrBroker:
         self._contracts = Contracts()
         self._numbers = OrderNumbers(context.data_dir)
         self._orders = Orders(self._contracts, self._numbers, self._tell, self._look, config.commission_seconds)
+        self._ids = ClientIds(self._settings, config, self._health, self._orders)
         self._listener: BrokerListener | None = None
         self._connection: Connection | None = None
-        self._in_use_since: float | None = None
         self._doubts: set[Known] = set()
         self._swept = 0.0
 
@@ -106,7 +105,7 @@ class IbkrBroker:
         await self._hang_up("a new connection is made")
         loaded = await asyncio.to_thread(library.load)
         self._listener = listener
-        wire = await self._open(loaded)
+        wire = await self._ids.open(loaded)
         try:
             account = choose(self._settings.account, wire.accounts)
             await asyncio.to_thread(self._numbers.begin, wire.first_free_id)
@@ -117,7 +116,8 @@ class IbkrBroker:
             if not wire.is_open:
                 raise BrokerError("TWS closed the connection at once")
             await connection.reading.open_orders()
-            self._warn_of_others(wire)
+            self._reserve_ids()  # an id that was heard of may lie above the mark
+            self._ids.explain(wire)
         except BaseException:
             self._connection = None
             self._orders.detach()
@@ -125,41 +125,14 @@ class IbkrBroker:
             raise
         self._health.up()
         connection.spawn(keep_probing(wire, self._health, self._config.probe_seconds), "ibkr-probe")
+        connection.spawn(self._ids.keep(wire, self._lost), "ibkr-client-id")
 
     async def disconnect(self) -> None:
         """Disconnect; working orders stay at IB."""
         await self._hang_up("disconnected")
+        self._ids.close()
         self._health.down()
         self._listener = None
-
-    async def _open(self, loaded: library.Library) -> Wire:
-        first = self._settings.client_id
-        try:
-            wire = await self._dial(loaded, first)
-        except ClientIdInUse:
-            self._in_use_since = self._in_use_since or monotonic()
-            if monotonic() - self._in_use_since < self._config.client_id_seconds:
-                raise
-            spare = self._config.spare_client_id or first + SPARE
-            log.warning("client id %d is in use: connecting as %d", first, spare)
-            return await self._dial(loaded, spare)
-        self._in_use_since = None
-        return wire
-
-    async def _dial(self, loaded: library.Library, client_id: int) -> Wire:
-        wire = Wire(loaded, self._config.messages_per_second)
-        self._health.watch(wire)
-        await wire.open(self._settings.host, self._settings.port, client_id, self._config.connect_seconds)
-        return wire
-
-    def _warn_of_others(self, wire: Wire) -> None:
-        theirs = [known.order_id for known in self._orders.book.open() if known.client_id != wire.client_id]
-        if theirs:
-            log.warning(
-                "%d working orders were sent by another client id: client %d can neither change nor cancel them",
-                len(theirs),
-                wire.client_id,
-            )
 
     def _lost(self, why: str) -> None:
         """Learn that the connection has ended by itself."""
@@ -196,15 +169,20 @@ class IbkrBroker:
         self._orders.replace(order)
 
     async def cancel(self, order_id: str) -> None:
-        """Cancel an order of ours; one that is not ours only by a global cancel, where the kill switch may."""
+        """Cancel an order of ours; one that this client has not sent only by a global cancel, where a kill may.
+
+        A kill that may asks for it by IB's name of the order.
+        """
         self._check_may_change()
-        if order_id not in self._orders.book:
-            known = self._orders.book.by_broker_id(order_id)
-            if known is None:
-                await self._cancel_foreign(order_id)
-                return
-            order_id = known.order_id
-        self._orders.cancel(order_id)
+        book = self._orders.book
+        known = book.by_id(order_id) or book.by_broker_id(order_id)
+        may = known is not None and self._orders.may_change(known)
+        if known is None or (not may and known.order_id != order_id):
+            await self._cancel_foreign(order_id)
+            return
+        if not may:
+            self._ids.wanted.set()
+        self._orders.cancel(known.order_id)
 
     async def _cancel_foreign(self, broker_order_id: str) -> None:
         """Cancel everything in the account: IB has no narrower cancel for what another client has sent."""
@@ -219,6 +197,9 @@ class IbkrBroker:
             self._swept = monotonic()
             log.warning("a global cancel is sent: kill_switch.foreign is %s", self._foreign)
             connection.wire.put("urgent", ("reqGlobalCancel", ()))
+            for known in self._orders.book.open():
+                if not self._orders.may_change(known):
+                    self._look(known)  # what becomes of it is told to the client that has sent it
 
     def _check_may_send(self, requests: Sequence[OrderRequest]) -> None:
         """Raise BrokerRefused where nothing may be sent now."""

@@ -22,6 +22,7 @@ Meaning = Literal[
     "history",
     "market_data",
     "doubt",
+    "used_id",
     "no_order",
     "cancelled",
     "warning",
@@ -39,6 +40,7 @@ Action = Literal[
     "slow_down",
     "fail_request",
     "read_back",
+    "ask_for_ids",
     "reject",
     "keep_change_off",
     "await_status",
@@ -86,7 +88,7 @@ _ROWS: Final = (
     Code(10167, "market_data", "no subscription: delayed data are given"),
     Code(10168, "market_data", "no subscription, and delayed data are not switched on"),
     Code(10197, "market_data", "another session of the same user has the market data"),
-    Code(103, "doubt", "the order id was used before"),
+    Code(103, "used_id", "the order id was used before, or lies below one that this client was told"),
     Code(104, "doubt", "a change of an order that has filled or is being cancelled"),
     Code(105, "doubt", "a change does not match the order"),
     Code(135, "doubt", "the order id is not known"),
@@ -156,6 +158,8 @@ def order_action(number: int, *, acknowledged: bool, changing: bool) -> Action:
             return "slow_down"
         case "notice":
             return "log"
+        case "used_id":
+            return "ask_for_ids"
         case _:
             return "read_back"
 
@@ -165,7 +169,10 @@ def request_fails(number: int) -> bool:
     row = TABLE.get(number)
     if row is None:
         return not 2100 <= number < 2200  # IB's range of warnings
-    return row.meaning in ("history", "market_data", "no_order", "doubt", "not_connected") or number in FAILURES
+    return (
+        row.meaning in ("history", "market_data", "no_order", "doubt", "used_id", "not_connected")
+        or number in FAILURES
+    )
 
 
 def says(number: int, text: str) -> str:

@@ -33,21 +33,25 @@ class Health:
         """Those that are away."""
         self._lost = False
         """TWS has lost IB's servers."""
+        self.note: str | None = None
+        """What a person should know of a connection that is up."""
 
     def watch(self, wire: Wire) -> None:
         """Take the codes of a connection that is being opened."""
-        self._farms, self._lost = set(), False
-        wire.on({"error": self._on_code})
+        self._farms, self._lost, self.note = set(), False, None
+        wire.on({"error": self.on_code})
 
     def up(self) -> None:
         """Say that the connection is there and may be used."""
-        self._set(BrokerHealth("up", "down" if self._lost else "up", "down" if self._farms else "up"))
+        lost, away = self._lost, bool(self._farms)
+        self._set(BrokerHealth("up", "down" if lost else "up", "down" if away else "up", self.note))
 
     def down(self) -> None:
         """Say that there is no connection."""
         self._set(BrokerHealth())
 
-    def _on_code(self, number: int, code: int, text: str, *_: Any) -> None:
+    def on_code(self, number: int, code: int, text: str, *_: Any) -> None:
+        """Take a code that is about no request."""
         asked = action(code)
         if number != NO_REQUEST or asked == "log":
             return

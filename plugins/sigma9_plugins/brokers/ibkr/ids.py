@@ -2,6 +2,8 @@
 
 TWS tells at each connection from where on ids are free, and after a restart it may tell an older one and give out
 ids again. So a mark is kept that only rises. It is written ahead, a block at a time: no order waits for the disk.
+IB wants more: ids above those of all orders that it has told this client, also of other clients. What is heard of
+lifts the ids as well, so that they stay free where the mark is lost and TWS gives ids out again.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ FILE: Final = "ibkr-ids.json"
 BLOCK: Final = 200
 HIGHEST: Final = 1_000_000_000
 """Order ids stay below; the numbers of questions begin here, so that a code about one is never about the other."""
+CROWDED: Final = HIGHEST - 1_000_000
+"""Ids of other programs from here on are not stayed above: the rest is what is left for ours."""
 
 
 class OrderNumbers:
@@ -30,6 +34,7 @@ class OrderNumbers:
         self._path = None if folder is None else folder / FILE
         self._next = 1
         self._written: int | None = None
+        self._crowded = False
         self._lock = threading.Lock()
 
     def begin(self, told: int) -> None:
@@ -51,10 +56,19 @@ class OrderNumbers:
             self.reserve()  # a block was used up before the next was written: rare, and no id may be given twice
         return first
 
-    def at_least(self, number: int) -> None:
-        """Never give an id below."""
+    def heard(self, number: int) -> None:
+        """Learn of an id that an order has: those that are given from here on lie above it."""
+        if number >= CROWDED:
+            if not self._crowded:
+                self._crowded = True
+                log.error(
+                    "an order of another program has the id %d, above which there is no room: TWS may refuse our "
+                    "orders (code 103); reset its order ids in the API settings once none of its orders works",
+                    number,
+                )
+            return
         with self._lock:
-            self._next = max(self._next, number)
+            self._next = max(self._next, number + 1)
 
     @property
     def runs_low(self) -> bool:

@@ -163,6 +163,7 @@ def from_ib(
     contract: Any,
     order: Any,
     *,
+    order_id: str | None,
     state: State,
     filled: Decimal,
     total: Decimal | None = None,
@@ -174,7 +175,7 @@ def from_ib(
     kind = OURS.get(str(order.orderType).upper(), "limit" if limit is not None else "market")
     trail = kind == "trailing_stop"
     return BrokerOrder(
-        order_id=order.orderRef or None,
+        order_id=order_id,
         broker_order_id=broker_id(order.permId, order.clientId, order.orderId),
         symbol=name_of(contract),
         side="buy" if order.action == "BUY" else "sell",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from sigma9_core.clock import monotonic, wall_now
@@ -56,23 +57,43 @@ class Orders:
         self._report = report
         self._look = look
         self._wire: Wire | None = None
+        self._beside: Wire | None = None
+        """A connection under the other client id of ours, by which its orders are changed and cancelled."""
+        self.advice: dict[int, str] = {}
+        """What a person can do about the orders of a client id that is not connected."""
 
     def attach(self, wire: Wire, account: str) -> None:
         """Use a connection from here on."""
         self._wire, self.account = wire, account
+        self._listen(wire)
+
+    def attach_beside(self, wire: Wire) -> None:
+        """Use a second connection, for what was sent under its client id."""
+        self._beside = wire
+        self._listen(wire)
+
+    def _listen(self, wire: Wire) -> None:
         wire.on(
             {
                 "openOrder": self._on_open_order,
                 "orderStatus": self._on_status,
                 "execDetails": self._on_execution,
                 "commissionReport": self.executions.on_commission,
-                "error": self._on_error,
+                "error": partial(self._on_error, wire),
+            }
+        )
+        wire.on(
+            {
+                "openOrder": self._heard,
+                "orderStatus": self._heard,
+                "execDetails": lambda _request, _contract, execution: self._heard(execution.orderId),
+                "nextValidId": lambda number: self._heard(number - 1),
             }
         )
 
     def detach(self) -> None:
         """Learn that the connection is gone: what has not left never will."""
-        self._wire = None
+        self._wire = self._beside = None
         self.executions.flush()
         for known in self.book.open():
             if known.waiting:
@@ -91,7 +112,7 @@ class Orders:
         linked = any(order.request.parent_id in numbers for order in orders)
         for index, order in enumerate(orders):
             request, number = order.request, numbers[order.order_id]
-            parent = self._parent(request.parent_id, numbers)
+            parent = self._parent(request.parent_id, numbers, wire)
             contract = self._contracts.contract(wire.library, request.symbol)
             written = to_ib(
                 wire.library,
@@ -124,7 +145,7 @@ class Orders:
 
     def replace(self, order: ApprovedOrder) -> None:
         """Change quantity and prices of a working order, under its own number."""
-        wire, known = self._connected(), self._mine(order.order_id)
+        known, wire = self._mine(order.order_id)
         request = order.request
         if not known.acknowledged:
             # To IB it is the same message as the order: where that never arrived, it would be a new one.
@@ -156,7 +177,7 @@ class Orders:
 
     def cancel(self, order_id: str) -> None:
         """Cancel an order of ours ahead of everything that waits; one that has not left is taken back."""
-        wire, known = self._connected(), self._mine(order_id)
+        known, wire = self._mine(order_id)
         if known.waiting and known.parcel is not None and wire.lanes.drop(known.parcel):
             parcel = known.parcel
             for each in self.book.open():
@@ -167,13 +188,16 @@ class Orders:
         for parcel in known.changes:  # it would come behind the cancel, and bring to life what has ended
             wire.lanes.drop(parcel)
         known.changes, known.change = [], None
-        known.cancel_asked = True
         wire.put("urgent", ("cancelOrder", (known.number, "")))
 
     # --- in ----------------------------------------------------------------------------------------------------
 
     def _on_execution(self, request: int, contract: Any, execution: Any) -> None:
         self.executions.on_execution(request, contract, execution, self.account)
+
+    def _heard(self, number: int, *_: Any) -> None:
+        """Stay above every order id that IB tells, whoever has it: it refuses one below (code 103)."""
+        self._numbers.heard(number)
 
     def _on_open_order(self, number: int, _contract: Any, order: Any, state: Any) -> None:
         if order.whatIf or not self._is_mine(order.account):
@@ -234,11 +258,10 @@ class Orders:
             else:
                 self._ends(known, "rejected", known.said or "IB holds it as inactive")
 
-    def _on_error(self, number: int, code: int, text: str, *_: Any) -> None:
+    def _on_error(self, wire: Wire, number: int, code: int, text: str, *_: Any) -> None:
         """Take a code about an order of ours: what it asks for stands in the table of codes."""
-        wire = self._wire
-        known = None if wire is None else self.book.find(client_id=wire.client_id, number=number)
-        if wire is None or known is None or number <= 0:
+        known = self.book.find(client_id=wire.client_id, number=number)
+        if known is None or number <= 0:
             return
         words = says(code, text)
         asked = order_action(code, acknowledged=known.acknowledged, changing=known.change is not None)
@@ -253,6 +276,9 @@ class Orders:
                 known.change = None
                 self._look(known)
             case "read_back":
+                self._look(known)
+            case "ask_for_ids":
+                wire.put("questions", ("reqIds", (1,)))  # the answer lifts ours, and so does the read-back
                 self._look(known)
             case "slow_down":
                 wire.lanes.pause()
@@ -292,6 +318,14 @@ class Orders:
                 known.released_at = monotonic()  # a cancel may be lost as well
                 wire.put("urgent", ("cancelOrder", (known.number, "")))
 
+    def may_change(self, known: Known) -> bool:
+        """Tell whether IB lets us change and cancel an order: by a connection of the client that has sent it."""
+        return self._wire_of(known) is not None
+
+    def _wire_of(self, known: Known) -> Wire | None:
+        wires = (wire for wire in (self._wire, self._beside) if wire is not None and wire.is_open)
+        return next((wire for wire in wires if wire.client_id == known.client_id), None)
+
     # --- inside ------------------------------------------------------------------------------------------------
 
     def _acknowledge(self, known: Known, ts: datetime) -> None:
@@ -321,26 +355,37 @@ class Orders:
                 raise BrokerError(f"order {order.order_id} was submitted before: nothing was sent; read it back")
             seen.add(order.order_id)
 
-    def _parent(self, parent_id: str | None, group: dict[str, int]) -> int:
-        """Give the number of a parent that works still, or goes out with its children."""
+    def _parent(self, parent_id: str | None, group: dict[str, int], wire: Wire) -> int:
+        """Give the number of a parent that works still, or goes out with its children.
+
+        Raise BrokerRefused for one of another client: by its number IB would take another order for the parent.
+        """
         if parent_id is None:
             return 0
         if parent_id in group:
             return group[parent_id]
         known = self.book.by_id(parent_id)
-        return 0 if known is None or known.end is not None else known.number
+        if known is None or known.end is not None:
+            return 0
+        if known.client_id != wire.client_id:
+            raise BrokerRefused(
+                f"order {parent_id} was sent by client {known.client_id}, and this is client {wire.client_id}: IB "
+                "takes no order of one client as the child of another's; nothing was sent"
+            )
+        return known.number
 
-    def _mine(self, order_id: str) -> Known:
-        """Give a working order that this connection may change; raise BrokerError or BrokerRefused."""
+    def _mine(self, order_id: str) -> tuple[Known, Wire]:
+        """Give a working order, and the connection that may change it; raise BrokerError or BrokerRefused."""
         known = self.book.by_id(order_id)
         if known is None:
             raise BrokerError(f"no order of ours has the id {order_id}")
         if known.end is not None:
             raise BrokerRefused(f"order {order_id} is {known.end} already")
-        wire = self._connected()
-        if known.client_id != wire.client_id:
+        main, wire = self._connected(), self._wire_of(known)
+        if wire is None:
+            advice = self.advice.get(known.client_id, "cancel it in TWS")
             raise BrokerError(
-                f"order {order_id} was sent by client {known.client_id}, and this is client {wire.client_id}: "
-                "IB lets only the client that has sent an order change or cancel it"
+                f"order {order_id} was sent by client {known.client_id}, and this is client {main.client_id}: "
+                f"IB lets only the client that has sent an order change or cancel it; {advice}"
             )
-        return known
+        return known, wire

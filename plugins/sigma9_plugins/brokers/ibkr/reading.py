@@ -73,6 +73,7 @@ class Reading:
             shown = from_ib(
                 contract,
                 order,
+                order_id=order.orderRef if self._orders.book.is_ours(order.orderRef) else None,
                 state=end,
                 filled=filled,
                 total=max(total, filled),  # of a completed order IB tells what remains: nothing
@@ -157,6 +158,7 @@ class Reading:
         return from_ib(
             shown.contract,
             order,
+            order_id=None if known is None else known.order_id,
             state="working",
             filled=filled,
             parent_id=None if parent is None else parent.order_id,
@@ -206,7 +208,10 @@ class Reading:
                 pass  # they are reported when they come
 
     def _is_ours(self, execution: Any) -> bool:
-        return bool(execution.orderRef) or self._orders.book.find(perm_id=execution.permId) is not None
+        book = self._orders.book
+        return (
+            book.is_ours(execution.orderRef, execution.clientId) or book.find(perm_id=execution.permId) is not None
+        )
 
     def _is_mine(self, account: str) -> bool:
         return not account or account == self._account

@@ -36,10 +36,14 @@ class ClientIdInUse(BrokerError):
 class Wire:
     """A connection, from `open` to its end, on the loop that opens it."""
 
-    def __init__(self, library: Library, rate: int, *, reserved: bool = True) -> None:
-        """Make one that is not open yet; some of the rate is `reserved` for cancels."""
+    def __init__(self, library: Library, rate: int, *, reserved: bool = True, beside: Wire | None = None) -> None:
+        """Make one that is not open yet; some of the rate is `reserved` for cancels.
+
+        One `beside` another shares the lanes of that: IB counts what both send.
+        """
         self.library = library
-        self.lanes = Lanes(rate, reserved=reserved)
+        self.lanes: Lanes = Lanes(rate, reserved=reserved) if beside is None else beside.lanes
+        self._shares = beside is not None
         self.heard_at = monotonic()
         """When the last bytes came."""
         self.client_id = 0
@@ -89,7 +93,7 @@ class Wire:
     def close(self) -> None:
         """Hang up."""
         self._open = False
-        self.lanes.clear()
+        self._clear()
         self._client.disconnect()
 
     def abort(self, why: str) -> None:
@@ -193,8 +197,12 @@ class Wire:
 
     def _end(self, why: str) -> None:
         self._open = False
-        self.lanes.clear()
+        self._clear()
         self.on_lost(why)
+
+    def _clear(self) -> None:
+        if not self._shares:  # else most of what waits there is the other's
+            self.lanes.clear()
 
     def _abort(self) -> None:
         transport = self._client.conn.transport

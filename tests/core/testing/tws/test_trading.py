@@ -182,6 +182,25 @@ async def test_order_ids(lib: Any, ib: Any, aapl: Any, heard: list[Any], tws: Fa
     assert [code for _, code, _ in heard] == [104, 103, 105, 10147, 10148]
 
 
+async def test_order_ids_lie_above_all_that_were_told(
+    lib: Any, ib: Any, aapl: Any, heard: list[Any], tws: FakeTws
+) -> None:
+    """A client that was told of another's order must stay above its id; `reqIds` gives one that does."""
+    tws.place_foreign(7, "AMD", 5000, action="BUY", totalQuantity=5, orderType="LMT", lmtPrice=1)
+    ib.client.placeOrder(40, aapl, limit(lib))
+    await ib.reqAllOpenOrdersAsync()
+    ib.client.placeOrder(41, aapl, limit(lib))
+    ib.client.placeOrder(40, aapl, limit(lib, price=2))  # a change keeps its id
+    await ib.reqCurrentTimeAsync()
+    assert [(number, code) for number, code, _ in heard] == [(41, 103)]
+
+    ib.client.reqIds(1)
+    ib.client.placeOrder(5001, aapl, limit(lib))
+    await ib.reqCurrentTimeAsync()
+    assert [fields for fields in tws.clients[0].sent if fields[0] == "9"][-1][-1] == "5001"
+    assert [each.order_id for each in tws.orders(client_id=1)] == [40, 5001]
+
+
 async def test_time_in_force_is_never_empty(lib: Any, ib: Any, aapl: Any, heard: list[Any], tws: FakeTws) -> None:
     """An order without one becomes a day order, which code 10349 tells; it works on."""
     ib.placeOrder(aapl, limit(lib, tif=""))

@@ -19,7 +19,9 @@ from sigma9_core.testing.broker_contract import UP, Recorder
 from sigma9_core.testing.orders import approve, request
 from sigma9_core.testing.tws import KINDS
 from sigma9_plugins.brokers.ibkr import broker as module
+from sigma9_plugins.brokers.ibkr import client_ids
 from sigma9_plugins.brokers.ibkr import orders as orders_module
+from sigma9_plugins.brokers.ibkr.ids import FILE
 from sigma9_plugins.brokers.ibkr.wire import ClientIdInUse
 from sigma9_plugins.testing.ibkr_room import IbkrRoom, open_room
 
@@ -32,6 +34,8 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Read back at once what is in doubt."""
     monkeypatch.setattr(module, "LOOK_AFTER", 0.02)
     monkeypatch.setattr(module, "LOOK_AGAIN", 0.05)
+    monkeypatch.setattr(client_ids, "TRY_AGAIN", 0.1)
+    monkeypatch.setattr(client_ids, "WANTED_AGAIN", 0.05)
 
 
 @pytest.fixture(name="room")
@@ -363,6 +367,39 @@ async def test_fill_while_away_after_a_restart(room: IbkrRoom) -> None:
     assert [fill.quantity for fill in room.heard.fills()] == [40]
 
 
+# --- what is not ours ---------------------------------------------------------------------------------------
+
+
+async def test_references_of_other_programs(tmp_path: Path) -> None:
+    """Orders of another client are foreign, whatever reference they carry: two of them the same, or ours."""
+    async with open_room(tmp_path, foreign="cancel") as room:
+        begun = room.now()
+        ours = await sent(room)
+        for ref in ("momentum", "momentum", ours.order_id):
+            terms: Any = {"orderType": "LMT", "lmtPrice": 8, "orderRef": ref}
+            room.tws.place_foreign(7, room.symbol, action="BUY", totalQuantity=3, **terms)
+        shown = await room.broker.open_orders()
+        tickets = room.tws.orders(client_id=7)
+        assert [(each.order_id, each.broker_order_id) for each in shown] == [
+            (ours.order_id, str(room.tws.orders(client_id=1)[0].perm_id)),
+            *((None, str(ticket.perm_id)) for ticket in tickets),
+        ]
+        for ticket in tickets[:2]:
+            room.tws.fill(ticket)
+        await room.caught_up()
+        executions = await room.broker.executions(begun - timedelta(minutes=1))
+        ended = await room.broker.completed_orders(begun - timedelta(minutes=1))
+        assert [fill.order_id for fill in executions] == ["", ""]
+        assert [each.order_id for each in ended] == [None, None]
+        assert room.heard.kinds(ours.order_id) == ["accepted"]
+        assert len(room.heard.reports) == 1
+
+        await room.broker.cancel(str(tickets[2].perm_id))
+        await room.tws.until_received("reqGlobalCancel")
+        await room.ended(ours, "cancelled")
+        assert not room.tws.orders(live=True)
+
+
 # --- the connection -----------------------------------------------------------------------------------------
 
 
@@ -422,6 +459,51 @@ async def test_nightly_restart_with_forgotten_ids(room: IbkrRoom) -> None:
         await room.ended(each, "cancelled")
 
 
+async def test_ids_lie_above_those_of_other_clients(room: IbkrRoom) -> None:
+    """IB refuses an id that is not above all that it has told: after each read-back ours begin there."""
+    room.tws.place_foreign(7, room.symbol, 5000, action="BUY", totalQuantity=3, lmtPrice=8, orderType="LMT")
+    await room.broker.open_orders()
+    order = await sent(room)
+
+    await room.accepted(order)
+    assert [each.order_id for each in room.tws.requests("placeOrder")] == [5001]
+
+
+async def test_an_id_that_is_refused_lifts_the_next(room: IbkrRoom) -> None:
+    """Code 103 on an order is not its end, and not repeated: TWS is asked for the id that is free."""
+    room.tws.clients[0].highest = 300  # it was told of by what this adapter has not heard
+    lost = await sent(room)
+    await room.tws.until_received("reqIds")
+    await room.caught_up()
+    order = await sent(room)
+
+    await room.accepted(order)
+    assert room.heard.kinds(lost.order_id) == []
+    assert [each.order_id for each in room.tws.requests("placeOrder")] == [1, 301]
+
+
+@pytest.mark.parametrize("filled", [False, True])
+async def test_a_lost_mark(room: IbkrRoom, tmp_path: Path, filled: bool) -> None:
+    """Where the mark is lost and TWS begins ids again, the id of an order of before is given to no other."""
+    begun = room.now()
+    old = await sent(room)
+    if filled:
+        room.tws.fill(old.order_id)
+    room.tws.restart()
+    await room.until(lambda: room.broker.health == BrokerHealth(), "the end of the connection")
+    (tmp_path / FILE).write_text("")
+    room.broker = room.another()
+    await again(room)
+    if filled:
+        await room.broker.executions(begun - timedelta(minutes=1))
+    new = await sent(room, limit_price=9.4)
+
+    await room.accepted(new)
+    assert [each.order_id for each in room.tws.requests("placeOrder")] == [1, 2]
+    working = {each.order_id for each in await room.broker.open_orders()}
+    assert working == ({new.order_id} if filled else {old.order_id, new.order_id})
+
+
 async def test_client_id_in_use(tmp_path: Path) -> None:
     """A client id that is in use is said at once; after a while a spare one is taken, which sees all orders."""
     async with open_room(tmp_path, config={"client_id_seconds": 0.2}) as room:
@@ -446,6 +528,112 @@ async def test_client_id_in_use(tmp_path: Path) -> None:
         assert [client.client_id for client in room.tws.clients] == [1]
         await room.broker.cancel(order.order_id)
         await room.ended(order, "cancelled")
+
+
+async def under_the_spare_id(room: IbkrRoom) -> None:
+    """Have the first client id taken away, and connect under the spare one."""
+    await room.broker.disconnect()
+    room.tws.arm("client-id-in-use", client_id=1, times=None)
+    await again(room)
+    assert [client.client_id for client in room.tws.clients] == [101]
+
+
+async def test_only_an_unbroken_time_in_use_brings_the_spare_id(tmp_path: Path) -> None:
+    """A gateway that was away meanwhile may have let go of the id: the wait begins anew."""
+    async with open_room(tmp_path, config={"client_id_seconds": 0.2}) as room:
+        await room.broker.disconnect()
+        room.tws.arm("client-id-in-use", client_id=1, times=2)
+        with pytest.raises(ClientIdInUse):
+            await again(room)
+        await room.tws.go_away()
+        await asyncio.sleep(0.25)
+        with pytest.raises(BrokerError, match="can't be reached"):
+            await again(room)
+        await room.tws.come_back()
+        with pytest.raises(ClientIdInUse):
+            await again(room)
+        await again(room)
+
+        assert [client.client_id for client in room.tws.clients] == [1]
+
+
+async def test_the_spare_id_says_what_it_can_not(room: IbkrRoom) -> None:
+    """Health and errors say which id is in use, and what a person can do; a kill may cancel by IB's own name."""
+    order = await sent(room)
+    await under_the_spare_id(room)
+
+    assert "client id 1 is in use elsewhere" in str(room.broker.health.note)
+    advice = "order .* was sent by client 1, and this is client 101: .*; end the program that uses client id 1"
+    with pytest.raises(BrokerError, match=advice):
+        await room.broker.cancel(order.order_id)
+    with pytest.raises(BrokerError, match=advice):
+        await room.broker.replace(approve(order.request, order.order_id))
+    child = request(room.symbol, "sell", 100, stop_price=9, order_type="stop", parent_id=order.order_id)
+    with pytest.raises(BrokerRefused, match="the child of another's"):
+        await room.broker.submit([approve(child)])
+    assert len(room.tws.requests("placeOrder")) == 1
+
+
+async def test_the_wider_cancel_of_a_kill(tmp_path: Path) -> None:
+    """By IB's own name an order of the first id goes with a global cancel, where that is allowed, and is told."""
+    async with open_room(tmp_path, foreign="cancel") as room:
+        order = await sent(room)
+        await under_the_spare_id(room)
+        (shown,) = await room.broker.open_orders()
+        await room.broker.cancel(shown.broker_order_id)
+        await room.ended(order, "cancelled")
+
+        assert len(room.tws.requests("reqGlobalCancel")) == 1
+
+
+async def test_back_to_the_first_id(room: IbkrRoom) -> None:
+    """As soon as the first id is free the connection goes back to it; nothing is left that can't be cancelled."""
+    first = await sent(room)
+    await under_the_spare_id(room)
+    spare = await sent(room, limit_price=9.4)
+    other = await sent(room, limit_price=9.3)
+    assert room.tws.order(spare.order_id).client_id == 101
+    await asyncio.sleep(0.3)
+    assert [client.client_id for client in room.tws.clients] == [101]
+    room.tws.disarm()
+    await room.until(lambda: room.broker.health == BrokerHealth(), "the end of the connection")
+    await again(room)
+    assert room.broker.health == UP
+    await room.tws.until(lambda: [client.client_id for client in room.tws.clients] == [1, 101])
+    await asyncio.sleep(0.1)
+    await room.broker.cancel(first.order_id)
+    await room.ended(first, "cancelled")
+    changed = spare.request.model_copy(update={"limit_price": Decimal("9.2")})
+    await room.broker.replace(approve(changed, spare.order_id))
+    await room.ended(spare, "replaced")
+    room.tws.arm("cancel-refused")
+    await room.broker.cancel(spare.order_id)
+    await room.caught_up()
+    assert await room.working(spare) is not None
+    await room.broker.cancel(spare.order_id)
+    await room.ended(spare, "cancelled")
+    room.tws.fill(other.order_id)
+    await room.filled(other)
+    await room.until(lambda: [client.client_id for client in room.tws.clients] == [1], "the end of the second")
+
+    assert len(room.heard.fills()) == 1
+
+
+async def test_the_spare_ids_orders_after_a_restart(room: IbkrRoom) -> None:
+    """A server that starts under the first id finds what the spare one has sent, and can cancel it."""
+    await under_the_spare_id(room)
+    order = await sent(room)
+    await room.broker.disconnect()
+    room.tws.disarm()
+    room.tws.arm("client-id-in-use", client_id=101)  # TWS has not noticed yet that we are gone
+    room.broker = room.another()
+    await again(room)
+    with pytest.raises(BrokerError, match="can be as soon as TWS lets us connect as client 101 too"):
+        await room.broker.cancel(order.order_id)
+    await room.until(lambda: len(room.tws.clients) == 2, "the second connection")
+    await asyncio.sleep(0.05)
+    await room.broker.cancel(order.order_id)
+    await room.ended(order, "cancelled")
 
 
 @pytest.mark.parametrize("name", ["silent-handshake", "closed-at-once"])

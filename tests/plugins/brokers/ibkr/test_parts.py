@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from sigma9_core.errors import BrokerError
+from sigma9_plugins.brokers.ibkr import book as book_module
 from sigma9_plugins.brokers.ibkr import library
 from sigma9_plugins.brokers.ibkr.accounts import choose
 from sigma9_plugins.brokers.ibkr.book import Book, Known
@@ -22,7 +23,7 @@ from sigma9_plugins.brokers.ibkr.codes import TABLE, Action, action, order_actio
 from sigma9_plugins.brokers.ibkr.contracts import name_of
 from sigma9_plugins.brokers.ibkr.executions import corrected_by
 from sigma9_plugins.brokers.ibkr.figures import amount, price, quantity
-from sigma9_plugins.brokers.ibkr.ids import BLOCK, FILE, OrderNumbers
+from sigma9_plugins.brokers.ibkr.ids import BLOCK, CROWDED, FILE, HIGHEST, OrderNumbers
 from sigma9_plugins.brokers.ibkr.lanes import Lanes
 from sigma9_plugins.brokers.ibkr.mapping import moment_of
 from sigma9_plugins.brokers.ibkr.reading import ended_as
@@ -43,7 +44,8 @@ SYSTEM: dict[int, Action] = {
 }
 """What a code that is about no order asks for."""
 ABOUT_ORDERS: dict[int, tuple[Action, Action, Action]] = {
-    **dict.fromkeys((103, 104, 105, 135, 136, 161, 463, 10147, 10148, 10311), ("read_back",) * 3),
+    **dict.fromkeys((104, 105, 135, 136, 161, 463, 10147, 10148, 10311), ("read_back",) * 3),
+    103: ("ask_for_ids",) * 3,
     **dict.fromkeys((200, 201, 203, 10289), ("reject", "read_back", "keep_change_off")),
     202: ("await_status",) * 3,
     **dict.fromkeys((110, 321, 399, 404, 434, 2109, 10349), ("read_back", "log", "log")),
@@ -113,8 +115,22 @@ def test_order_ids_are_written_ahead(tmp_path: Path) -> None:
         low = low or numbers.runs_low
         assert json.loads((tmp_path / FILE).read_text())["next"] > given
     assert low
-    numbers.at_least(9000)
+
+
+def test_order_ids_lie_above_what_is_heard_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What any order has is never given, nor an id below; above one that leaves no room none is, which is said."""
+    numbers = OrderNumbers(tmp_path)
+    numbers.begin(1)
+    for number in (-3, 0, 8999, 12):
+        numbers.heard(number)
     assert numbers.next() == 9000
+    for number in (CROWDED, HIGHEST, HIGHEST + 5):
+        numbers.heard(number)
+    assert numbers.next() == 9001
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    again = OrderNumbers(tmp_path)
+    again.begin(1)
+    assert again.next() > 9001
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"next": "x"}', '{"next": -4}', "[1]"])
@@ -254,6 +270,22 @@ def test_a_number_that_was_given_out_again() -> None:
     assert book.by_broker_id("100") is old
     book.name(old, 100, 1, 77)
     assert book.find(client_id=1, number=5) is None
+
+
+def test_the_book_does_not_grow_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has ended long ago goes, what works stays; no name of what has gone leads anywhere."""
+    monkeypatch.setattr(book_module, "MOST", 100)
+    book = Book()
+    works = Known("works", 1, 1, perm_id=1001)
+    book.add(works)
+    for number in range(2, 1000):
+        book.add(Known(f"{number}", 1, number, perm_id=1000 + number, end="filled"))
+
+    assert [*book.open()] == [works]
+    assert book.find(perm_id=1001) is book.find(client_id=1, number=1) is works
+    assert book.by_id("999") is not None
+    assert (book.by_id("2"), book.find(perm_id=1002), book.find(client_id=1, number=2)) == (None, None, None)
+    assert sum(f"{number}" in book for number in range(2, 1000)) < 100
 
 
 # --- the library ----------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ import pytest
 
 from sigma9_core.calendar import Calendar
 from sigma9_core.clock import LiveClock, monotonic
-from sigma9_core.config import IbkrSettings, Settings
+from sigma9_core.config import IbkrSettings, KillSwitchSettings, Settings
 from sigma9_core.contracts import PluginContext
 from sigma9_core.errors import CommandError
 from sigma9_core.models import ExitPlan, OrderRequest, OrderStatus, Session, Slice, Trade
@@ -90,6 +90,8 @@ PATIENCE: Final[Mapping[str, object]] = {
     "LOOK_AFTER": 0.1,
     "LOOK_AGAIN": 0.3,
     "STUCK_AFTER": 0.5,
+    "TRY_AGAIN": 0.5,
+    "WANTED_AGAIN": 0.1,
 }
 """Waits that are made for a real broker; here a day lasts seconds."""
 
@@ -117,7 +119,7 @@ def untransmitted(tws: FakeTws) -> list[Ticket]:
 class Trader:
     """The money path of one life of the server, and the peer."""
 
-    def __init__(self, tws: FakeTws, folder: Path, chance: random.Random) -> None:
+    def __init__(self, tws: FakeTws, folder: Path, chance: random.Random, foreign: Any = "leave") -> None:
         self.tws = tws
         self.chance = chance
         self.crashed = False
@@ -128,7 +130,8 @@ class Trader:
         """Faults that are yet to be dealt, before any comes again."""
         self.doors: list[str] = []
         ibkr = IbkrSettings(host=tws.host, port=tws.port, client_id=1, account=ACCOUNT)
-        settings = Settings(broker="ibkr", feed="ibkr", ibkr=ibkr)
+        kill_switch = KillSwitchSettings(foreign=foreign)
+        settings = Settings(broker="ibkr", feed="ibkr", ibkr=ibkr, kill_switch=kill_switch)
         now = datetime.now(UTC)
         calendar = Calendar(
             "XNYS", [Session(f"{now:%Y-%m-%d}", now - timedelta(hours=1), now + timedelta(hours=6))]
@@ -566,6 +569,78 @@ async def test_a_change_waits_for_the_word_on_its_order(
             await changing
             await until(lambda: order.status is OrderStatus.REPLACED)
             assert [each.limit for each in tws.orders()] == [51]
+
+
+async def killed_under_the_spare_id(trader: Trader) -> None:
+    """Rest an order and hold a position with its stop, have the first client id taken away, and kill."""
+    desk, tws = trader.path.desk, trader.tws
+    terms: Any = {"order_type": "limit", "limit_price": Decimal(50), "time_in_force": "gtc"}
+    await desk.submit([OrderRequest(symbol="AMD", side="buy", quantity=Decimal(20), **terms)])
+    request = OrderRequest(symbol="IBM", side="buy", quantity=Decimal(100), exit_plan=ExitPlan())
+    (entry, *_) = await trader.path.enter(request, PRICES["IBM"])
+    await until(lambda: entry.filled == 100 and not desk.changing and len(tws.orders(live=True)) == 2)
+    tws.arm("client-id-in-use", times=None, client_id=1)
+    tws.drop()
+    await until(lambda: [client.client_id for client in tws.clients] == [101])
+    await trader.path.link.wait_ready()
+    await trader.path.killswitch.fire(reason="enough", source="api", flatten=True)
+
+
+async def killed(trader: Trader) -> None:
+    """Wait until a kill is done and nothing is left, with the market going on."""
+    end = monotonic() + KILL_LIMIT
+    while trader.path.killswitch.body()["phase"] != "done":
+        assert monotonic() < end, trader.path.killswitch.body()
+        await asyncio.sleep(0.05)
+        await trader.price()
+    assert not trader.tws.orders(live=True)
+    assert not trader.tws.world.accounts.first.held()
+
+
+@pytest.mark.parametrize("foreign", ["cancel", "flatten"])
+async def test_a_kill_under_the_spare_client_id(tmp_path: Path, foreign: str) -> None:
+    """Where it may, a kill cancels by a global cancel what it has no right to, and then closes."""
+    async with (
+        FakeTws(cash=1_000_000, spread="0.02") as tws,
+        Trader(tws, tmp_path, random.Random(1), foreign).life() as trader,
+    ):
+        await killed_under_the_spare_id(trader)
+        await killed(trader)
+        assert len(tws.requests("reqGlobalCancel")) >= 1
+        assert trader.path.killswitch.body()["error"] is None
+        assert trader.disagreements() == []
+
+
+async def test_a_kill_under_the_spare_client_id_without_leave(tmp_path: Path) -> None:
+    """Without leave for a global cancel a kill says what it can't stop, and does so once the id is free again."""
+    async with (
+        FakeTws(cash=1_000_000, spread="0.02") as tws,
+        Trader(tws, tmp_path, random.Random(1)).life() as trader,
+    ):
+        await killed_under_the_spare_id(trader)
+        state = trader.path.killswitch.body
+        await until(lambda: "end the program that uses client id 1" in str(state()["error"]))
+        assert "client id 1 is in use elsewhere" in str(trader.path.link.health.note)
+        assert not tws.requests("reqGlobalCancel")
+        tws.disarm()
+        await killed(trader)
+        assert [client.client_id for client in tws.clients] == [1]
+        assert (state()["error"], trader.path.link.health.note) == (None, None)
+        assert trader.disagreements() == []
+
+
+@pytest.mark.parametrize("ref", ["", "momentum"])
+async def test_a_kill_that_takes_foreign_orders_along(tmp_path: Path, ref: str) -> None:
+    """What another program has sent is cancelled where that is allowed, whatever reference it carries."""
+    async with (
+        FakeTws(cash=1_000_000, spread="0.02") as tws,
+        Trader(tws, tmp_path, random.Random(1), "cancel").life() as trader,
+    ):
+        for limit in (40, 50):
+            terms: Any = {"orderType": "LMT", "lmtPrice": limit, "orderRef": ref}
+            tws.place_foreign(7, "AMD", action="BUY", totalQuantity=3, **terms)
+        await trader.path.killswitch.fire(reason="enough", source="api", flatten=True)
+        await killed(trader)
 
 
 def told_of(trader: Trader, order: Order) -> tuple[object, ...]:
