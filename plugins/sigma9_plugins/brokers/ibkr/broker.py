@@ -303,6 +303,8 @@ class IbkrBroker:
         self.health = health
         if self._listener is not None:
             self._listener.on_health(health)
+        if health.link == "down" and self._connection is not None:
+            self._orders.cut_off()  # once it is known why: nobody sends it again before the link is back
 
     def _look(self, known: Known) -> None:
         """Have an order that is in doubt read back, together with all that fall into doubt meanwhile."""

@@ -72,12 +72,15 @@ class Orders:
 
     def detach(self) -> None:
         """Learn that the connection is gone: what has not left never will."""
-        self._wire = None
+        wire, self._wire = self._wire, None
         self.executions.flush()
-        for known in self.book.open():
-            if known.waiting:
-                known.parcel = None
-                self._ends(known, "cancelled", "it had not left when the connection ended")
+        if wire is not None:
+            self._take_back(wire, "it had not left when the connection ended")
+
+    def cut_off(self) -> None:
+        """Learn that TWS has lost IB's servers: what has not left would be late, and never leaves; cancels do."""
+        if self._wire is not None:
+            self._take_back(self._wire, "it had not left when TWS lost IB's servers")
 
     # --- out ---------------------------------------------------------------------------------------------------
 
@@ -293,6 +296,19 @@ class Orders:
                 wire.put("urgent", ("cancelOrder", (known.number, "")))
 
     # --- inside ------------------------------------------------------------------------------------------------
+
+    def _take_back(self, wire: Wire, why: str) -> None:
+        """End every order that has not left, and give up every change of one that has not."""
+        for known in self.book.open():
+            waiting = [parcel for parcel in known.changes if not parcel.left]
+            for parcel in waiting:
+                wire.lanes.drop(parcel)
+            if waiting:
+                known.changes, known.change = [], None
+            if known.parcel is not None and known.waiting:
+                wire.lanes.drop(known.parcel)
+                known.parcel = None
+                self._ends(known, "cancelled", why)
 
     def _acknowledge(self, known: Known, ts: datetime) -> None:
         if not known.acknowledged:

@@ -383,6 +383,55 @@ async def test_link_lost_and_back(room: IbkrRoom) -> None:
     await room.ended(order, "cancelled")
 
 
+async def test_what_has_not_left_when_the_link_is_lost(room: IbkrRoom) -> None:
+    """After 1100 no order that waits for its turn leaves, and none later: each ends with the reason."""
+    orders = [approve(request(room.symbol, "buy", 1, **RESTING)) for _ in range(60)]
+    for order in orders:
+        await room.broker.submit([order])
+    await room.tws.until(lambda: len(room.tws.orders()) >= 10)
+    room.tws.lose_link()
+    await room.until(lambda: room.broker.health.link == "down", "the loss of the link")
+    there = len(room.tws.requests("placeOrder"))
+    await asyncio.sleep(2.1)  # two more turns of the lane
+    assert len(room.tws.requests("placeOrder")) == there
+    ended = {order.order_id for order in orders if room.heard.kinds(order.order_id) == ["cancelled"]}
+    assert len(ended) == 60 - there
+    reasons = {each.reason for each in room.heard.reports if each.kind == "cancelled"}
+    assert reasons == {"it had not left when TWS lost IB's servers"}
+
+    room.tws.regain_link()
+    await room.until(lambda: room.broker.health == UP, "the link")
+    await room.accepted(next(order for order in orders if order.order_id not in ended))
+    await room.caught_up()
+    assert {each.ref for each in room.tws.orders(live=True)} == {order.order_id for order in orders} - ended
+
+
+async def test_changes_and_cancels_that_have_not_left_when_the_link_is_lost(room: IbkrRoom) -> None:
+    """After 1100 a change that waits is given up; a cancel leaves, since it can only make things smaller."""
+    orders = [await sent(room) for _ in range(3)]
+    await room.accepted(orders[-1])
+    burst = [approve(request(room.symbol, "buy", 1, **RESTING)) for _ in range(20)]
+    for order in burst:
+        await room.broker.submit([order])
+    changed = orders[0].request.model_copy(update={"limit_price": Decimal("9.6")})
+    await room.broker.replace(approve(changed, orders[0].order_id))
+    room.tws.lose_link()
+    await room.until(lambda: room.broker.health.link == "down", "the loss of the link")
+    for order in orders[1:]:
+        await room.broker.cancel(order.order_id)
+    room.tws.regain_link()
+    await room.ended(orders[2], "cancelled")
+    await asyncio.sleep(1.1)
+
+    assert len({each.order_id for each in room.tws.requests("placeOrder")}) == len(room.tws.requests("placeOrder"))
+    assert {each.order_id for each in orders} & {each.ref for each in room.tws.orders(live=True)} == {
+        orders[0].order_id
+    }
+    assert room.heard.kinds(orders[0].order_id) == ["accepted"]
+    await room.broker.replace(approve(changed, orders[0].order_id))
+    await room.ended(orders[0], "replaced")
+
+
 async def test_link_back_without_its_loss(room: IbkrRoom) -> None:
     """Where 1102 comes without a 1100 the link is told as down and up: what was missed is reconciled."""
     seen = len(room.heard.healths)
