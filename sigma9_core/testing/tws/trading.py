@@ -109,6 +109,10 @@ def _what_if(world: World, client: Client, request: Request, contract: Contract)
     if order is None or account is None:
         client.send(error(321, "Invalid account code.", request.order_id))
         return
+    about_it = {"symbol": contract.symbol, "client_id": client.client_id}
+    if (fault := world.faults.strike("what-if", **about_it)) is not None:
+        code = int(fault.option("code", fault.kind.code))
+        client.send(error(code, str(fault.options.get("text", fault.kind.text)), request.order_id))
     price_of = world.market.price
     quantity = order.number("totalQuantity") or Decimal(0)
     signed = quantity if order.buys else -quantity

@@ -8,10 +8,11 @@ from typing import Any, Final, Literal
 
 from sigma9_core.contracts import BrokerAccount, BrokerPosition, Margin
 from sigma9_core.errors import BrokerError, BrokerRefused
-from sigma9_plugins.brokers.ibkr.asking import Answer, Asking
-from sigma9_plugins.brokers.ibkr.codes import order_action, says
+from sigma9_plugins.brokers.ibkr.asking import Answer, Asking, RequestFailed
+from sigma9_plugins.brokers.ibkr.codes import order_action, request_fails, says
 from sigma9_plugins.brokers.ibkr.contracts import Contracts, name_of
 from sigma9_plugins.brokers.ibkr.figures import amount, quantity
+from sigma9_plugins.brokers.ibkr.lanes import Parcel
 from sigma9_plugins.brokers.ibkr.wire import Handler, Wire
 
 PAPER: Final = ("DU", "DF", "DI")
@@ -84,9 +85,13 @@ async def positions_of(wire: Wire, asking: Asking, contracts: Contracts, account
 
 
 async def what_if(wire: Wire, asking: Asking, contract: Any, order: Any, within: float) -> Margin:
-    """Ask what an order would do to the margin; raise BrokerRefused where IB would not take it."""
+    """Ask what an order would do to the margin; raise BrokerRefused where IB would not take it.
+
+    Remarks come beside the answer, as they do with an order: they end nothing, and are told where no answer comes.
+    """
     number = order.orderId
     answer = Answer[Any]()
+    said: list[str] = []
 
     def take(told: int, _contract: Any, echoed: Any, state: Any) -> None:
         if told == number and echoed.whatIf:
@@ -98,15 +103,24 @@ async def what_if(wire: Wire, asking: Asking, contract: Any, order: Any, within:
             return
         if order_action(code, acknowledged=False, changing=False) == "reject":
             answer.fail(BrokerRefused(says(code, text)))
-        else:
+        elif request_fails(code):
             answer.fail(BrokerError(says(code, text)))
+        else:
+            said.append(says(code, text))
 
+    parcel: Parcel | None = None
     try:
         async with asking.guarded("margin", answer, {"openOrder": take, "error": fail}, within):
-            wire.put("questions", ("placeOrder", (number, contract, order)))
+            parcel = wire.put("questions", ("placeOrder", (number, contract, order)))
             (state,) = await answer.wait()
+    except BrokerError as error:
+        if not said or isinstance(error, BrokerRefused | RequestFailed):
+            raise
+        raise BrokerError(f"{error}; it said: {'; '.join(said)}") from error
     finally:
         answer.forget()
+        if parcel is not None:
+            wire.lanes.drop(parcel)
     change, after, equity = map(amount, (state.initMarginChange, state.initMarginAfter, state.equityWithLoanAfter))
     if change is None or after is None or equity is None:
         words = " ".join(str(state.warningText).split()) or "it gave no numbers"

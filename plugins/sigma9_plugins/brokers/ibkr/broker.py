@@ -44,7 +44,8 @@ SPARE: Final = 100
 LOOK_AFTER: Final = 1.0
 """Seconds until an order in doubt is read back: what explains it is often on its way."""
 LOOK_AGAIN: Final = 5.0
-WHAT_IF_WITHIN: Final = 5.0
+WHAT_IF_WITHIN: Final = 1.8
+"""Seconds; the gate waits a moment longer, and so hears why there is no answer."""
 
 
 class Connection:

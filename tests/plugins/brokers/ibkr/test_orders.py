@@ -18,6 +18,8 @@ from sigma9_core.models import Adjustment, ApprovedOrder
 from sigma9_core.testing.broker_contract import Recorder
 from sigma9_core.testing.orders import approve, request
 from sigma9_core.testing.tws import FakeTws
+from sigma9_core.testing.tws.answers import error
+from sigma9_plugins.brokers.ibkr import broker as broker_module
 from sigma9_plugins.brokers.ibkr.blackout import Blackout
 from sigma9_plugins.brokers.ibkr.broker import IbkrBroker
 from sigma9_plugins.brokers.ibkr.settings import IbkrConfig, RestartConfig
@@ -502,6 +504,30 @@ async def test_what_if_of_an_order_that_is_not_taken(room: IbkrRoom) -> None:
     """A what-if that IB turns down is a refusal with its words."""
     with pytest.raises(BrokerRefused, match="code 200"):
         await room.broker.what_if(request("NOSUCH", "buy", 1))
+
+
+@pytest.mark.parametrize("code", [399, 404, 2107, 2109, 10349, 110])
+async def test_a_remark_on_a_what_if(room: IbkrRoom, code: int) -> None:
+    """What TWS remarks on a what-if ends it as little as it ends an order: the answer follows."""
+    room.tws.arm("what-if-remark", code=code, text="a remark")
+    margin = await room.broker.what_if(request(SYMBOL, "buy", 100, **RESTING))
+
+    assert margin.initial_change > 0
+    assert room.tws.orders() == []
+
+
+async def test_a_what_if_that_ends_with_a_remark(room: IbkrRoom, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing follows a remark, the remark is told; a code that ends any question ends a what-if."""
+    monkeypatch.setattr(broker_module, "WHAT_IF_WITHIN", 0.2)
+    asked = asyncio.ensure_future(room.broker.what_if(request(SYMBOL, "buy", 100, **RESTING)))
+    room.tws.arm("unanswered", request="placeOrder")
+    number = (await room.tws.until_received("placeOrder")).order_id
+    room.tws.world.tell_all(error(110, "the price is off the tick", number))
+    with pytest.raises(BrokerError, match=r"within 0.2 s; it said: the price is off the tick \(code 110\)"):
+        await asked
+    room.tws.arm("what-if-remark", code=321, text="Read-Only")
+    with pytest.raises(BrokerError, match="code 321"):
+        await room.broker.what_if(request(SYMBOL, "buy", 100, **RESTING))
 
 
 async def test_time(room: IbkrRoom) -> None:
