@@ -118,10 +118,12 @@ def _what_if(world: World, client: Client, request: Request, contract: Contract)
     signed = quantity if order.buys else -quantity
     held = account.position(contract).quantity
     change = (abs(held + signed) - abs(held)) * price_of(contract.con_id) * account.margin_rate
-    before, equity = account.gross(price_of) * account.margin_rate, account.net(price_of)
+    before, equity = account.in_base(account.gross(price_of) * account.margin_rate), account.worth(price_of)
+    change = account.in_base(change)
     commission = max(quantity * world.book.commission, world.book.least_commission)
-    numbers = (before, before, equity, change, change, -commission)
-    after = (before + change, before + change, equity - commission)
+    paid = account.in_base(commission)
+    numbers = (before, before, equity, change, change, -paid)
+    after = (before + change, before + change, equity - paid)
     told = Told(
         order_id=request.order_id,
         client_id=client.client_id,

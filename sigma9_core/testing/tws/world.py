@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from decimal import ROUND_DOWN, Decimal
 from typing import Final
 
-from sigma9_core.testing.tws.accounts import Account, Accounts
+from sigma9_core.testing.tws.accounts import DOLLAR, Account, Accounts
 from sigma9_core.testing.tws.answers import (
     commission_message,
     error,
@@ -254,16 +254,22 @@ class World:
     def value_messages(self, account: Account) -> list[Message]:
         """Write accountValue for everything that is reported of an account."""
         return [
-            message(6, 2, tag, value, currency, account.name)
-            for tag, value, currency in account.values(self.market.price)
+            message(6, 2, tag, value, currency, account.name) for tag, value, currency in self._values(account)
         ]
 
     def multi_messages(self, account: Account, request: int) -> list[Message]:
         """Write accountUpdateMulti for everything that is reported of an account."""
         return [
             message(73, 1, request, account.name, "", tag, value, currency)
-            for tag, value, currency in account.values(self.market.price)
+            for tag, value, currency in self._values(account)
         ]
+
+    def _values(self, account: Account) -> list[tuple[str, str, str]]:
+        """Give what is told of an account: its values, and the balances of each currency where it has several."""
+        values = [*account.values(self.market.price)]
+        if account.currency != DOLLAR:
+            values += account.ledger("ALL", self.market.price)
+        return values
 
     def tell_pnl(self, client: Client, only: int | None = None) -> None:
         """Send a client the profits that it has asked for."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from decimal import Decimal
-from typing import Any, Final, Literal
+from decimal import ROUND_DOWN, ROUND_FLOOR, Decimal
+from typing import Any, Final, Literal, NamedTuple
 
 from sigma9_core.contracts import BrokerAccount, BrokerPosition, Margin
 from sigma9_core.errors import BrokerError, BrokerRefused
+from sigma9_core.models import CURRENCY
 from sigma9_plugins.brokers.ibkr.asking import Answer, Asking, RequestFailed
 from sigma9_plugins.brokers.ibkr.codes import order_action, request_fails, says
 from sigma9_plugins.brokers.ibkr.contracts import Contracts, name_of
@@ -17,8 +18,10 @@ from sigma9_plugins.brokers.ibkr.wire import Handler, Wire
 
 PAPER: Final = ("DU", "DF", "DI")
 """What the names of paper accounts begin with."""
-TAGS: Final = "TotalCashValue,BuyingPower,NetLiquidation"
+TAGS: Final = f"TotalCashValue,BuyingPower,$LEDGER:{CURRENCY}"
+"""The first two are told in the base currency of the account; `$LEDGER` is what is held in dollars."""
 SUMMARY: Final = "All"
+CENT: Final = Decimal("0.01")
 
 
 def choose(wanted: str | None, accounts: Sequence[str]) -> str:
@@ -38,8 +41,20 @@ def mode_of(account: str) -> Literal["paper", "live"]:
     return "paper" if account.startswith(PAPER) else "live"
 
 
-async def account_of(asking: Asking, account: str) -> BrokerAccount:
-    """Ask for the account's cash and buying power."""
+class Funds(NamedTuple):
+    """The account as it is told now."""
+
+    account: BrokerAccount
+    rate: Decimal | None
+    """What a dollar is worth in the base currency, in which IB tells margins; None where it does not tell it."""
+
+
+async def funds_of(asking: Asking, account: str) -> Funds:
+    """Ask for the account's cash and buying power, in dollars.
+
+    Of an account in another base currency the cash is what it holds in dollars; where IB tells none of them, the
+    account is given as it is told, in its own currency.
+    """
 
     def handlers(answer: Answer[tuple[str, str, str]], number: int) -> dict[str, Handler]:
         def take(request: int, of: str, tag: str, value: str, currency: str) -> None:
@@ -58,12 +73,21 @@ async def account_of(asking: Asking, account: str) -> BrokerAccount:
         lambda number: ("reqAccountSummary", (number, SUMMARY, TAGS)),
         after=lambda number: ("cancelAccountSummary", (number,)),
     )
-    values = {tag: (amount(value), currency) for tag, value, currency in told}
-    cash, currency = values.get("TotalCashValue", (None, ""))
+    base = {tag: (value, currency) for tag, value, currency in told if tag in ("TotalCashValue", "BuyingPower")}
+    text, currency = base.get("TotalCashValue", ("", ""))
+    cash, power = amount(text), amount(base.get("BuyingPower", ("", ""))[0])
     if cash is None:
         raise BrokerError(f"TWS did not tell the cash of account {account}")
-    power, _ = values.get("BuyingPower", (None, ""))
-    return BrokerAccount(account, mode_of(account), currency or "USD", cash, power)
+    mode = mode_of(account)
+    if currency in ("", CURRENCY):
+        return Funds(BrokerAccount(account, mode, CURRENCY, cash, power), Decimal(1))
+    held = {tag: value for tag, value, of in told if of == CURRENCY}
+    dollars = amount(held.get("CashBalance") or held.get("TotalCashBalance"))
+    rate = amount(held.get("ExchangeRate")) or None
+    if dollars is None:
+        return Funds(BrokerAccount(account, mode, currency, cash, power), rate)
+    power = None if power is None or rate is None else (power / rate).quantize(CENT, ROUND_DOWN)
+    return Funds(BrokerAccount(account, mode, CURRENCY, dollars, power), rate)
 
 
 async def positions_of(wire: Wire, asking: Asking, contracts: Contracts, account: str) -> list[BrokerPosition]:
@@ -84,9 +108,12 @@ async def positions_of(wire: Wire, asking: Asking, contracts: Contracts, account
     return sorted((each for each in found.values() if each.quantity), key=lambda each: each.symbol)
 
 
-async def what_if(wire: Wire, asking: Asking, contract: Any, order: Any, within: float) -> Margin:
-    """Ask what an order would do to the margin; raise BrokerRefused where IB would not take it.
+async def what_if(
+    wire: Wire, asking: Asking, contract: Any, order: Any, *, within: float, rate: Decimal | None
+) -> Margin:
+    """Ask what an order would do to the margin, in dollars; raise BrokerRefused where IB would not take it.
 
+    IB tells it in the base currency of the account, in which a dollar is worth `rate`.
     Remarks come beside the answer, as they do with an order: they end nothing, and are told where no answer comes.
     """
     number = order.orderId
@@ -125,7 +152,17 @@ async def what_if(wire: Wire, asking: Asking, contract: Any, order: Any, within:
     if change is None or after is None or equity is None:
         words = " ".join(str(state.warningText).split()) or "it gave no numbers"
         raise BrokerError(f"TWS did not tell what the order does to the margin: {words}")
+    if not rate:
+        raise BrokerError(
+            f"TWS tells the margin in the account's base currency, and not what {CURRENCY} is worth in it"
+        )
     commission = amount(state.commission)
     if commission is None:
         commission = amount(state.maxCommission)
-    return Margin(change, equity - after, commission)
+    if state.commissionCurrency not in ("", CURRENCY):
+        commission = None
+    if rate == 1:
+        return Margin(change, equity - after, commission)
+    return Margin(
+        (change / rate).quantize(CENT), ((equity - after) / rate).quantize(CENT, ROUND_FLOOR), commission
+    )

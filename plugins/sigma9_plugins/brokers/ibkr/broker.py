@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any, Final
 
 from sigma9_core.clock import monotonic
@@ -24,7 +25,7 @@ from sigma9_core.contracts import (
 from sigma9_core.errors import BrokerError, BrokerRefused
 from sigma9_core.models import ApprovedOrder, Fill, OrderRequest
 from sigma9_plugins.brokers.ibkr import library
-from sigma9_plugins.brokers.ibkr.accounts import account_of, choose, positions_of, what_if
+from sigma9_plugins.brokers.ibkr.accounts import choose, funds_of, positions_of, what_if
 from sigma9_plugins.brokers.ibkr.asking import Answer, Asking
 from sigma9_plugins.brokers.ibkr.blackout import Blackout
 from sigma9_plugins.brokers.ibkr.book import Known
@@ -54,6 +55,8 @@ class Connection:
     def __init__(self, wire: Wire, account: str, orders: Orders, contracts: Contracts, config: IbkrConfig) -> None:
         self.wire = wire
         self.account = account
+        self.rate: Decimal | None = None
+        """What a dollar is worth in the account's base currency, as it was told last."""
         self.asking = Asking(wire, config.answer_seconds)
         self.reading = Reading(
             wire, self.asking, orders, contracts, account=account, patience=config.commission_seconds
@@ -257,7 +260,8 @@ class IbkrBroker:
     async def account(self) -> BrokerAccount:
         """Read back the account."""
         connection = self._connected()
-        return await account_of(connection.asking, connection.account)
+        account, connection.rate = await funds_of(connection.asking, connection.account)
+        return account
 
     async def instrument(self, symbol: str) -> Instrument:
         """Qualify a symbol's contract, once: its orders then carry IB's own number of it."""
@@ -269,11 +273,15 @@ class IbkrBroker:
         if self._settings.readonly:
             raise BrokerRefused("ibkr.readonly is set: TWS answers no what-if")
         connection = self._connected()
+        if connection.rate is None:
+            await self.account()
         wire, number = connection.wire, self._numbers.next()
         written = to_ib(wire.library, order, "", account=connection.account, number=number)
         written.whatIf, written.ocaGroup, written.parentId = True, "", 0
         contract = self._contracts.contract(wire.library, order.symbol)
-        return await what_if(wire, connection.asking, contract, written, WHAT_IF_WITHIN)
+        return await what_if(
+            wire, connection.asking, contract, written, within=WHAT_IF_WITHIN, rate=connection.rate
+        )
 
     async def time(self) -> datetime:
         """Tell IB's time; it comes in whole seconds, of which the middle is given."""

@@ -485,6 +485,36 @@ async def test_mode_of_an_account(account: str, mode: str) -> None:
         assert found.buying_power is not None
 
 
+async def test_another_base_currency(room: IbkrRoom) -> None:
+    """Of an account in yen the dollars in it count, and what its power and margins are worth in dollars."""
+    before = await room.broker.account()
+    margin = await room.broker.what_if(request(SYMBOL, "buy", 100, **RESTING))
+    room.tws.set_currency("JPY", 150)
+    found = await room.broker.account()
+    again = await room.broker.what_if(request(SYMBOL, "buy", 100, **RESTING))
+
+    assert (found, again) == (before, margin)
+    room.tws.set_currency("JPY", 150, 15_000_000)
+    richer = await room.broker.account()
+    assert richer.cash == before.cash
+    assert before.buying_power is not None
+    assert richer.buying_power == before.buying_power + 400_000
+    await room.hold(100)
+    assert (await room.broker.account()).cash == before.cash - 1_001
+
+
+async def test_a_base_currency_without_dollars(room: IbkrRoom) -> None:
+    """Where IB tells no balance in dollars the account is given as it is, in yen, and no margin is told."""
+    room.tws.set_cash(0)
+    room.tws.set_currency("JPY", 150, 15_000_000)
+    found = await room.broker.account()
+
+    assert found.currency == "JPY"
+    assert found.cash == 15_000_000
+    with pytest.raises(BrokerError, match="in the account's base currency"):
+        await room.broker.what_if(request(SYMBOL, "buy", 100, **RESTING))
+
+
 async def test_what_if(room: IbkrRoom) -> None:
     """The margin of an order is asked for without an order; one that IB would not take says why."""
     margin = await room.broker.what_if(request(SYMBOL, "buy", 100, **RESTING))

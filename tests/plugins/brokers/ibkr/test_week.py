@@ -479,6 +479,26 @@ async def test_a_change_waits_for_the_word_on_its_order(
             assert [each.limit for each in tws.orders()] == [51]
 
 
+async def test_a_day_in_another_base_currency(tmp_path: Path) -> None:
+    """In an account in yen the books follow its dollars to the cent, and no fill looks like a transfer."""
+    async with FakeTws(cash=50_000, spread="0.02") as tws:
+        tws.set_currency("JPY", 150, 15_000_000)
+        async with Trader(tws, tmp_path, random.Random(1)).life() as trader:
+            books = trader.path.portfolio
+            assert books.account().equity == 50_000
+            for symbol in SYMBOLS[:2]:
+                await trader.path.enter(
+                    OrderRequest(symbol=symbol, side="buy", quantity=Decimal(10)), PRICES[symbol]
+                )
+            await until(lambda: all(books.quantity(symbol) == 10 for symbol in SYMBOLS[:2]))
+            await until(lambda: books.cash == tws.world.accounts.first.cash)
+            await trader.path._settle_cash(at_once=True)
+
+            assert books.cash == tws.world.accounts.first.cash
+            assert books.account().currency == "USD"
+            assert trader.journal.notes("transfer", 10) == []
+
+
 def told_of(trader: Trader, order: Order) -> tuple[object, ...]:
     """Give what has filled of an order, at which price, and what is held."""
     return order.filled, order.average_price, trader.path.portfolio.quantity(order.request.symbol)
