@@ -25,15 +25,26 @@ CENT: Final = Decimal("0.01")
 
 
 def choose(wanted: str | None, accounts: Sequence[str]) -> str:
-    """Choose the account; raise BrokerError where the configuration and the login do not agree on one."""
-    there = ", ".join(accounts) or "none"
+    """Choose the account; raise BrokerError where the configuration and the login do not agree on one.
+
+    What is said of it goes into logs and to whoever reads the status, so no account is named in full.
+    """
+    there = ", ".join(map(masked, accounts)) or "none"
     if wanted is not None:
         if wanted not in accounts:
-            raise BrokerError(f"the login has no account {wanted}: there are {there}; look at ibkr.account")
+            raise BrokerError(
+                f"the login has no account {masked(wanted)}: there are {there}; look at ibkr.account"
+            )
         return wanted
     if len(accounts) != 1:
         raise BrokerError(f"the login has several accounts ({there}): name the one to trade in ibkr.account")
     return accounts[0]
+
+
+def masked(account: str) -> str:
+    """Write of an account what tells it apart from others: its kind and its last three characters."""
+    kind = account[: len(account) - len(account.lstrip("DFIU"))]
+    return f"{kind}…{account[-3:]}" if len(account) > len(kind) + 3 else account
 
 
 def mode_of(account: str) -> Literal["paper", "live"]:
@@ -77,7 +88,7 @@ async def funds_of(asking: Asking, account: str) -> Funds:
     text, currency = base.get("TotalCashValue", ("", ""))
     cash, power = amount(text), amount(base.get("BuyingPower", ("", ""))[0])
     if cash is None:
-        raise BrokerError(f"TWS did not tell the cash of account {account}")
+        raise BrokerError(f"TWS did not tell the cash of account {masked(account)}")
     mode = mode_of(account)
     if currency in ("", CURRENCY):
         return Funds(BrokerAccount(account, mode, CURRENCY, cash, power), Decimal(1))
@@ -101,11 +112,26 @@ async def positions_of(wire: Wire, asking: Asking, contracts: Contracts, account
         return {"position": take, "positionEnd": answer.finish}
 
     told = await asking.single("positions", handlers, ("reqPositions", ()), after=("cancelPositions", ()))
-    found: dict[int, BrokerPosition] = {}
+    found: dict[int | str, BrokerPosition] = {}
     for contract, size, cost in told:  # a position that changes meanwhile is told again: the newest counts
         contracts.seen(wire.library, contract)
-        found[contract.conId or hash(name_of(contract))] = BrokerPosition(name_of(contract), size, cost)
-    return sorted((each for each in found.values() if each.quantity), key=lambda each: each.symbol)
+        found[contract.conId or name_of(contract)] = BrokerPosition(name_of(contract), size, cost)
+    named: dict[str, BrokerPosition] = {}
+    for each in found.values():
+        before = named.get(each.symbol)
+        named[each.symbol] = each if before is None else added(before, each)
+    return sorted((each for each in named.values() if each.quantity), key=lambda each: each.symbol)
+
+
+def added(one: BrokerPosition, other: BrokerPosition) -> BrokerPosition:
+    """Add up two positions of one name; of opposite ones the rest has the cost of the larger."""
+    total = one.quantity + other.quantity
+    if one.quantity * other.quantity < 0:
+        return BrokerPosition(one.symbol, total, max(one, other, key=lambda each: abs(each.quantity)).average_cost)
+    if not total:
+        return one
+    cost = one.quantity * one.average_cost + other.quantity * other.average_cost
+    return BrokerPosition(one.symbol, total, cost / total)
 
 
 async def what_if(

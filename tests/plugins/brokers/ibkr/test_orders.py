@@ -215,6 +215,21 @@ async def test_share_class_is_written_as_ib_does(room: IbkrRoom) -> None:
     assert position.symbol == "BRK.B"
 
 
+async def test_positions_of_one_name_are_one(room: IbkrRoom) -> None:
+    """Two contracts of IB that have one name here, as after a merger, are one position, at their mean cost."""
+    for symbol in ("BRK B", "BRK.B"):
+        room.tws.add_contract(symbol, 400)
+    room.tws.set_position("BRK B", 30, 400)
+    room.tws.set_position("BRK.B", 10, 440)
+    (found,) = await room.broker.positions()
+    assert (found.symbol, found.quantity, found.average_cost) == ("BRK.B", Decimal(40), Decimal(410))
+    room.tws.set_position("BRK.B", -10, 440)
+    (found,) = await room.broker.positions()
+    assert (found.quantity, found.average_cost) == (Decimal(20), Decimal(400))
+    room.tws.set_position("BRK.B", -30, 440)
+    assert await room.broker.positions() == []
+
+
 async def test_other_things_in_the_account_are_no_stocks(room: IbkrRoom) -> None:
     """An option on a stock, or a stock in another currency, has a name that is not the stock's."""
     room.tws.add_contract("AAPL  260116C00200000", 5, sec_type="OPT", multiplier="100")
@@ -462,9 +477,9 @@ async def test_several_accounts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("accounts", "wanted", "why"),
     [
-        (("DU1", "DU2"), None, "several accounts"),
-        (("DU1",), "U9", "no account U9"),
-        (("DU1",), "DU2", "no account"),
+        (("DU1234567", "DU7654321"), None, r"several accounts \(DU…567, DU…321\)"),
+        (("DU1234567",), "U9876543", "no account U…543: there are DU…567"),
+        (("DU1",), "DU2", "no account DU2: there are DU1"),
     ],
 )
 async def test_wrong_accounts(accounts: tuple[str, ...], wanted: str | None, why: str) -> None:
