@@ -22,7 +22,7 @@ from sigma9_plugins.brokers.ibkr.contracts import Contracts
 from sigma9_plugins.brokers.ibkr.executions import Executions
 from sigma9_plugins.brokers.ibkr.figures import quantity
 from sigma9_plugins.brokers.ibkr.ids import OrderNumbers
-from sigma9_plugins.brokers.ibkr.lanes import LaneName
+from sigma9_plugins.brokers.ibkr.lanes import LaneName, Parcel
 from sigma9_plugins.brokers.ibkr.mapping import CONFIRMED, adjusts, fault, same_terms, state_of, to_ib
 from sigma9_plugins.brokers.ibkr.wire import Wire
 
@@ -31,6 +31,8 @@ log = logging.getLogger("sigma9.ibkr")
 FIXED = ("symbol", "side", "order_type", "time_in_force", "outside_rth")
 """What a change can't change."""
 
+
+PROTECTING = ("stop", "stop_limit", "trailing_stop")
 
 STUCK_AFTER = 5.0
 """Seconds without any word after which a unit counts as one that did not arrive whole."""
@@ -122,8 +124,8 @@ class Orders:
         kill = all(order.request.intent == "kill" for order in orders)
         lane: LaneName = "urgent" if kill else "orders"
         parcel = wire.put(lane, *calls)
-        for known in knowns:
-            known.parcel = parcel
+        for known, call in zip(knowns, calls, strict=True):
+            known.parcel, known.call = parcel, None if parcel.left else call
 
     def replace(self, order: ApprovedOrder) -> None:
         """Change quantity and prices of a working order, under its own number."""
@@ -160,12 +162,8 @@ class Orders:
     def cancel(self, order_id: str) -> None:
         """Cancel an order of ours ahead of everything that waits; one that has not left is taken back."""
         wire, known = self._connected(), self._mine(order_id)
-        if known.waiting and known.parcel is not None and wire.lanes.drop(known.parcel):
-            parcel = known.parcel
-            for each in self.book.open():
-                if each.parcel is parcel:
-                    each.parcel = None
-                    self._ends(each, "cancelled", "cancelled before it was sent")
+        if known.parcel is not None and known.waiting:
+            self._withdraw(wire, known, known.parcel)
             return
         for parcel in known.changes:  # it would come behind the cancel, and bring to life what has ended
             wire.lanes.drop(parcel)
@@ -297,6 +295,32 @@ class Orders:
 
     # --- inside ------------------------------------------------------------------------------------------------
 
+    def _withdraw(self, wire: Wire, known: Known, parcel: Parcel) -> None:
+        """Take back an order that has not left, and of its unit what can't stand without it.
+
+        That is all of it where the order has children there, or is the last that would protect its entry: an entry
+        never leaves without the stop that it was decided with. Else the others leave in their turn.
+        """
+        unit = [each for each in self.book.open() if each.parcel is parcel]
+        left = [each for each in unit if each is not known]
+        bare = _protects(known) and not any(map(_protects, left))
+        if bare or any(each.parent == known.number for each in left):
+            left = []
+        calls = [each.call for each in left if each.call is not None]
+        if calls:
+            calls[-1][1][-1].transmit = True
+            wire.rewrite(parcel, *calls)
+            for each in left:
+                each.group = tuple(name for name in each.group if name != known.order_id)
+            left[-1].group = ()
+        else:
+            wire.lanes.drop(parcel)
+        for each in unit:
+            if each not in left:
+                each.parcel = each.call = None
+                why = "" if each is known else f", with {known.order_id}, which it can't stand without"
+                self._ends(each, "cancelled", f"cancelled before it was sent{why}")
+
     def _take_back(self, wire: Wire, why: str) -> None:
         """End every order that has not left, and give up every change of one that has not."""
         for known in self.book.open():
@@ -307,7 +331,7 @@ class Orders:
                 known.changes, known.change = [], None
             if known.parcel is not None and known.waiting:
                 wire.lanes.drop(known.parcel)
-                known.parcel = None
+                known.parcel = known.call = None
                 self._ends(known, "cancelled", why)
 
     def _acknowledge(self, known: Known, ts: datetime) -> None:
@@ -360,3 +384,11 @@ class Orders:
                 "IB lets only the client that has sent an order change or cancel it"
             )
         return known
+
+
+def _protects(known: Known) -> bool:
+    """Tell whether it is a stop of its entry."""
+    request = known.request
+    return request is not None and (
+        request.protective or (request.intent == "reduce" and request.order_type in PROTECTING)
+    )

@@ -361,6 +361,30 @@ async def test_a_kill_passes_a_burst_of_orders(room: IbkrRoom) -> None:
     assert await quickest(attempt) < LIMIT
 
 
+@pytest.mark.parametrize("which", ["entry", "stop", "profit"])
+async def test_a_leg_that_is_cancelled_before_its_unit_has_left(room: IbkrRoom, which: str) -> None:
+    """A profit leg goes alone, and the rest leaves in its turn, whole; with its stop or itself an entry goes."""
+    for _ in range(16):
+        await room.broker.submit([approve(request(SYMBOL, "buy", 1, **RESTING))])
+    parent, stop, profit = orders = bracket()
+    await room.broker.submit(orders)
+    await room.broker.cancel({"entry": parent, "stop": stop, "profit": profit}[which].order_id)
+    gone = [profit] if which == "profit" else [parent, stop, profit]
+    for order in gone:
+        report = await room.ended(order, "cancelled")
+        assert (report.reason or "").startswith("cancelled before it was sent")
+    await asyncio.sleep(1.2)
+    there = {each.ref: each for each in room.tws.orders(live=True)}
+    expected = {order.order_id for order in orders if order not in gone}
+
+    assert set(there) & {order.order_id for order in orders} == expected
+    assert all(there[order_id].transmitted for order_id in expected)
+    assert room.tws.requests("cancelOrder") == []
+    if expected:
+        assert there[stop.order_id].order.get("parentId") == str(there[parent.order_id].order_id)
+        await room.accepted(stop)
+
+
 async def test_a_change_that_waits_never_follows_the_cancel(room: IbkrRoom) -> None:
     """A change behind a burst is taken back with the cancel of its order: it would bring it to life again."""
     order = await room.send("buy", 100, **RESTING)
