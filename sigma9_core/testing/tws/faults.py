@@ -129,6 +129,11 @@ PLAIN: Final = (
     Kind("late-execution", "fill", "An execution is told `seconds` (2) after the order's new status."),
     Kind("doubled-execution", "fill", "An execution comes twice, with the same id."),
     Kind("lost-execution", "fill", "An execution is not told live; reqExecutions has it."),
+    Kind(
+        "later-execution",
+        "fill",
+        "An execution comes neither live nor by reqExecutions for `seconds` (2); then reqExecutions has it.",
+    ),
     Kind("late-commission", "fill", "A commission report comes `seconds` (2) late."),
     Kind("lost-commission", "fill", "A commission report does not come live; reqExecutions brings it."),
     Kind("partial-fills", "fill", "A fill comes in `parts` (2) executions."),

@@ -221,7 +221,7 @@ def completed_orders(world: World, client: Client, request: Request) -> None:
 def executions(world: World, client: Client, request: Request) -> None:
     """Tell the executions of the day that a filter lets through, each with its commission."""
     for each in world.book.executions:
-        if _wanted(request, each.ticket, each.time.strftime("%Y%m%d %H:%M:%S")):
+        if not each.hidden and _wanted(request, each.ticket, each.time.strftime("%Y%m%d %H:%M:%S")):
             each.ticket.withheld = False
             each.told_at = each.told_at or world.clock.now()
             client.send(execution_message(each, request.req_id, world.zone), commission_message(each))

@@ -165,7 +165,7 @@ class World:
 
         def report() -> None:
             fault = self.faults.strike(
-                "fill", "late-execution", "doubled-execution", "lost-execution", **about(ticket)
+                "fill", "late-execution", "doubled-execution", "lost-execution", "later-execution", **about(ticket)
             )
             late = self.faults.strike("fill", "late-commission", "lost-commission", **about(ticket))
             name = "" if fault is None else fault.kind.name
@@ -173,7 +173,10 @@ class World:
                 tell(*([detail] * (2 if name else 1)))
             self.tell(ticket, order)
             self._tell_status(ticket, status)
-            if name == "lost-execution":
+            if fault is not None and name == "later-execution":
+                execution.hidden = True
+                self._later(fault, lambda: setattr(execution, "hidden", False))
+            if name in ("lost-execution", "later-execution"):
                 return
             if fault is not None and name == "late-execution":
                 self._later(fault, lambda: tell(detail, commission))

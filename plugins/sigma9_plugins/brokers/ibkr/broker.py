@@ -45,6 +45,8 @@ SPARE: Final = 100
 LOOK_AFTER: Final = 1.0
 """Seconds until an order in doubt is read back: what explains it is often on its way."""
 LOOK_AGAIN: Final = 5.0
+LOOKS: Final = 6
+"""So often what an order lacks is looked for again, each pause three times as long: for half an hour."""
 WHAT_IF_WITHIN: Final = 1.8
 """Seconds; the gate waits a moment longer, and so hears why there is no answer."""
 
@@ -101,6 +103,8 @@ class IbkrBroker:
         self._connection: Connection | None = None
         self._in_use_since: float | None = None
         self._doubts: set[Known] = set()
+        self._looked: dict[Known, int] = {}
+        """How often executions or commissions of an order were read back in vain, on this connection."""
         self._swept = 0.0
 
     # --- connection --------------------------------------------------------------------------------------------
@@ -127,6 +131,7 @@ class IbkrBroker:
             self._orders.detach()
             wire.close()
             raise
+        self._looked = {}
         self._health.up()
         connection.spawn(keep_probing(wire, self._health, self._config.probe_seconds), "ibkr-probe")
 
@@ -339,14 +344,40 @@ class IbkrBroker:
                 except BrokerError as error:
                     log.warning("orders in doubt can't be read back yet: %s", error)
                     self._doubts.update(doubted)
+                else:
+                    for known in doubted:
+                        if self._lacks(known):
+                            self._missing(connection, known)
+                        else:
+                            self._looked.pop(known, None)
                 wait = LOOK_AGAIN
         finally:
             if self._connection is not connection:
                 self._doubts.clear()
 
+    def _missing(self, connection: Connection, known: Known) -> None:
+        """Look again later for what a read-back did not have of an order's fills; at last say what is missing."""
+        looks = self._looked[known] = self._looked.get(known, 0) + 1
+        if looks <= LOOKS:
+            pause = LOOK_AGAIN * 3 ** (looks - 1)
+            connection.spawn(self._look_after(pause, known), f"ibkr-look-again[{known.order_id}]")
+        elif looks == LOOKS + 1:
+            missing = known.told - known.counted
+            what = f"executions of {missing} more that have filled" if missing > 0 else "a commission"
+            log.error("order %s: IB does not tell %s: compare with TWS", known.order_id, what)
+
+    async def _look_after(self, pause: float, known: Known) -> None:
+        await asyncio.sleep(pause)
+        if self._lacks(known):
+            self._look(known)
+
+    def _lacks(self, known: Known) -> bool:
+        """Tell whether executions are missing, or commissions of those that are there."""
+        return known.told > known.counted or self._orders.executions.owes(known)
+
     def _doubtful(self, known: Known) -> bool:
         """Tell whether there is still something to find out."""
-        return known.end is None or known.told > known.counted or self._orders.executions.owes(known)
+        return known.end is None or self._lacks(known)
 
     def _reserve_ids(self) -> None:
         if self._numbers.runs_low and self._connection is not None:

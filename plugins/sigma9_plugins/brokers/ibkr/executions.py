@@ -180,7 +180,9 @@ class Executions:
             self._corrected.add(old)
             log.warning("execution %s of order %s was corrected by %s", old, fill.order_id, fill.exec_id)
             self._owed.pop(old, None)
-            if known is not None:
-                known.executions.pop(old, None)
+            if known is not None and (wrong := known.executions.pop(old, None)) is not None:
+                known.told = max(
+                    known.told - wrong + fill.quantity, ZERO
+                )  # the status was told before it was put right
             if (waiting := self._waiting.pop(old, None)) is not None:
                 waiting[2].cancel()

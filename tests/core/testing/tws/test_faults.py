@@ -271,6 +271,16 @@ async def test_lost_execution_is_told_when_asked_for(lib: Any, ib: Any, aapl: An
     assert execution.told_at == tws.clock.now()
 
 
+async def test_later_execution(lib: Any, ib: Any, aapl: Any, tws: FakeTws) -> None:
+    """later-execution: the status alone tells of the fill, and so does a read-back, until its time has come."""
+    tws.arm("later-execution", seconds=5)
+    trade = await place(lib, ib, aapl, lib.MarketOrder("BUY", 100, tif="DAY"))
+    assert (trade.orderStatus.filled, trade.fills) == (100, [])
+    assert await ib.reqExecutionsAsync() == []
+    tws.clock.advance(5)
+    assert len(await ib.reqExecutionsAsync()) == 1
+
+
 async def test_doubled_execution(lib: Any, ib: Any, aapl: Any, tws: FakeTws) -> None:
     """doubled-execution: the same id comes twice on the wire."""
     tws.arm("doubled-execution")

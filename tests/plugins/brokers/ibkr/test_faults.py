@@ -258,6 +258,48 @@ async def test_late_commission(room: IbkrRoom) -> None:
     assert room.heard.fills()[0].commission > 0
 
 
+async def test_executions_that_are_looked_for_again(room: IbkrRoom) -> None:
+    """Where a read-back does not have yet what the status told, it is asked for again, ever more seldom."""
+    room.tws.arm("later-execution", seconds=0.5)
+    order = await sent(room)
+    await room.move(room.symbol, 9.4)
+    await room.tws.until_received("reqExecutions", 2)
+    assert room.heard.fills() == []
+    await room.filled(order)
+    asked = len(room.tws.requests("reqExecutions"))
+    assert asked <= 6
+    await asyncio.sleep(1)
+
+    assert len(room.tws.requests("reqExecutions")) == asked
+
+
+async def test_executions_that_never_come(
+    room: IbkrRoom, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What IB never tells is given up after some looks, with a word."""
+    monkeypatch.setattr(module, "LOOKS", 2)
+    room.tws.arm("later-execution", seconds=60)
+    order = await sent(room)
+    room.tws.fill(order.order_id, 100, 9.5)
+    words = f"order {order.order_id}: IB does not tell executions of 100 more that have filled: compare with TWS"
+    await room.until(lambda: words in caplog.text, "the word")
+    await asyncio.sleep(1.2)  # questions have their pace
+
+    assert len(room.tws.requests("reqExecutions")) == 3
+
+
+async def test_a_quantity_that_is_put_right_is_no_doubt(room: IbkrRoom) -> None:
+    """A correction to fewer shares lacks no execution, though the status of before told more."""
+    order = await sent(room)
+    execution = room.tws.fill(order.order_id, 100, 9.5)
+    await room.filled(order)
+    room.tws.correct(execution, 9.5, 90)
+    await room.until(lambda: len(room.heard.fills()) == 2, "the corrected fill")
+    await asyncio.sleep(0.3)
+
+    assert room.tws.requests("reqExecutions") == []
+
+
 async def test_corrected_execution(room: IbkrRoom) -> None:
     """A corrected execution takes the place of the old one, live and for who was away."""
     begun = room.now()
