@@ -75,6 +75,7 @@ class IbkrFeed:
     def __init__(self, config: IbkrConfig, context: PluginContext) -> None:
         self._config = config
         self._settings = context.settings.ibkr
+        self._with_broker = context.settings.broker == "ibkr"
         self._calendar = context.calendar
         self._daily = DailyBars(context.data_dir)
         self._pace = Pace()
@@ -112,7 +113,7 @@ class IbkrFeed:
         try:
             loaded = await asyncio.to_thread(library.load)
             wire = Wire(loaded, self._config.feed_messages_per_second, reserved=False)
-            health = Health(lambda _health: None)
+            health = Health(lambda _health: None, quiet=self._with_broker)
             health.watch(wire)
             wire.on(
                 {

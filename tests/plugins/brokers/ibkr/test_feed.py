@@ -274,6 +274,28 @@ async def test_data_lost_is_subscribed_again() -> None:
         assert len(room.tws.requests("reqMktData")) == 2
 
 
+@pytest.mark.parametrize(("broker", "times"), [("ibkr", 0), ("paper", 1)])
+async def test_a_lost_link_is_said_once(caplog: pytest.LogCaptureFixture, broker: str, times: int) -> None:
+    """What TWS tells every connection is said by the broker, and by the feed where the broker is another one."""
+    async with FakeTws() as tws:
+        given = context(tws)
+        settings = given.settings.model_copy(update={"broker": broker})
+        given = PluginContext("ibkr", settings, given.clock, given.calendar, None)
+        feed = IbkrFeed(IbkrConfig(connect_seconds=2), given)
+        await feed.connect(None)
+        listening = asyncio.ensure_future(FeedRoom(tws, feed).listen())
+        tws.lose_link()
+        tws.regain_link()
+        feed.subscribe(frozenset({"AAPL"}))
+        await tws.until_received("reqMktData")
+        await asyncio.sleep(0.05)
+        listening.cancel()
+        await asyncio.gather(listening, return_exceptions=True)
+        await feed.disconnect()
+
+    assert caplog.text.count("(code 1100)") == caplog.text.count("(code 1102)") == times
+
+
 async def test_half_open_feed() -> None:
     """A connection that is dead without a word ends the slices."""
     async with opened(probe_seconds=0.1) as room:
