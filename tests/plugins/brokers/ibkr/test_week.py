@@ -482,29 +482,31 @@ async def test_a_change_waits_for_the_word_on_its_order(
 
 async def test_exits_that_wait_when_the_link_is_lost(tmp_path: Path) -> None:
     """A stop that had not left when TWS lost IB's servers is placed again once they are back; an entry is not."""
-    async with FakeTws(cash=1_000_000, spread="0.02") as tws:
-        async with Trader(tws, tmp_path, random.Random(1)).life() as trader:
-            plan = ExitPlan(stop_percent=Decimal(1))
-            held, waits = (
-                OrderRequest(symbol=symbol, side="buy", quantity=Decimal(100), exit_plan=plan)
-                for symbol in SYMBOLS[:2]
-            )
-            desk, books = trader.path.desk, trader.path.portfolio
-            await trader.path.enter(held, PRICES[held.symbol])
-            await until(lambda: books.position(held.symbol).protected)
-            for _ in range(20):
-                await trader.broker.submit([approve(request("AAPL", "buy", 1, limit_price=1, order_type="limit"))])
-            tws.cancel(next(ticket for ticket in tws.orders(live=True) if ticket.order.kind == "STP"))
-            await until(lambda: any(order.status is OrderStatus.SUBMITTED for order in desk.open_orders()))
-            await trader.path.enter(waits, PRICES[waits.symbol])
-            tws.lose_link()
-            await until(lambda: not desk.open_orders())
-            tws.regain_link()
-            await until(lambda: books.position(held.symbol).protected)
+    async with (
+        FakeTws(cash=1_000_000, spread="0.02") as tws,
+        Trader(tws, tmp_path, random.Random(1)).life() as trader,
+    ):
+        plan = ExitPlan(stop_percent=Decimal(1))
+        held, waits = (
+            OrderRequest(symbol=symbol, side="buy", quantity=Decimal(100), exit_plan=plan)
+            for symbol in SYMBOLS[:2]
+        )
+        desk, books = trader.path.desk, trader.path.portfolio
+        await trader.path.enter(held, PRICES[held.symbol])
+        await until(lambda: books.position(held.symbol).protected)
+        for _ in range(20):
+            await trader.broker.submit([approve(request("AAPL", "buy", 1, limit_price=1, order_type="limit"))])
+        tws.cancel(next(ticket for ticket in tws.orders(live=True) if ticket.order.kind == "STP"))
+        await until(lambda: any(order.status is OrderStatus.SUBMITTED for order in desk.open_orders()))
+        await trader.path.enter(waits, PRICES[waits.symbol])
+        tws.lose_link()
+        await until(lambda: not desk.open_orders())
+        tws.regain_link()
+        await until(lambda: books.position(held.symbol).protected)
 
-            assert books.quantity(waits.symbol) == 0
-            stops = [ticket for ticket in tws.orders(live=True) if ticket.order.kind == "STP"]
-            assert [ticket.contract.symbol for ticket in stops] == [held.symbol]
+        assert books.quantity(waits.symbol) == 0
+        stops = [ticket for ticket in tws.orders(live=True) if ticket.order.kind == "STP"]
+        assert [ticket.contract.symbol for ticket in stops] == [held.symbol]
 
 
 async def test_a_day_in_another_base_currency(tmp_path: Path) -> None:
