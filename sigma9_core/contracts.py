@@ -232,7 +232,7 @@ class Instrument:
 
 @dataclass(frozen=True, slots=True)
 class Margin:
-    """The broker's answer to what an order would do to the account, in the account's currency."""
+    """The broker's answer to what an order would do to the account, in the currency of the books."""
 
     initial_change: Decimal
     """What it adds to the initial margin; negative where it frees some."""
@@ -441,6 +441,7 @@ class BrokerAccount:
     account: str
     mode: Literal["paper", "live", "simulated"]
     currency: str
+    """Of both amounts: USD, as the books are; in any other nothing is sized, and no entry passes."""
     cash: Decimal
     buying_power: Decimal | None = None
 

@@ -94,6 +94,7 @@ SWITCH_INTERVAL: Final = 0.0001
 MOST_ROWS: Final = 2 * MOST
 """Rows of commands that are read at the start: what was received, and what was answered."""
 NOT_RUNNING: Final = "the engine is not running"
+WAITS_FOR_COMMAND: Final = "ibkr.auto_connect is off; send broker_connect"
 CONNECT_WAIT: Final = 2.0
 """Seconds that the answer to `broker_connect` waits for the broker."""
 RECALLED: Final = timedelta(days=1)
@@ -444,7 +445,7 @@ class Engine:
             if self._connects_by_itself():  # before the calendar: a kill needs the broker, and no sessions
                 self.money.post(self.path.link.connect)
             else:
-                log.warning("the broker ibkr is not connected: ibkr.auto_connect is off; send broker_connect")
+                log.warning("the broker ibkr is not connected: %s", WAITS_FOR_COMMAND)
             await self.calendar.ready()
             self._undo.append(("schedule", self.schedule.stop))
             await self.schedule.start()
@@ -823,6 +824,8 @@ class Engine:
                 "link": link.health.link,
                 "data": link.health.data,
                 "note": link.health.note,
+                "readonly": self.settings.broker == "ibkr" and self.settings.ibkr.readonly,
+                "error": self._broker_error(),
             },
             "feed": {
                 "name": self.settings.feed,
@@ -1046,6 +1049,13 @@ class Engine:
                 log.warning("the entries could not all be cancelled: %s", error)
             if not self.path.killswitch.latched:
                 self._set_state(state, reason)
+
+    def _broker_error(self) -> str | None:
+        """Say why the broker is not there; None where it is, or where the first attempt is under way."""
+        link = self.path.link
+        if link.ready or link.error is not None or link.tries:
+            return None if link.ready else link.error
+        return "it was disconnected: send broker_connect" if self._connects_by_itself() else WAITS_FOR_COMMAND
 
     def _connects_by_itself(self) -> bool:
         return self.settings.broker != "ibkr" or self.settings.ibkr.auto_connect

@@ -30,7 +30,7 @@ STRATEGY_WAIT: Final = 5.0
 TICK: Final = 1.0
 """Seconds between two looks at the live clock when the feed is silent: time stops need them."""
 FIRST_WAIT: Final = 1.0
-LONGEST_WAIT: Final = 60.0
+LONGEST_WAIT: Final = 30.0
 """Seconds until a feed that failed is connected anew; the wait doubles until a slice has come."""
 DISCONNECT_WITHIN: Final = 5.0
 """Seconds that a feed has to disconnect."""

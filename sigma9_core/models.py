@@ -31,6 +31,8 @@ Moment = Annotated[datetime, PlainSerializer(rfc3339, return_type=str, when_used
 Symbol = Annotated[str, StringConstraints(pattern=SYMBOL_PATTERN)]
 
 ZERO: Final = Decimal(0)
+CURRENCY: Final = "USD"
+"""What the books are kept in, and everything is traded in."""
 
 
 class Frozen(BaseModel):
@@ -362,7 +364,8 @@ class Account(Frozen):
 
     account: str | None
     mode: Literal["paper", "live", "simulated"]
-    currency: str = "USD"
+    currency: str = CURRENCY
+    """Where the broker tells none of the money that the books are in it is another one, and no amount is known."""
     equity: Money | None = None
     cash: Money | None = None
     buying_power: Money | None = None

@@ -31,12 +31,11 @@ def run(args: argparse.Namespace) -> int:
 def status_lines(status: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """Give the lines of the readable form."""
     broker, feed, market = (status.get(name) or {} for name in ("broker", "feed", "market"))
-    healths = ", ".join(f"{name} {broker.get(name)}" for name in ("socket", "link", "data") if name in broker)
     return [
         ("node", f"{status.get('node')} (sigma9 {status.get('version')}, up {duration(status.get('uptime'))})"),
         ("engine", status.get("engine")),
         ("kill switch", kill_line(status.get("kill_switch") or {})),
-        ("broker", f"{broker.get('name')}: {broker.get('state')}" + (f" ({healths})" if healths else "")),
+        ("broker", broker_line(broker)),
         *((("broker says", broker["note"]),) if broker.get("note") else ()),
         ("feed", f"{feed.get('name')}: {feed.get('state')}, last data {market_time(feed.get('last_at'))}"),
         ("mqtt", status.get("mqtt")),
@@ -47,6 +46,17 @@ def status_lines(status: Mapping[str, Any]) -> list[tuple[str, Any]]:
         ("day P&L", status.get("day_pnl")),
         *(("held", held_line(held)) for held in status.get("held") or ()),
     ]
+
+
+def broker_line(broker: Mapping[str, Any]) -> str:
+    """Write how the broker is, whether anything is sent to it, and why it is not there."""
+    healths = ", ".join(f"{name} {broker.get(name)}" for name in ("socket", "link", "data") if name in broker)
+    parts = [f"{broker.get('name')}: {broker.get('state')}" + (f" ({healths})" if healths else "")]
+    if broker.get("readonly"):
+        parts.append("read-only, nothing is sent")
+    if broker.get("error"):
+        parts.append(str(broker["error"]))
+    return "; ".join(parts)
 
 
 def held_line(held: Mapping[str, Any]) -> str:

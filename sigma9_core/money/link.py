@@ -53,6 +53,11 @@ class BrokerLink:
         return self._ready.is_set()
 
     @property
+    def tries(self) -> bool:
+        """Tell whether it is trying to connect, or to read back."""
+        return not (_over(self._task) and _over(self._again))
+
+    @property
     def stale(self) -> bool:
         """Tell whether something was away, and it has not begun to be read back since."""
         return self._stale
@@ -126,7 +131,7 @@ class BrokerLink:
                 log.warning(
                     "the broker %s did not disconnect in order: %s %s", self.name, type(error).__name__, error
                 )
-        self.health = BrokerHealth()
+        self.health, self.error = BrokerHealth(), None
         self._change()
 
     def _down(self) -> None:

@@ -32,7 +32,7 @@ from sigma9_core.commands import (
     decimal,
 )
 from sigma9_core.config import Settings
-from sigma9_core.contracts import Broker, FeedHealth, Margin, MarketDriven, RiskRule, Signal, Trip
+from sigma9_core.contracts import Broker, BrokerAccount, FeedHealth, Margin, MarketDriven, RiskRule, Signal, Trip
 from sigma9_core.errors import BrokerError, CommandError, JournalError, in_words
 from sigma9_core.models import (
     ZERO,
@@ -712,15 +712,19 @@ class MoneyPath:
     async def _catch_up(self) -> None:
         self._roll()
         account = await self.link.broker.account()
-        if self._opened_with is None:
-            self._opened_with = account.cash
-            self.portfolio.set_cash(account.cash)
-            self.desk.note([NoteRecord("opening", self._clock.now(), {"cash": str(account.cash)})])
+        self._open_with(account)
         self.portfolio.set_account(account)
         if self._clock.kind == "live":
             self.desk.spawn(self.desk.surroundings.look_at_clock(), "broker-clock")
         await self.reconciler.run(self.link)
         await self._settle_cash(at_once=True)
+
+    def _open_with(self, account: BrokerAccount) -> None:
+        """Open the books with the cash of the account, once: money of another currency is none of theirs."""
+        if self._opened_with is None and account.currency == self.portfolio.currency:
+            self._opened_with = account.cash
+            self.portfolio.set_cash(account.cash)
+            self.desk.note([NoteRecord("opening", self._clock.now(), {"cash": str(account.cash)})])
 
     async def _watch_cash(self, *, changed: bool) -> None:
         """Look at the broker's cash now and then, and when something has changed, while nothing is on its way."""
@@ -744,6 +748,14 @@ class MoneyPath:
                 break
         else:
             return  # fills came in all the while: the next look tells
+        if account.currency != self.portfolio.currency:
+            self.portfolio.set_account(account)  # rule R15 says why no entry passes
+            return
+        if self._opened_with is None:
+            self._open_with(account)
+            self.portfolio.set_account(account)
+            self._touch()
+            return
         difference = account.cash - before
         seen, self._cash_seen = self._cash_seen, None
         if abs(difference) >= CENT and not at_once:

@@ -18,7 +18,18 @@ from typing import Any
 from sigma9_core.clock import Clock, rfc3339
 from sigma9_core.contracts import BrokerAccount, BrokerPosition, Mark, RiskView, Submission
 from sigma9_core.errors import StateError
-from sigma9_core.models import ZERO, Account, ClosedTrade, Fill, Intent, OrderView, Position, Session, Slice
+from sigma9_core.models import (
+    CURRENCY,
+    ZERO,
+    Account,
+    ClosedTrade,
+    Fill,
+    Intent,
+    OrderView,
+    Position,
+    Session,
+    Slice,
+)
 from sigma9_core.money.days import Days
 from sigma9_core.money.holding import EXACT, Applied, Holding
 from sigma9_core.money.ledger import Ledger
@@ -31,7 +42,7 @@ class Portfolio:
     def __init__(
         self,
         clock: Clock,
-        currency: str = "USD",
+        currency: str = CURRENCY,
         *,
         absurd_percent: float = 20.0,
         absurd_repeats: int = 3,
@@ -223,7 +234,10 @@ class Portfolio:
         self._account = None
 
     def set_account(self, account: BrokerAccount) -> None:
-        """Take the account's name, mode and buying power as the broker gives them; its cash is for `set_cash`."""
+        """Take the account's name, mode and buying power as the broker gives them; its cash is for `set_cash`.
+
+        Of one that is told in another currency than that of the books no amount is known.
+        """
         self._broker = account
         self._bought_with = self._own_means()
         self._account = None
@@ -416,13 +430,15 @@ class Portfolio:
         live = self._clock.kind == "live"
         opened, days, broker = self._open(), self._days, self._broker
         realized = self._realized
+        currency = self.currency if broker is None else broker.currency
+        funded = self._funded and currency == self.currency
         return Account(
             account=None if broker is None else broker.account,
             mode=broker.mode if broker is not None else "paper" if live else "simulated",
-            currency=self.currency,
-            equity=self.cash + self.cost + opened + self._foreign_value() if self._funded else None,
-            cash=self.cash if self._funded else None,
-            buying_power=self._buying_power() if self._funded else None,
+            currency=currency,
+            equity=self.cash + self.cost + opened + self._foreign_value() if funded else None,
+            cash=self.cash if funded else None,
+            buying_power=self._buying_power() if funded else None,
             day_pnl=None if days.day_start is None else realized + opened - days.day_start,
             realized_pnl=None if days.realized_start is None else realized - days.realized_start,
             unrealized_pnl=opened,

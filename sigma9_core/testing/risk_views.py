@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from sigma9_core.contracts import Execution, Mark, RiskView, Submission
 from sigma9_core.models import (
+    CURRENCY,
     Account,
     ClosedTrade,
     Fill,
@@ -113,6 +114,7 @@ def view(
     equity: Number | None = EQUITY,
     account: str | None = "SIM1",
     mode: str = "simulated",
+    currency: str = CURRENCY,
     **more: Any,
 ) -> RiskView:
     """Make a view: mid-session, 100,000 of equity, fresh marks of 100 for five symbols, nothing held.
@@ -133,7 +135,9 @@ def view(
         **more,
     }
     return RiskView(
-        account=Account(account=account, mode=mode, equity=amount, cash=amount, buying_power=amount),
+        account=Account(
+            account=account, mode=mode, currency=currency, equity=amount, cash=amount, buying_power=amount
+        ),
         positions={position.symbol: position for position in positions},
         working=tuple(working),
         intents={**known, **(intents or {})},

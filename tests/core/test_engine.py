@@ -198,7 +198,9 @@ async def test_each_change_is_told_with_its_reason(room: EngineRoom) -> None:
 async def test_nothing_starts_before_the_broker_is_reconciled(room: EngineRoom) -> None:
     """Without a broker a start is refused and says so; the engine stays as it was."""
     await room.do("stop")
+    assert room.body("status")["broker"]["error"] is None
     assert await room.do("broker_disconnect") == {"broker": "disconnected"}
+    await room.until(lambda: room.body("status")["broker"]["error"] == "it was disconnected: send broker_connect")
     response = await room.send("start")
 
     assert response.error is not None

@@ -287,8 +287,10 @@ def test_without_a_gateway(tmp_path: Path, gateway: Gateway) -> None:
             "disconnected",
             "down",
         )
+        server.until(lambda: "can't be reached" in str(server.get("/api/status")["broker"]["error"]), "the reason")
         gateway.wait(gateway.tws.come_back())
         server.until(lambda: server.get("/api/status")["ibkr"] == "connected", "the connection")
+        server.until(lambda: server.get("/api/status")["broker"]["error"] is None, "the end of the reason")
         gateway.do(gateway.tws.restart)
         server.until(lambda: server.get("/api/status")["ibkr"] == "disconnected", "the restart")
         server.until(lambda: server.get("/api/status")["ibkr"] == "connected", "the connection")
@@ -300,7 +302,9 @@ def test_it_waits_for_a_command(tmp_path: Path, gateway: Gateway) -> None:
     with configured(tmp_path, gateway.port, auto_connect=False) as server:
         server.until(lambda: gateway.do(lambda: gateway.tws.clients), "the feed")
         assert [client.client_id for client in gateway.do(lambda: gateway.tws.clients)] == [2]
-        assert server.get("/api/status")["ibkr"] == "disconnected"
+        status = server.get("/api/status")
+        assert (status["ibkr"], status["broker"]["readonly"]) == ("disconnected", False)
+        assert status["broker"]["error"] == "ibkr.auto_connect is off; send broker_connect"
         server.until(
             lambda: any("auto_connect is off; send broker_connect" in line for line in server.lines), "why"
         )

@@ -6,7 +6,7 @@ from typing import Literal
 
 from sigma9_core.contracts import PluginContext, Register, RiskRule, RiskView
 from sigma9_core.hookspecs import hookimpl
-from sigma9_core.models import Frozen, OrderRequest, RuleUsage, Verdict
+from sigma9_core.models import CURRENCY, Frozen, OrderRequest, RuleUsage, Verdict
 
 
 class AccountGuardConfig(Frozen):
@@ -21,7 +21,10 @@ class AccountGuardConfig(Frozen):
 
 
 class AccountGuard(RiskRule):
-    """Refuses every order, reducing ones and a kill's own included, on an account that is not the one meant."""
+    """Refuses every order, reducing ones and a kill's own included, on an account that is not the one meant.
+
+    On one whose money is told in another currency than the books are kept in it refuses entries alone.
+    """
 
     code = "R15"
 
@@ -35,11 +38,23 @@ class AccountGuard(RiskRule):
     def check(self, order: OrderRequest, view: RiskView) -> Verdict:
         """Judge the account that the order would go to."""
         wrong = self._wrong(view)
+        if wrong is None and order.intent == "entry":
+            wrong = self._unreadable(view)
         return self.allow() if wrong is None else self.refuse(wrong)
 
     def usage(self, view: RiskView) -> RuleUsage:
         """Tell whether the account is the one that is meant; it has no number."""
-        return RuleUsage(rule=self.name, tripped=self._wrong(view) is not None)
+        return RuleUsage(rule=self.name, tripped=(self._wrong(view) or self._unreadable(view)) is not None)
+
+    def _unreadable(self, view: RiskView) -> str | None:
+        """Say that sizes and limits would be made of another money."""
+        currency = view.account.currency
+        if currency == CURRENCY:
+            return None
+        return (
+            f"the account is told in {currency}, and the broker tells no {CURRENCY} of it, which sizes and limits "
+            f"are made of: hold some {CURRENCY} in it"
+        )
 
     def _wrong(self, view: RiskView) -> str | None:
         account = view.account

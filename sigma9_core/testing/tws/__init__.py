@@ -17,9 +17,10 @@ In the loop of the test::
         tws.restart()                               # and forget the order ids
 
 More of `Control`: add_contract, halt, hold_fills, cancel, reject, correct, place_foreign, place_manual, new_day,
-set_position, set_cash, set_value, set_shortable, set_bars, subscribe_data, open_market, close_market, say,
-lose_link, regain_link, flap_farms, mute, received, requests, clients, until, state. `FakeTws` adds go_away and
-come_back. With `FakeTws(clock=PeerClock(by_hand=True))` time stands still until `tws.clock.advance(seconds)`.
+set_position, set_cash, set_currency, set_value, set_shortable, set_bars, subscribe_data, open_market,
+close_market, say, lose_link, regain_link, flap_farms, mute, received, requests, clients, until, state. `FakeTws`
+adds go_away and come_back. With `FakeTws(clock=PeerClock(by_hand=True))` time stands still until
+`tws.clock.advance(seconds)`.
 """
 
 from sigma9_core.testing.tws.clock import PeerClock

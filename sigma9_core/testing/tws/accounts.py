@@ -10,6 +10,10 @@ from typing import Final
 from sigma9_core.testing.tws.contracts import Contract
 
 ZERO: Final = Decimal(0)
+DOLLAR: Final = "USD"
+BASE: Final = "BASE"
+"""What stands in the place of a currency where all balances are added up in the base one."""
+BALANCES: Final = ("CashBalance", "TotalCashBalance", "StockMarketValue", "NetLiquidationByCurrency")
 CENT: Final = Decimal("0.01")
 PriceOf = Callable[[int], Decimal]
 """Gives the price of a contract by its number."""
@@ -50,7 +54,13 @@ class Account:
 
     name: str
     cash: Decimal
-    currency: str = "USD"
+    """In dollars, which everything here is traded in."""
+    currency: str = DOLLAR
+    """The base currency, in which most values are told."""
+    rate: Decimal = Decimal(1)
+    """What a dollar is worth in the base currency."""
+    home: Decimal = ZERO
+    """Cash in the base currency, where that is not the dollar."""
     positions: dict[int, Position] = field(default_factory=dict)
     """By the number of the contract; flat ones of the day included."""
     margin_rate: Decimal = Decimal("0.25")
@@ -83,22 +93,51 @@ class Account:
         """Give what was realised today."""
         return sum((each.realized for each in self.positions.values()), ZERO)
 
+    def in_base(self, dollars: Decimal) -> Decimal:
+        """Give an amount in the base currency."""
+        return dollars * self.rate
+
+    def worth(self, price_of: PriceOf) -> Decimal:
+        """Give everything together, in the base currency."""
+        return self.in_base(self.net(price_of)) + self.home
+
+    def ledger(self, wanted: str, price_of: PriceOf) -> Iterator[tuple[str, str, str]]:
+        """Give tag, value and currency of the balances in a currency, or in all.
+
+        A currency other than the base one in which nothing is held or owed has none.
+        """
+        dollars = bool(self.cash or self.held()) or self.currency == DOLLAR
+        stocks = self.net(price_of) - self.cash
+        balances = {}
+        if dollars:
+            balances[DOLLAR] = (self.cash, stocks, self.rate)
+        if self.currency != DOLLAR:
+            balances[self.currency] = (self.home, ZERO, Decimal(1))
+        for currency, (cash, stock, rate) in balances.items():
+            if wanted not in (currency, "ALL"):
+                continue
+            yield "Currency", currency, currency
+            for tag, amount in zip(BALANCES, (cash, cash, stock, cash + stock), strict=True):
+                yield tag, format(amount.quantize(CENT), "f"), currency
+            yield "ExchangeRate", format(rate, "f"), currency
+
     def values(self, price_of: PriceOf) -> Iterator[tuple[str, str, str]]:
-        """Give tag, value and currency of everything that is reported."""
-        net, gross = self.net(price_of), self.gross(price_of)
+        """Give tag, value and currency of everything that is reported, in the base currency."""
+        net, gross = self.worth(price_of), self.in_base(self.gross(price_of))
         margin = (gross * self.margin_rate).quantize(CENT)
+        cash = self.in_base(self.cash) + self.home
         money = {
             "NetLiquidation": net,
-            "TotalCashValue": self.cash,
-            "SettledCash": self.cash,
-            "CashBalance": self.cash,
-            "TotalCashBalance": self.cash,
+            "TotalCashValue": cash,
+            "SettledCash": cash,
+            "CashBalance": cash,
+            "TotalCashBalance": cash,
             "AccruedCash": ZERO,
             "BuyingPower": max(ZERO, (net - margin) * 4),
             "EquityWithLoanValue": net,
             "PreviousEquityWithLoanValue": net,
             "GrossPositionValue": gross,
-            "StockMarketValue": net - self.cash,
+            "StockMarketValue": net - cash,
             "NetLiquidationByCurrency": net,
             "ReqTEquity": net,
             "ReqTMargin": margin,
@@ -113,8 +152,8 @@ class Account:
             "FullExcessLiquidity": net - margin,
             "LookAheadAvailableFunds": net - margin,
             "LookAheadExcessLiquidity": net - margin,
-            "UnrealizedPnL": self.unrealized(price_of),
-            "RealizedPnL": self.realized(),
+            "UnrealizedPnL": self.in_base(self.unrealized(price_of)),
+            "RealizedPnL": self.in_base(self.realized()),
         }
         plain = {
             "AccountCode": self.name,
@@ -128,7 +167,8 @@ class Account:
         for tag, value in plain.items():
             yield tag, self.more.get(tag, value), ""
         for tag, amount in money.items():
-            yield tag, self.more.get(tag, format(amount.quantize(CENT), "f")), self.currency
+            currency = BASE if tag in BALANCES and self.currency != DOLLAR else self.currency
+            yield tag, self.more.get(tag, format(amount.quantize(CENT), "f")), currency
         for tag, value in self.more.items():
             if tag not in plain and tag not in money:
                 yield tag, value, self.currency

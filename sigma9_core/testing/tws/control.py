@@ -199,6 +199,12 @@ class Control:
         found.cash = decimal(cash)
         self.world.values_moved(found)
 
+    def set_currency(self, currency: str, rate: Number = 1, home: Number = 0, account: str = "") -> None:
+        """Give an account another base currency: what a dollar is worth in it, and how much of it there is."""
+        found = self.world.accounts.get(account) or self.world.accounts.first
+        found.currency, found.rate, found.home = currency, decimal(rate), decimal(home)
+        self.world.values_moved(found)
+
     def set_value(self, tag: str, value: str, account: str = "") -> None:
         """Set a value as the broker reports it, such as `BuyingPower`, whatever the positions say."""
         found = self.world.accounts.get(account) or self.world.accounts.first

@@ -9,10 +9,21 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 Where = Literal[
-    "connection", "start", "place", "modify", "cancel", "order", "fill", "status", "history", "data", "any"
+    "connection",
+    "start",
+    "place",
+    "modify",
+    "cancel",
+    "order",
+    "fill",
+    "status",
+    "history",
+    "data",
+    "any",
+    "what-if",
 ]
 """What a fault strikes: a new connection, startApi, a new order, a change, a cancel, the answer to an order, a
-fill, an order status, a request for history or for market data, or any message of a client."""
+fill, an order status, a request for history (or bars) or for market data, any message of a client, a what-if."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +91,13 @@ PLAIN: Final = (
         321,
         "Error validating request.-'bW' : cause - The API interface is currently in Read-Only mode.",
     ),
+    Kind(
+        "what-if-remark",
+        "what-if",
+        "A what-if gets code 399, or `code` with `text`, ahead of its answer.",
+        399,
+        WARNINGS[399][1],
+    ),
     Kind("modify-lost", "modify", "A change is swallowed: the order works on as it was."),
     Kind("cancel-refused", "cancel", "A cancel gets error 10148; the order works on.", 10148, WARNINGS[10148][1]),
     Kind("cancel-lost", "cancel", "A cancel is swallowed: the order works on."),
@@ -111,6 +129,11 @@ PLAIN: Final = (
     Kind("late-execution", "fill", "An execution is told `seconds` (2) after the order's new status."),
     Kind("doubled-execution", "fill", "An execution comes twice, with the same id."),
     Kind("lost-execution", "fill", "An execution is not told live; reqExecutions has it."),
+    Kind(
+        "later-execution",
+        "fill",
+        "An execution comes neither live nor by reqExecutions for `seconds` (2); then reqExecutions has it.",
+    ),
     Kind("late-commission", "fill", "A commission report comes `seconds` (2) late."),
     Kind("lost-commission", "fill", "A commission report does not come live; reqExecutions brings it."),
     Kind("partial-fills", "fill", "A fill comes in `parts` (2) executions."),
@@ -131,6 +154,13 @@ PLAIN: Final = (
     ),
     Kind("history-limits", "history", "IB's limits of history hold: as `history-pacing` where one is broken."),
     Kind("history-unanswered", "history", "A request for history is never answered."),
+    Kind(
+        "bars-pacing",
+        "history",
+        "Bars of five seconds are refused: error 420, pacing.",
+        420,
+        "Invalid Real-time Query:Historical data request pacing violation",
+    ),
     Kind(
         "no-market-data",
         "data",
@@ -170,7 +200,7 @@ class Armed:
 
 
 MATCHES: Final = frozenset(("symbol", "order_ref", "client_id", "request"))
-OPTIONS: Final = frozenset(("seconds", "parts", "text"))
+OPTIONS: Final = frozenset(("seconds", "parts", "text", "code"))
 
 
 class Faults:

@@ -14,6 +14,7 @@ from sigma9_core.testing.tws.wire import message
 from sigma9_core.testing.tws.world import World
 
 Answer = Callable[[World, Client, Request], None]
+LEDGER: Final = "$LEDGER"
 DAYS: Final = 7
 """How many days the trading hours of a contract reach ahead."""
 
@@ -80,12 +81,17 @@ def account_updates_multi(world: World, client: Client, request: Request) -> Non
 
 
 def account_summary(world: World, client: Client, request: Request) -> None:
-    """Tell the values of all accounts whose tags are asked for."""
-    tags = {tag.partition(":")[0] for tag in request.get("tags").split(",")}
+    """Tell the values of all accounts whose tags are asked for, and the balances of `$LEDGER:USD` or `:ALL`."""
+    price_of = world.market.price
+    asked = [tag.partition(":") for tag in request.get("tags").split(",")]
+    tags = {tag for tag, _, _ in asked}
     for account in world.accounts.chosen(request.get("group")):
-        for tag, value, currency in account.values(world.market.price):
-            if tag in tags:
-                client.send(message(63, 1, request.req_id, account.name, tag, value, currency))
+        rows = [row for row in account.values(price_of) if row[0] in tags]
+        for tag, _, currency in asked:
+            if tag == LEDGER:
+                rows += account.ledger(currency or account.currency, price_of)
+        for row in rows:
+            client.send(message(63, 1, request.req_id, account.name, *row))
     client.send(message(64, 1, request.req_id))
 
 

@@ -176,10 +176,15 @@ class Streaming:
     def real_time_bars(self, client: Client, request: Request) -> None:
         """Send a bar every five seconds from now on."""
         contract = self._contract(client, request)
-        if contract is not None:
-            what = request.get("whatToShow")
-            self.streams(client).bars[request.req_id] = Bars(contract, BEAT, what, live=False)
-            self._beat()
+        if contract is None:
+            return
+        about = {"symbol": contract.symbol, "client_id": client.client_id}
+        if (fault := self._faults.strike("history", "bars-pacing", **about)) is not None:
+            client.send(error(fault.kind.code, fault.kind.text, request.req_id))
+            return
+        what = request.get("whatToShow")
+        self.streams(client).bars[request.req_id] = Bars(contract, BEAT, what, live=False)
+        self._beat()
 
     def history(self, client: Client, request: Request) -> None:
         """Send the bars of the past, and from now on what becomes of the newest where that is wanted."""

@@ -164,6 +164,8 @@ class Execution:
     """The position that it left."""
     told_at: datetime | None = None
     """When a client was told of it first, as it happened or when it asked."""
+    hidden: bool = False
+    """Nobody is told of it, nor when they ask."""
 
     def shown(self) -> dict[str, Any]:
         """Show it as plain data."""

@@ -111,15 +111,21 @@ def _what_if(world: World, client: Client, request: Request, contract: Contract)
     if order is None or account is None:
         client.send(error(321, "Invalid account code.", request.order_id))
         return
+    about_it = {"symbol": contract.symbol, "client_id": client.client_id}
+    if (fault := world.faults.strike("what-if", **about_it)) is not None:
+        code = int(fault.option("code", fault.kind.code))
+        client.send(error(code, str(fault.options.get("text", fault.kind.text)), request.order_id))
     price_of = world.market.price
     quantity = order.number("totalQuantity") or Decimal(0)
     signed = quantity if order.buys else -quantity
     held = account.position(contract).quantity
     change = (abs(held + signed) - abs(held)) * price_of(contract.con_id) * account.margin_rate
-    before, equity = account.gross(price_of) * account.margin_rate, account.net(price_of)
+    before, equity = account.in_base(account.gross(price_of) * account.margin_rate), account.worth(price_of)
+    change = account.in_base(change)
     commission = max(quantity * world.book.commission, world.book.least_commission)
-    numbers = (before, before, equity, change, change, -commission)
-    after = (before + change, before + change, equity - commission)
+    paid = account.in_base(commission)
+    numbers = (before, before, equity, change, change, -paid)
+    after = (before + change, before + change, equity - paid)
     told = Told(
         order_id=request.order_id,
         client_id=client.client_id,
@@ -218,7 +224,7 @@ def completed_orders(world: World, client: Client, request: Request) -> None:
 def executions(world: World, client: Client, request: Request) -> None:
     """Tell the executions of the day that a filter lets through, each with its commission."""
     for each in world.book.executions:
-        if _wanted(request, each.ticket, each.time.strftime("%Y%m%d %H:%M:%S")):
+        if not each.hidden and _wanted(request, each.ticket, each.time.strftime("%Y%m%d %H:%M:%S")):
             each.ticket.withheld = False
             each.told_at = each.told_at or world.clock.now()
             client.send(execution_message(each, request.req_id, world.zone), commission_message(each))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from decimal import ROUND_DOWN, Decimal
 from typing import Final
 
-from sigma9_core.testing.tws.accounts import Account, Accounts
+from sigma9_core.testing.tws.accounts import DOLLAR, Account, Accounts
 from sigma9_core.testing.tws.answers import (
     commission_message,
     error,
@@ -165,7 +165,7 @@ class World:
 
         def report() -> None:
             fault = self.faults.strike(
-                "fill", "late-execution", "doubled-execution", "lost-execution", **about(ticket)
+                "fill", "late-execution", "doubled-execution", "lost-execution", "later-execution", **about(ticket)
             )
             late = self.faults.strike("fill", "late-commission", "lost-commission", **about(ticket))
             name = "" if fault is None else fault.kind.name
@@ -173,7 +173,10 @@ class World:
                 tell(*([detail] * (2 if name else 1)))
             self.tell(ticket, order)
             self._tell_status(ticket, status)
-            if name == "lost-execution":
+            if fault is not None and name == "later-execution":
+                execution.hidden = True
+                self._later(fault, lambda: setattr(execution, "hidden", False))
+            if name in ("lost-execution", "later-execution"):
                 return
             if fault is not None and name == "late-execution":
                 self._later(fault, lambda: tell(detail, commission))
@@ -254,16 +257,22 @@ class World:
     def value_messages(self, account: Account) -> list[Message]:
         """Write accountValue for everything that is reported of an account."""
         return [
-            message(6, 2, tag, value, currency, account.name)
-            for tag, value, currency in account.values(self.market.price)
+            message(6, 2, tag, value, currency, account.name) for tag, value, currency in self._values(account)
         ]
 
     def multi_messages(self, account: Account, request: int) -> list[Message]:
         """Write accountUpdateMulti for everything that is reported of an account."""
         return [
             message(73, 1, request, account.name, "", tag, value, currency)
-            for tag, value, currency in account.values(self.market.price)
+            for tag, value, currency in self._values(account)
         ]
+
+    def _values(self, account: Account) -> list[tuple[str, str, str]]:
+        """Give what is told of an account: its values, and the balances of each currency where it has several."""
+        values = [*account.values(self.market.price)]
+        if account.currency != DOLLAR:
+            values += account.ledger("ALL", self.market.price)
+        return values
 
     def tell_pnl(self, client: Client, only: int | None = None) -> None:
         """Send a client the profits that it has asked for."""

@@ -56,6 +56,14 @@ def test_status(cli: Any, web: Any) -> None:
     }
 
 
+def test_status_says_why_the_broker_is_not_there(cli: Any, web: Any) -> None:
+    """The reason stands beside the state, and so does that nothing is sent."""
+    status = web.answers["/api/status"][1]
+    broker = {"name": "ibkr", "state": "disconnected", "readonly": True, "error": "it can't be reached"}
+    web.says("/api/status", {**status, "broker": broker})
+    assert "ibkr: disconnected; read-only, nothing is sent; it can't be reached\n" in cli("status").out
+
+
 def test_status_names_what_is_held(cli: Any, web: Any) -> None:
     """A symbol that takes no orders is named with the reason, and how a person ends it."""
     status = web.answers["/api/status"][1]

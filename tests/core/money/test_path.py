@@ -869,6 +869,28 @@ async def test_a_deposit_is_no_gain(room: MoneyRoom) -> None:
         assert after.path.portfolio.put_in == Decimal(105_000)
 
 
+async def test_cash_in_another_currency_is_none_of_the_books(tmp_path: Path) -> None:
+    """An account that is told in yen opens no books, and makes no transfer; one that has dollars by then does."""
+    room = MoneyRoom(tmp_path)
+    read, yen = room.exchange.account, True
+
+    async def account() -> BrokerAccount:
+        found = await read()
+        return replace(found, currency="JPY", cash=Decimal(15_000_000)) if yen else found
+
+    room.exchange.account = account  # type: ignore[method-assign]
+    async with room:
+        books = room.path.portfolio
+        assert (books.account().currency, books.account().equity) == ("JPY", None)
+        yen = False
+        await room.path._settle_cash(at_once=True)
+        assert books.account().equity == room.exchange.cash
+        yen = True
+        await room.path._settle_cash(at_once=True)
+        assert books.account().equity is None
+        assert (books.cash, room.journal.notes("transfer", 10)) == (room.exchange.cash, [])
+
+
 async def test_a_fill_that_is_told_late_is_no_transfer(room: MoneyRoom) -> None:
     """Cash that has moved by a fill whose report is still on its way is explained by the execution."""
     order, read, looks = await room.buy(), room.exchange.account, 0

@@ -436,6 +436,17 @@ def test_the_account_names_itself() -> None:
     assert (books.account("cash"), books.account("buying_power")) == (10_000, 40_000)
 
 
+def test_another_money_is_no_money_of_the_books() -> None:
+    """Of an account that is told in another currency no amount is known, until it is told in the books' own."""
+    books = Books()
+    books.portfolio.set_account(BrokerAccount("DU1", "paper", "JPY", Decimal(15_000_000), Decimal(60_000_000)))
+
+    assert books.account("currency") == "JPY"
+    assert [books.account(name) for name in ("cash", "equity", "buying_power")] == [None, None, None]
+    books.portfolio.set_account(BrokerAccount("DU1", "paper", "USD", Decimal(10_000), Decimal(40_000)))
+    assert (books.account("currency"), books.account("equity")) == ("USD", 10_000)
+
+
 @pytest.mark.parametrize("told", [None, 40_000])
 def test_buying_power_shrinks_with_what_is_held(told: int | None) -> None:
     """It is the broker's, else the cash; a purchase takes its cost, a short sale its value, a close gives back."""

@@ -60,6 +60,18 @@ def test_live_trading_wants_consent() -> None:
     assert rule(mode="live").check(order(), moment).outcome == "refuse"
 
 
+def test_no_entry_is_made_of_another_money() -> None:
+    """Where the account is told in another currency no entry passes; what reduces and what a kill sends does."""
+    yen = view(positions=[holding()], currency="JPY", equity=None)
+
+    refused = rule().check(order(), yen)
+    assert refused.outcome == "refuse"
+    assert "told in JPY, and the broker tells no USD of it" in (refused.reason or "")
+    for intent in ("reduce", "kill"):
+        assert rule().check(order(side="sell", intent=intent), yen).outcome == "allow"
+    assert rule().usage(yen).tripped
+
+
 def test_the_kind_of_account_can_be_named() -> None:
     """A named mode refuses any other."""
     assert rule(mode="paper").check(order(), view(mode="simulated")).outcome == "refuse"

@@ -48,6 +48,8 @@ class Known:
     """IB has made of the stop what it was to become, and that was told."""
     parcel: Parcel | None = None
     """What it leaves in, while it has not left."""
+    call: tuple[str, tuple[Any, ...]] | None = None
+    """The message that it leaves as, while it has not left."""
     group: tuple[str, ...] = ()
     """The orders that were sent as one unit with it, where it waits at TWS for the last of them."""
     released_at: float = 0.0

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any, Final
 
 from sigma9_core.clock import monotonic
@@ -24,7 +25,7 @@ from sigma9_core.contracts import (
 from sigma9_core.errors import BrokerError, BrokerRefused
 from sigma9_core.models import ApprovedOrder, Fill, OrderRequest
 from sigma9_plugins.brokers.ibkr import library
-from sigma9_plugins.brokers.ibkr.accounts import account_of, choose, positions_of, what_if
+from sigma9_plugins.brokers.ibkr.accounts import choose, funds_of, positions_of, what_if
 from sigma9_plugins.brokers.ibkr.asking import Answer, Asking
 from sigma9_plugins.brokers.ibkr.blackout import Blackout
 from sigma9_plugins.brokers.ibkr.book import Known
@@ -43,7 +44,10 @@ log = logging.getLogger("sigma9.ibkr")
 LOOK_AFTER: Final = 1.0
 """Seconds until an order in doubt is read back: what explains it is often on its way."""
 LOOK_AGAIN: Final = 5.0
-WHAT_IF_WITHIN: Final = 5.0
+LOOKS: Final = 6
+"""So often what an order lacks is looked for again, each pause three times as long: for half an hour."""
+WHAT_IF_WITHIN: Final = 1.8
+"""Seconds; the gate waits a moment longer, and so hears why there is no answer."""
 
 
 class Connection:
@@ -52,6 +56,8 @@ class Connection:
     def __init__(self, wire: Wire, account: str, orders: Orders, contracts: Contracts, config: IbkrConfig) -> None:
         self.wire = wire
         self.account = account
+        self.rate: Decimal | None = None
+        """What a dollar is worth in the account's base currency, as it was told last."""
         self.asking = Asking(wire, config.answer_seconds)
         self.reading = Reading(
             wire, self.asking, orders, contracts, account=account, patience=config.commission_seconds
@@ -96,6 +102,8 @@ class IbkrBroker:
         self._listener: BrokerListener | None = None
         self._connection: Connection | None = None
         self._doubts: set[Known] = set()
+        self._looked: dict[Known, int] = {}
+        """How often executions or commissions of an order were read back in vain, on this connection."""
         self._swept = 0.0
 
     # --- connection --------------------------------------------------------------------------------------------
@@ -123,6 +131,7 @@ class IbkrBroker:
             self._orders.detach()
             wire.close()
             raise
+        self._looked = {}
         self._health.up()
         connection.spawn(keep_probing(wire, self._health, self._config.probe_seconds), "ibkr-probe")
         connection.spawn(self._ids.keep(wire, self._lost), "ibkr-client-id")
@@ -237,7 +246,8 @@ class IbkrBroker:
     async def account(self) -> BrokerAccount:
         """Read back the account."""
         connection = self._connected()
-        return await account_of(connection.asking, connection.account)
+        account, connection.rate = await funds_of(connection.asking, connection.account)
+        return account
 
     async def instrument(self, symbol: str) -> Instrument:
         """Qualify a symbol's contract, once: its orders then carry IB's own number of it."""
@@ -249,11 +259,15 @@ class IbkrBroker:
         if self._settings.readonly:
             raise BrokerRefused("ibkr.readonly is set: TWS answers no what-if")
         connection = self._connected()
+        if connection.rate is None:
+            await self.account()
         wire, number = connection.wire, self._numbers.next()
         written = to_ib(wire.library, order, "", account=connection.account, number=number)
         written.whatIf, written.ocaGroup, written.parentId = True, "", 0
         contract = self._contracts.contract(wire.library, order.symbol)
-        return await what_if(wire, connection.asking, contract, written, WHAT_IF_WITHIN)
+        return await what_if(
+            wire, connection.asking, contract, written, within=WHAT_IF_WITHIN, rate=connection.rate
+        )
 
     async def time(self) -> datetime:
         """Tell IB's time; it comes in whole seconds, of which the middle is given."""
@@ -284,6 +298,8 @@ class IbkrBroker:
         self.health = health
         if self._listener is not None:
             self._listener.on_health(health)
+        if health.link == "down" and self._connection is not None:
+            self._orders.cut_off()  # once it is known why: nobody sends it again before the link is back
 
     def _look(self, known: Known) -> None:
         """Have an order that is in doubt read back, together with all that fall into doubt meanwhile."""
@@ -309,14 +325,40 @@ class IbkrBroker:
                 except BrokerError as error:
                     log.warning("orders in doubt can't be read back yet: %s", error)
                     self._doubts.update(doubted)
+                else:
+                    for known in doubted:
+                        if self._lacks(known):
+                            self._missing(connection, known)
+                        else:
+                            self._looked.pop(known, None)
                 wait = LOOK_AGAIN
         finally:
             if self._connection is not connection:
                 self._doubts.clear()
 
+    def _missing(self, connection: Connection, known: Known) -> None:
+        """Look again later for what a read-back did not have of an order's fills; at last say what is missing."""
+        looks = self._looked[known] = self._looked.get(known, 0) + 1
+        if looks <= LOOKS:
+            pause = LOOK_AGAIN * 3 ** (looks - 1)
+            connection.spawn(self._look_after(pause, known), f"ibkr-look-again[{known.order_id}]")
+        elif looks == LOOKS + 1:
+            missing = known.told - known.counted
+            what = f"executions of {missing} more that have filled" if missing > 0 else "a commission"
+            log.error("order %s: IB does not tell %s: compare with TWS", known.order_id, what)
+
+    async def _look_after(self, pause: float, known: Known) -> None:
+        await asyncio.sleep(pause)
+        if self._lacks(known):
+            self._look(known)
+
+    def _lacks(self, known: Known) -> bool:
+        """Tell whether executions are missing, or commissions of those that are there."""
+        return known.told > known.counted or self._orders.executions.owes(known)
+
     def _doubtful(self, known: Known) -> bool:
         """Tell whether there is still something to find out."""
-        return known.end is None or known.told > known.counted or self._orders.executions.owes(known)
+        return known.end is None or self._lacks(known)
 
     def _reserve_ids(self) -> None:
         if self._numbers.runs_low and self._connection is not None:

@@ -14,12 +14,12 @@ from decimal import Decimal
 from typing import Any, Final
 
 from sigma9_core.contracts import Instrument
+from sigma9_core.models import CURRENCY
 from sigma9_plugins.brokers.ibkr.asking import Answer, Asking, RequestFailed
 from sigma9_plugins.brokers.ibkr.library import Library
 
 log = logging.getLogger("sigma9.ibkr")
 
-CURRENCY: Final = "USD"
 NO_SUCH_CONTRACT: Final = 200
 SEC_RULE_612: Final = frozenset((Decimal("0.01"), Decimal("0.0001")))
 """Ticks that only say: as the rule has it, a cent, below a dollar a hundredth of one."""

@@ -20,6 +20,7 @@ from sigma9_core.models import ZERO, Fill
 from sigma9_plugins.brokers.ibkr.book import Book, Known
 from sigma9_plugins.brokers.ibkr.contracts import name_of
 from sigma9_plugins.brokers.ibkr.figures import amount, quantity
+from sigma9_plugins.brokers.ibkr.recent import Recent
 
 log = logging.getLogger("sigma9.ibkr")
 
@@ -69,14 +70,14 @@ class Executions:
         self._acknowledge = acknowledge
         self._look = look
         self._patience = patience
-        self._commissions: dict[str, Decimal] = {}
+        self._commissions = Recent[Decimal]()
         self._waiting: dict[str, tuple[Known, Fill, asyncio.TimerHandle]] = {}
         """Fills that wait for their commission report."""
         self._owed: dict[str, Fill] = {}
         """Fills that were told, or read back, without one."""
-        self._read: set[str] = set()
+        self._read = Recent[None]()
         """Executions that were read back with their commission."""
-        self._corrected: set[str] = set()
+        self._corrected = Recent[None]()
         """Executions that were corrected: they are not told any more."""
 
     # --- as it happens -----------------------------------------------------------------------------------------
@@ -143,7 +144,7 @@ class Executions:
         if exec_id not in self._commissions:
             self._owed[exec_id] = fill
         elif exec_id not in self._read:
-            self._read.add(exec_id)
+            self._read[exec_id] = None
             self._tell_commission(fill)  # it may have been counted without, also by an earlier process
         self._take(known, fill)
         return fill
@@ -177,10 +178,12 @@ class Executions:
         for old in fill.corrects:
             if old in self._corrected:
                 continue
-            self._corrected.add(old)
+            self._corrected[old] = None
             log.warning("execution %s of order %s was corrected by %s", old, fill.order_id, fill.exec_id)
             self._owed.pop(old, None)
-            if known is not None:
-                known.executions.pop(old, None)
+            if known is not None and (wrong := known.executions.pop(old, None)) is not None:
+                known.told = max(
+                    known.told - wrong + fill.quantity, ZERO
+                )  # the status was told before it was put right
             if (waiting := self._waiting.pop(old, None)) is not None:
                 waiting[2].cancel()

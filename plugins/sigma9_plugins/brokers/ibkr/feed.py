@@ -21,12 +21,12 @@ from sigma9_core.errors import BrokerError, DataError
 from sigma9_core.models import Bar, Quote, Slice, Trade
 from sigma9_plugins.brokers.ibkr import library
 from sigma9_plugins.brokers.ibkr.asking import Asking
-from sigma9_plugins.brokers.ibkr.codes import action, says
+from sigma9_plugins.brokers.ibkr.codes import action, request_fails, says
 from sigma9_plugins.brokers.ibkr.contracts import NO_SUCH_CONTRACT, stock
 from sigma9_plugins.brokers.ibkr.health import Health, keep_probing
 from sigma9_plugins.brokers.ibkr.history import AT_ONCE, DailyBars, Pace, days_of, minutes_of
 from sigma9_plugins.brokers.ibkr.settings import IbkrConfig
-from sigma9_plugins.brokers.ibkr.ticks import FIVE, GENERIC, Minutes, Ticker
+from sigma9_plugins.brokers.ibkr.ticks import FIVE, GENERIC, LATE, PRICES, Minutes, Ticker
 from sigma9_plugins.brokers.ibkr.wire import NO_REQUEST, Wire
 
 if TYPE_CHECKING:
@@ -45,6 +45,9 @@ MINUTES_WAIT: Final = 1.0
 BURST: Final = 2.0
 """Questions for minute bars within this many seconds are of one call."""
 KEPT_MINUTES: Final = 400
+AGAIN_FIRST: Final = 30.0
+AGAIN_MOST: Final = 900.0
+"""Seconds until minutes or real-time bars that were refused are asked for again; the wait doubles."""
 PROGRESS_EVERY: Final = 10
 UPDATED: Final = 300
 """Sessions that the daily update reads where no scan has asked yet."""
@@ -58,6 +61,8 @@ class Subscription:
         self.number = number
         self.bars: int | None = None
         """The number of its real-time bars, once they were asked for."""
+        self.wait = AGAIN_FIRST
+        """Seconds until they are asked for again, should they be refused."""
         self.ticker = Ticker(symbol)
         self.minutes = Minutes(symbol)
 
@@ -70,6 +75,7 @@ class IbkrFeed:
     def __init__(self, config: IbkrConfig, context: PluginContext) -> None:
         self._config = config
         self._settings = context.settings.ibkr
+        self._with_broker = context.settings.broker == "ibkr"
         self._calendar = context.calendar
         self._daily = DailyBars(context.data_dir)
         self._pace = Pace()
@@ -89,8 +95,10 @@ class IbkrFeed:
         self._waiting = threading.Lock()
         self._waits_until = 0.0
         """Until when a trigger's call may wait for minute bars."""
-        self._said: set[tuple[str, int]] = set()
-        """What was said of a symbol already."""
+        self._slots = asyncio.Semaphore(AT_ONCE)
+        """For questions for minute bars; a connection has its own."""
+        self._said: dict[tuple[str, bool], set[int]] = {}
+        """What was said already of a symbol's data, and of its real-time bars, since they were good."""
         self.delayed: frozenset[str] = frozenset()
         """Symbols whose data are delayed."""
 
@@ -100,12 +108,12 @@ class IbkrFeed:
         """Connect; raise DataError where that fails."""
         await self.disconnect()
         self._loop = asyncio.get_running_loop()
-        self._slices = asyncio.Queue()
+        self._slices, self._slots = asyncio.Queue(), asyncio.Semaphore(AT_ONCE)
         client_id = self._config.feed_client_id or self._settings.client_id + NEXT
         try:
             loaded = await asyncio.to_thread(library.load)
             wire = Wire(loaded, self._config.feed_messages_per_second, reserved=False)
-            health = Health(lambda _health: None)
+            health = Health(lambda _health: None, quiet=self._with_broker)
             health.watch(wire)
             wire.on(
                 {
@@ -174,22 +182,35 @@ class IbkrFeed:
 
     async def _want_bars(self, wire: Wire, symbols: Sequence[str]) -> None:
         """Ask for the minutes so far, then for real-time bars; IB counts both together."""
-        slots = asyncio.Semaphore(AT_ONCE)
+        wanted = [self._of[symbol] for symbol in symbols if symbol in self._of]
+        read = await asyncio.gather(*(self._read_minutes(each.symbol) for each in wanted))
+        for each, there in zip(wanted, read, strict=True):
+            if not there:
+                self._spawn(self._keep_reading(wire, each), "ibkr-feed-minutes")
+        for each in wanted if self._config.real_time_bars else ():
+            await self._ask_bars(wire, each)
 
-        async def minutes(symbol: str) -> None:
-            async with slots:
-                await self._read_minutes(symbol)
+    async def _keep_reading(self, wire: Wire, wanted: Subscription) -> None:
+        """Ask for the minutes of a symbol now and then, while it is wanted; until they come it goes on without."""
+        wait = AGAIN_FIRST
+        while True:
+            await asyncio.sleep(wait)
+            if self._of.get(wanted.symbol) is not wanted or not wire.is_open:
+                return
+            if await self._read_minutes(wanted.symbol, again=True):
+                log.info("%s: its minute bars are there now", wanted.symbol)
+                return
+            wait = min(wait * 2, AGAIN_MOST)
 
-        await asyncio.gather(*(minutes(symbol) for symbol in symbols if symbol not in self._minutes))
-        for symbol in symbols if self._config.real_time_bars else ():
-            await self._pace.turn(symbol, "real-time bars")
-            wanted = self._of.get(symbol)
-            if wanted is None or wanted.bars is not None or not wire.is_open:
-                continue
-            wanted.bars = wire.number()
-            self._by_number[wanted.bars] = wanted
-            contract = stock(wire.library, symbol)
-            wire.put("questions", ("reqRealTimeBars", (wanted.bars, contract, FIVE, "TRADES", False, [])))
+    async def _ask_bars(self, wire: Wire, wanted: Subscription, wait: float = 0.0) -> None:
+        await asyncio.sleep(wait)
+        await self._pace.turn(wanted.symbol, "real-time bars")
+        if self._of.get(wanted.symbol) is not wanted or wanted.bars is not None or not wire.is_open:
+            return
+        wanted.bars = wire.number()
+        self._by_number[wanted.bars] = wanted
+        contract = stock(wire.library, wanted.symbol)
+        wire.put("questions", ("reqRealTimeBars", (wanted.bars, contract, FIVE, "TRADES", False, [])))
 
     def _drop(self, wire: Wire, wanted: Subscription) -> None:
         self._by_number.pop(wanted.number, None)
@@ -237,6 +258,8 @@ class IbkrFeed:
     def _on_price(self, number: int, kind: int, price: float, size: float) -> None:
         if (wanted := self._by_number.get(number)) is not None:
             wanted.ticker.price(kind, price, size, wall_now())
+            if self._said and price > 0 and kind in PRICES and kind not in LATE:
+                self._is_good(wanted.symbol, bars=False)
 
     def _on_size(self, number: int, kind: int, size: float) -> None:
         if (wanted := self._by_number.get(number)) is not None:
@@ -259,7 +282,7 @@ class IbkrFeed:
         if wanted.ticker.delayed:
             self.delayed |= {wanted.symbol}
             passed = "given as of 15 minutes ago" if self._config.allow_delayed else "left out"
-            self._say(wanted.symbol, kind, f"its data are delayed, and are {passed}")
+            self._say(wanted, number, kind, f"its data are delayed, and are {passed}")
         else:
             self.delayed -= {wanted.symbol}
 
@@ -267,6 +290,8 @@ class IbkrFeed:
         wanted = self._by_number.get(number)
         if wanted is None or wanted.ticker.delayed:
             return
+        wanted.wait = AGAIN_FIRST
+        self._is_good(wanted.symbol, bars=True)
         opens, high, low, close, volume = told[:5]
         ts = datetime.fromtimestamp(start, UTC)
         bar = Bar(wanted.symbol, ts, opens, high, low, close, max(volume, 0.0), FIVE)
@@ -282,14 +307,27 @@ class IbkrFeed:
             if action(code) == "resubscribe":
                 self._again()
             return
-        wanted = self._by_number.get(number)
-        if wanted is not None and (action(code) != "log" or code == NO_SUCH_CONTRACT):
-            self._say(wanted.symbol, code, says(code, text))
+        wanted, wire = self._by_number.get(number), self._wire
+        if wanted is None:
+            return
+        if action(code) != "log" or code == NO_SUCH_CONTRACT:
+            self._say(wanted, number, code, says(code, text))
+        if number == wanted.bars and request_fails(code) and wire is not None:
+            del self._by_number[number]
+            wanted.bars, wait = None, wanted.wait
+            wanted.wait = min(wait * 2, AGAIN_MOST)
+            self._spawn(self._ask_bars(wire, wanted, wait), "ibkr-feed-bars")
 
-    def _say(self, symbol: str, code: int, what: str) -> None:
-        if (symbol, code) not in self._said:
-            self._said.add((symbol, code))
-            log.warning("%s: %s", symbol, what)
+    def _say(self, wanted: Subscription, number: int, code: int, what: str) -> None:
+        """Say something once, until it is good again."""
+        said = self._said.setdefault((wanted.symbol, number == wanted.bars), set())
+        if code not in said:
+            said.add(code)
+            log.warning("%s: %s", wanted.symbol, what)
+
+    def _is_good(self, symbol: str, *, bars: bool) -> None:
+        if self._said.pop((symbol, bars), None):
+            log.info("%s: its %s are there again", symbol, "real-time bars" if bars else "live data")
 
     # --- the past; called on workers ---------------------------------------------------------------------------
 
@@ -386,17 +424,26 @@ class IbkrFeed:
             time.sleep(0.01)  # on a worker, and for a second at most
         return list(self._minutes.get(symbol, ()))
 
-    async def _read_minutes(self, symbol: str) -> None:
-        """Read the minute bars of a symbol that is wanted; without them it goes on from here."""
-        await self._pace.turn(symbol, "minutes")
-        try:
-            asking, wire = self._connected()
-            found = await minutes_of(wire.library, asking, symbol)
-        except (BrokerError, DataError) as error:
-            log.warning("no minute bars of %s: %s", symbol, error)
-            found = []
+    async def _read_minutes(self, symbol: str, *, again: bool = False) -> bool:
+        """Read the minute bars of a symbol that is wanted, and tell whether they came.
+
+        What has come live meanwhile stays behind them; without them it goes on from here.
+        """
+        async with self._slots:
+            await self._pace.turn(symbol, "minutes")
+            try:
+                asking, wire = self._connected()
+                found = (await minutes_of(wire.library, asking, symbol))[:-1]  # the last one is not over yet
+            except (BrokerError, DataError) as error:
+                level = logging.DEBUG if again else logging.WARNING
+                log.log(level, "no minute bars of %s: %s; asked for again from time to time", symbol, error)
+                found = None
         if symbol in self._of:
-            self._minutes[symbol] = tuple(found[:-1])[-KEPT_MINUTES:]  # the last one is not over yet
+            kept = self._minutes.get(symbol, ())
+            if found:
+                kept = (*found, *(bar for bar in kept if bar.ts > found[-1].ts))
+            self._minutes[symbol] = kept[-KEPT_MINUTES:]
+        return found is not None
 
     def _connected(self) -> tuple[Asking, Wire]:
         if self._asking is None or self._wire is None or not self._wire.is_open:

@@ -26,7 +26,9 @@ CUT_OFF: Final = 12
 class Health:
     """Keeps the three, and tells each change."""
 
-    def __init__(self, tell: Callable[[BrokerHealth], None]) -> None:
+    def __init__(self, tell: Callable[[BrokerHealth], None], *, quiet: bool = False) -> None:
+        """Store; a `quiet` one leaves it to another to say what TWS tells every connection."""
+        self._level = logging.DEBUG if quiet else None
         self.now = BrokerHealth()
         self._tell = tell
         self._farms: set[str] = set()
@@ -60,11 +62,11 @@ class Health:
             (self._farms.add if asked == "mark_data_down" else self._farms.discard)(farm)
             self._refresh()
         elif asked == "mark_down":
-            log.error("%s", says(code, text))
+            log.log(self._level or logging.ERROR, "%s", says(code, text))
             self._lost = True
             self._refresh()
         elif asked in ("reconcile", "resubscribe"):
-            log.warning("%s", says(code, text))
+            log.log(self._level or logging.WARNING, "%s", says(code, text))
             if not self._lost:  # its beginning was not told: whatever was missed is read back all the same
                 self._lost = True
                 self._refresh()

@@ -23,7 +23,7 @@ from sigma9_plugins.brokers.ibkr.contracts import Contracts
 from sigma9_plugins.brokers.ibkr.executions import Executions
 from sigma9_plugins.brokers.ibkr.figures import quantity
 from sigma9_plugins.brokers.ibkr.ids import OrderNumbers
-from sigma9_plugins.brokers.ibkr.lanes import LaneName
+from sigma9_plugins.brokers.ibkr.lanes import LaneName, Parcel
 from sigma9_plugins.brokers.ibkr.mapping import CONFIRMED, adjusts, fault, same_terms, state_of, to_ib
 from sigma9_plugins.brokers.ibkr.wire import Wire
 
@@ -32,6 +32,8 @@ log = logging.getLogger("sigma9.ibkr")
 FIXED = ("symbol", "side", "order_type", "time_in_force", "outside_rth")
 """What a change can't change."""
 
+
+PROTECTING = ("stop", "stop_limit", "trailing_stop")
 
 STUCK_AFTER = 5.0
 """Seconds without any word after which a unit counts as one that did not arrive whole."""
@@ -93,12 +95,15 @@ class Orders:
 
     def detach(self) -> None:
         """Learn that the connection is gone: what has not left never will."""
-        self._wire = self._beside = None
+        wire, self._wire, self._beside = self._wire, None, None
         self.executions.flush()
-        for known in self.book.open():
-            if known.waiting:
-                known.parcel = None
-                self._ends(known, "cancelled", "it had not left when the connection ended")
+        if wire is not None:
+            self._take_back(wire, "it had not left when the connection ended")
+
+    def cut_off(self) -> None:
+        """Learn that TWS has lost IB's servers: what has not left would be late, and never leaves; cancels do."""
+        if self._wire is not None:
+            self._take_back(self._wire, "it had not left when TWS lost IB's servers")
 
     # --- out ---------------------------------------------------------------------------------------------------
 
@@ -140,8 +145,8 @@ class Orders:
         kill = all(order.request.intent == "kill" for order in orders)
         lane: LaneName = "urgent" if kill else "orders"
         parcel = wire.put(lane, *calls)
-        for known in knowns:
-            known.parcel = parcel
+        for known, call in zip(knowns, calls, strict=True):
+            known.parcel, known.call = parcel, None if parcel.left else call
 
     def replace(self, order: ApprovedOrder) -> None:
         """Change quantity and prices of a working order, under its own number."""
@@ -178,12 +183,8 @@ class Orders:
     def cancel(self, order_id: str) -> None:
         """Cancel an order of ours ahead of everything that waits; one that has not left is taken back."""
         known, wire = self._mine(order_id)
-        if known.waiting and known.parcel is not None and wire.lanes.drop(known.parcel):
-            parcel = known.parcel
-            for each in self.book.open():
-                if each.parcel is parcel:
-                    each.parcel = None
-                    self._ends(each, "cancelled", "cancelled before it was sent")
+        if known.parcel is not None and known.waiting:
+            self._withdraw(wire, known, known.parcel)
             return
         for parcel in known.changes:  # it would come behind the cancel, and bring to life what has ended
             wire.lanes.drop(parcel)
@@ -328,6 +329,45 @@ class Orders:
 
     # --- inside ------------------------------------------------------------------------------------------------
 
+    def _withdraw(self, wire: Wire, known: Known, parcel: Parcel) -> None:
+        """Take back an order that has not left, and of its unit what can't stand without it.
+
+        That is all of it where the order has children there, or is the last that would protect its entry: an entry
+        never leaves without the stop that it was decided with. Else the others leave in their turn.
+        """
+        unit = [each for each in self.book.open() if each.parcel is parcel]
+        left = [each for each in unit if each is not known]
+        bare = _protects(known) and not any(map(_protects, left))
+        if bare or any(each.parent == known.number for each in left):
+            left = []
+        calls = [each.call for each in left if each.call is not None]
+        if calls:
+            calls[-1][1][-1].transmit = True
+            wire.rewrite(parcel, *calls)
+            for each in left:
+                each.group = tuple(name for name in each.group if name != known.order_id)
+            left[-1].group = ()
+        else:
+            wire.lanes.drop(parcel)
+        for each in unit:
+            if each not in left:
+                each.parcel = each.call = None
+                why = "" if each is known else f", with {known.order_id}, which it can't stand without"
+                self._ends(each, "cancelled", f"cancelled before it was sent{why}")
+
+    def _take_back(self, wire: Wire, why: str) -> None:
+        """End every order that has not left, and give up every change of one that has not."""
+        for known in self.book.open():
+            waiting = [parcel for parcel in known.changes if not parcel.left]
+            for parcel in waiting:
+                (self._wire_of(known) or wire).lanes.drop(parcel)
+            if waiting:
+                known.changes, known.change = [], None
+            if known.parcel is not None and known.waiting:
+                wire.lanes.drop(known.parcel)
+                known.parcel = known.call = None
+                self._ends(known, "cancelled", why)
+
     def _acknowledge(self, known: Known, ts: datetime) -> None:
         if not known.acknowledged:
             known.acknowledged = True
@@ -389,3 +429,11 @@ class Orders:
                 f"IB lets only the client that has sent an order change or cancel it; {advice}"
             )
         return known, wire
+
+
+def _protects(known: Known) -> bool:
+    """Tell whether it is a stop of its entry."""
+    request = known.request
+    return request is not None and (
+        request.protective or (request.intent == "reduce" and request.order_type in PROTECTING)
+    )

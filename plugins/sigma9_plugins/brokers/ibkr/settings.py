@@ -45,7 +45,8 @@ class IbkrConfig(Frozen):
     commission_seconds: Annotated[float, Field(ge=0, le=10)] = 0.25
     """How long a fill waits for its commission report; one that comes later is booked later."""
     messages_per_second: Annotated[int, Field(ge=20, le=48)] = 40
-    """What the broker sends at most; nearly half is kept for cancels and the kill switch. IB closes above 50."""
+    """What the broker sends at most: a good third of it orders, a fifth questions, and all that is left is kept
+    for cancels and the kill switch. IB closes above 50."""
     client_id_seconds: Annotated[float, Field(ge=0, le=3600)] = 60.0
     """How long `ibkr.client_id` may be in use by another client before the spare one is taken."""
     spare_client_id: Annotated[int, Field(ge=1)] | None = None

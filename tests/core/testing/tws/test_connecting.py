@@ -90,6 +90,31 @@ async def test_account_summary(ib: Any, tws: FakeTws) -> None:
     assert {each.tag: each.value for each in found}["BuyingPower"] == "123.45"
 
 
+async def test_another_base_currency(lib: Any, ib: Any, aapl: Any, tws: FakeTws) -> None:
+    """Values and margins are told in the base currency, balances also in dollars, once there are any."""
+    tws.set_cash(0)
+    tws.set_currency("JPY", 150, 15_000_000)
+
+    async def told() -> dict[tuple[str, str], str]:
+        return {(each.tag, each.currency): each.value for each in await ib.accountSummaryAsync()}
+
+    values = await told()
+    assert values["TotalCashValue", "JPY"] == "15000000.00"
+    assert ("CashBalance", "USD") not in values
+    ib.placeOrder(aapl, lib.MarketOrder("BUY", 10, tif="DAY"))
+    await ib.reqCurrentTimeAsync()
+    paid = -sum(each.execution.shares * each.execution.price for each in ib.fills()) - 1
+    values = {(each.tag, each.currency): each.value for each in ib.accountValues()}
+    assert float(values["CashBalance", "USD"]) == paid
+    assert float(values["CashBalance", "JPY"]) == 15_000_000
+    assert (
+        float(values["CashBalance", "BASE"]) == float(values["TotalCashValue", "JPY"]) == 15_000_000 + 150 * paid
+    )
+    assert values["ExchangeRate", "USD"] == "150"
+    state = await ib.whatIfOrderAsync(aapl, lib.MarketOrder("BUY", 10, tif="DAY"))
+    assert float(state.initMarginChange) == 10 * 190 / 4 * 150
+
+
 async def test_account_changes_are_told(ib: Any, tws: FakeTws) -> None:
     """Cash, positions and the portfolio reach a subscriber as they change."""
     tws.set_cash(7)

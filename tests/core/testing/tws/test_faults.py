@@ -65,6 +65,20 @@ async def test_read_only(lib: Any, ib: Any, aapl: Any, tws: FakeTws, heard: list
     assert tws.orders() == []
 
 
+async def test_what_if_remark(lib: Any, ib: Any, aapl: Any, tws: FakeTws) -> None:
+    """what-if-remark: a code comes ahead of the margins, which come all the same."""
+    heard: list[tuple[str, int]] = []
+    ib.wrapper.error = lambda number, code, *_: heard.append(("error", code))
+    ib.wrapper.openOrder = lambda number, *_: heard.append(("openOrder", number))
+    tws.arm("what-if-remark")
+    tws.arm("what-if-remark", code=2109, text="ignored")
+    for number in range(2):
+        ib.client.placeOrder(900 + number, aapl, limit(lib, whatIf=True))
+    await ib.reqCurrentTimeAsync()
+    assert heard == [("error", 399), ("openOrder", 900), ("error", 2109), ("openOrder", 901)]
+    assert tws.orders() == []
+
+
 async def test_lost_order(lib: Any, ib: Any, aapl: Any, tws: FakeTws) -> None:
     """lost-order: nothing is in the book, and nothing is said."""
     tws.arm("lost-order")
@@ -255,6 +269,16 @@ async def test_lost_execution_is_told_when_asked_for(lib: Any, ib: Any, aapl: An
     assert execution.told_at is None
     assert len(await ib.reqExecutionsAsync()) == 1
     assert execution.told_at == tws.clock.now()
+
+
+async def test_later_execution(lib: Any, ib: Any, aapl: Any, tws: FakeTws) -> None:
+    """later-execution: the status alone tells of the fill, and so does a read-back, until its time has come."""
+    tws.arm("later-execution", seconds=5)
+    trade = await place(lib, ib, aapl, lib.MarketOrder("BUY", 100, tif="DAY"))
+    assert (trade.orderStatus.filled, trade.fills) == (100, [])
+    assert await ib.reqExecutionsAsync() == []
+    tws.clock.advance(5)
+    assert len(await ib.reqExecutionsAsync()) == 1
 
 
 async def test_doubled_execution(lib: Any, ib: Any, aapl: Any, tws: FakeTws) -> None:
@@ -501,6 +525,17 @@ async def test_history_unanswered(ib: Any, aapl: Any, tws: FakeTws) -> None:
     """history-unanswered: nothing comes."""
     tws.arm("history-unanswered")
     assert not await ib.reqHistoricalDataAsync(aapl, "", "1 D", "1 min", "TRADES", True, timeout=0.1)
+
+
+async def test_bars_pacing(ib: Any, aapl: Any, tws: FakeTws, heard: list[Any]) -> None:
+    """bars-pacing: code 420, and no bars; asked for again they come."""
+    tws.arm("bars-pacing")
+    refused, bars = (ib.reqRealTimeBars(aapl, 5, "TRADES", False) for _ in range(2))
+    await ib.reqCurrentTimeAsync()
+    tws.clock.advance(5)
+    await ib.reqCurrentTimeAsync()
+    assert codes(heard) == [420]
+    assert (len(refused), len(bars)) == (0, 1)
 
 
 # --- the faults themselves --------------------------------------------------------------------------------------

@@ -262,6 +262,48 @@ async def test_late_commission(room: IbkrRoom) -> None:
     assert room.heard.fills()[0].commission > 0
 
 
+async def test_executions_that_are_looked_for_again(room: IbkrRoom) -> None:
+    """Where a read-back does not have yet what the status told, it is asked for again, ever more seldom."""
+    room.tws.arm("later-execution", seconds=0.5)
+    order = await sent(room)
+    await room.move(room.symbol, 9.4)
+    await room.tws.until_received("reqExecutions", 2)
+    assert room.heard.fills() == []
+    await room.filled(order)
+    asked = len(room.tws.requests("reqExecutions"))
+    assert asked <= 6
+    await asyncio.sleep(1)
+
+    assert len(room.tws.requests("reqExecutions")) == asked
+
+
+async def test_executions_that_never_come(
+    room: IbkrRoom, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What IB never tells is given up after some looks, with a word."""
+    monkeypatch.setattr(module, "LOOKS", 2)
+    room.tws.arm("later-execution", seconds=60)
+    order = await sent(room)
+    room.tws.fill(order.order_id, 100, 9.5)
+    words = f"order {order.order_id}: IB does not tell executions of 100 more that have filled: compare with TWS"
+    await room.until(lambda: words in caplog.text, "the word")
+    await asyncio.sleep(1.2)  # questions have their pace
+
+    assert len(room.tws.requests("reqExecutions")) == 3
+
+
+async def test_a_quantity_that_is_put_right_is_no_doubt(room: IbkrRoom) -> None:
+    """A correction to fewer shares lacks no execution, though the status of before told more."""
+    order = await sent(room)
+    execution = room.tws.fill(order.order_id, 100, 9.5)
+    await room.filled(order)
+    room.tws.correct(execution, 9.5, 90)
+    await room.until(lambda: len(room.heard.fills()) == 2, "the corrected fill")
+    await asyncio.sleep(0.3)
+
+    assert room.tws.requests("reqExecutions") == []
+
+
 async def test_corrected_execution(room: IbkrRoom) -> None:
     """A corrected execution takes the place of the old one, live and for who was away."""
     begun = room.now()
@@ -418,6 +460,55 @@ async def test_link_lost_and_back(room: IbkrRoom) -> None:
         room.tws.regain_link(kept=kept)
         await room.until(lambda: room.heard.healths[-1] == UP, "the link")
     await room.ended(order, "cancelled")
+
+
+async def test_what_has_not_left_when_the_link_is_lost(room: IbkrRoom) -> None:
+    """After 1100 no order that waits for its turn leaves, and none later: each ends with the reason."""
+    orders = [approve(request(room.symbol, "buy", 1, **RESTING)) for _ in range(60)]
+    for order in orders:
+        await room.broker.submit([order])
+    await room.tws.until(lambda: len(room.tws.orders()) >= 10)
+    room.tws.lose_link()
+    await room.until(lambda: room.broker.health.link == "down", "the loss of the link")
+    there = len(room.tws.requests("placeOrder"))
+    await asyncio.sleep(2.1)  # two more turns of the lane
+    assert len(room.tws.requests("placeOrder")) == there
+    ended = {order.order_id for order in orders if room.heard.kinds(order.order_id) == ["cancelled"]}
+    assert len(ended) == 60 - there
+    reasons = {each.reason for each in room.heard.reports if each.kind == "cancelled"}
+    assert reasons == {"it had not left when TWS lost IB's servers"}
+
+    room.tws.regain_link()
+    await room.until(lambda: room.broker.health == UP, "the link")
+    await room.accepted(next(order for order in orders if order.order_id not in ended))
+    await room.caught_up()
+    assert {each.ref for each in room.tws.orders(live=True)} == {order.order_id for order in orders} - ended
+
+
+async def test_changes_and_cancels_that_have_not_left_when_the_link_is_lost(room: IbkrRoom) -> None:
+    """After 1100 a change that waits is given up; a cancel leaves, since it can only make things smaller."""
+    orders = [await sent(room) for _ in range(3)]
+    await room.accepted(orders[-1])
+    burst = [approve(request(room.symbol, "buy", 1, **RESTING)) for _ in range(20)]
+    for order in burst:
+        await room.broker.submit([order])
+    changed = orders[0].request.model_copy(update={"limit_price": Decimal("9.6")})
+    await room.broker.replace(approve(changed, orders[0].order_id))
+    room.tws.lose_link()
+    await room.until(lambda: room.broker.health.link == "down", "the loss of the link")
+    for order in orders[1:]:
+        await room.broker.cancel(order.order_id)
+    room.tws.regain_link()
+    await room.ended(orders[2], "cancelled")
+    await asyncio.sleep(1.1)
+
+    assert len({each.order_id for each in room.tws.requests("placeOrder")}) == len(room.tws.requests("placeOrder"))
+    assert {each.order_id for each in orders} & {each.ref for each in room.tws.orders(live=True)} == {
+        orders[0].order_id
+    }
+    assert room.heard.kinds(orders[0].order_id) == ["accepted"]
+    await room.broker.replace(approve(changed, orders[0].order_id))
+    await room.ended(orders[0], "replaced")
 
 
 async def test_link_back_without_its_loss(room: IbkrRoom) -> None:

@@ -17,7 +17,9 @@ from sigma9_core.contracts import PluginContext
 from sigma9_core.errors import DataError
 from sigma9_core.models import Bar, Session, Slice
 from sigma9_core.testing.tws import FakeTws, PeerClock
+from sigma9_core.testing.tws.answers import error
 from sigma9_core.testing.tws.history import Bar as TheirBar
+from sigma9_plugins.brokers.ibkr import feed as feed_module
 from sigma9_plugins.brokers.ibkr import history
 from sigma9_plugins.brokers.ibkr.feed import IbkrFeed
 from sigma9_plugins.brokers.ibkr.history import FILE, Pace
@@ -144,6 +146,58 @@ async def test_bars(monkeypatch: pytest.MonkeyPatch) -> None:
         assert minute.volume == sum(bar.volume for bar in five[:12])
 
 
+@pytest.fixture(name="soon")
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask again soon for what was refused."""
+    monkeypatch.setattr(feed_module, "AGAIN_FIRST", 0.02)
+    monkeypatch.setattr(history, "SAME", 0.01)
+
+
+@pytest.mark.usefixtures("soon")
+async def test_bars_that_are_refused(caplog: pytest.LogCaptureFixture) -> None:
+    """Bars that IB refuses are asked for again, with growing pauses, until they come; a refusal is said once."""
+    caplog.set_level("INFO", "sigma9.ibkr")
+    clock = PeerClock(by_hand=True, start=NOW)
+    async with opened(peer={"clock": clock}) as room:
+        room.tws.arm("bars-pacing", times=3, symbol="TEST")
+        room.feed.subscribe(frozenset({"TEST"}))
+        await room.tws.until_received("reqRealTimeBars", 4)
+        room.tws.set_price("TEST", 11)
+        clock.advance(5)
+        await room.until(lambda: room.all("bars"))
+        await asyncio.sleep(0.1)
+
+        assert len(room.tws.requests("reqRealTimeBars")) == 4
+        assert caplog.text.count("(code 420)") == 1
+        assert "TEST: its real-time bars are there again" in caplog.text
+        room.tws.arm("bars-pacing", symbol="AAPL", times=None)
+        room.feed.subscribe(frozenset({"AAPL"}))
+        await room.tws.until_received("reqRealTimeBars", 7)
+        room.feed.subscribe(frozenset({"TEST"}))
+        await room.tws.until_received("reqRealTimeBars", 8)
+        before = len(room.tws.requests("reqRealTimeBars"))
+        await asyncio.sleep(0.5)
+        assert len(room.tws.requests("reqRealTimeBars")) == before  # what is not wanted any more is not asked for
+
+
+@pytest.mark.usefixtures("soon")
+async def test_what_was_said_is_said_again_once_it_was_good(caplog: pytest.LogCaptureFixture) -> None:
+    """A complaint is said once while it stands, and anew where it comes back after live data."""
+    caplog.set_level("INFO", "sigma9.ibkr")
+    async with opened() as room:
+        room.feed.subscribe(frozenset({"TEST"}))
+        await room.until(lambda: room.all("quotes"))
+        number = room.tws.requests("reqMktData")[0].req_id
+        for price in (11, 12):
+            for _ in range(2):
+                room.tws.world.tell_all(error(10197, "No market data during competing live session", number))
+            room.tws.set_price("TEST", price)
+            await room.until(lambda price=price: any(trade.price == price for trade in room.all("trades")))  # type: ignore[misc]
+
+        assert caplog.text.count("(code 10197)") == 2
+        assert caplog.text.count("TEST: its live data are there again") == 2
+
+
 async def test_delayed_data_say_so(caplog: pytest.LogCaptureFixture) -> None:
     """Delayed data are left out with a word, or given under the time that they are of."""
     async with opened(peer={}) as room:
@@ -218,6 +272,28 @@ async def test_data_lost_is_subscribed_again() -> None:
         await room.until(lambda: any(trade.price == 12 for trade in room.all("trades")))
 
         assert len(room.tws.requests("reqMktData")) == 2
+
+
+@pytest.mark.parametrize(("broker", "times"), [("ibkr", 0), ("paper", 1)])
+async def test_a_lost_link_is_said_once(caplog: pytest.LogCaptureFixture, broker: str, times: int) -> None:
+    """What TWS tells every connection is said by the broker, and by the feed where the broker is another one."""
+    async with FakeTws() as tws:
+        given = context(tws)
+        settings = given.settings.model_copy(update={"broker": broker})
+        given = PluginContext("ibkr", settings, given.clock, given.calendar, None)
+        feed = IbkrFeed(IbkrConfig(connect_seconds=2), given)
+        await feed.connect(None)
+        listening = asyncio.ensure_future(FeedRoom(tws, feed).listen())
+        tws.lose_link()
+        tws.regain_link()
+        feed.subscribe(frozenset({"AAPL"}))
+        await tws.until_received("reqMktData")
+        await asyncio.sleep(0.05)
+        listening.cancel()
+        await asyncio.gather(listening, return_exceptions=True)
+        await feed.disconnect()
+
+    assert caplog.text.count("(code 1100)") == caplog.text.count("(code 1102)") == times
 
 
 async def test_half_open_feed() -> None:
@@ -315,6 +391,34 @@ async def test_minute_bars() -> None:
     assert [bar.ts for bar in found] == [NOW + timedelta(minutes=n) for n in range(-30, -1)]
     assert found[0] == Bar("TEST", session.open, 10, 11, 9, 10.5, 100)
     assert none == []
+
+
+@pytest.mark.usefixtures("soon")
+async def test_minute_bars_that_were_refused(caplog: pytest.LogCaptureFixture) -> None:
+    """A refusal of the minutes so far is not final: they come later, ahead of those that came live meanwhile."""
+    bars = [TheirBar(NOW + timedelta(minutes=n), 10, 11, 9, 10.5, 100) for n in range(-5, 1)]
+    clock = PeerClock(by_hand=True, start=NOW)
+    async with opened(peer={"clock": clock}) as room:
+        room.tws.set_bars("TEST", "1 min", bars)
+        refusal = room.tws.arm("history-pacing", times=None)
+        room.feed.subscribe(frozenset({"TEST"}))
+        await room.tws.until_received("reqRealTimeBars")
+        await room.tws.until_received("reqHistoricalData", 3)
+        for step in range(12):
+            room.tws.set_price("TEST", 10)
+            clock.advance(5)
+            await room.until(lambda step=step: len([b for b in room.all("bars") if b.seconds == 5]) > step)  # type: ignore[misc]
+        later = NOW + timedelta(minutes=2)
+        assert [bar.ts for bar in await asyncio.to_thread(room.feed.minute_bars, "TEST", later, 390)] == [NOW]
+        room.tws.faults.armed.remove(refusal)
+        for _ in range(100):
+            found = await asyncio.to_thread(room.feed.minute_bars, "TEST", later, 390)
+            if len(found) > 1:
+                break
+            await asyncio.sleep(0.02)
+
+        assert [bar.ts for bar in found] == [NOW + timedelta(minutes=n) for n in range(-5, 1)]
+        assert caplog.text.count("no minute bars of TEST") == 1
 
 
 async def test_update(tmp_path: Path) -> None:

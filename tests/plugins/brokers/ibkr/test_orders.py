@@ -18,6 +18,8 @@ from sigma9_core.models import Adjustment, ApprovedOrder
 from sigma9_core.testing.broker_contract import Recorder
 from sigma9_core.testing.orders import approve, request
 from sigma9_core.testing.tws import FakeTws
+from sigma9_core.testing.tws.answers import error
+from sigma9_plugins.brokers.ibkr import broker as broker_module
 from sigma9_plugins.brokers.ibkr.blackout import Blackout
 from sigma9_plugins.brokers.ibkr.broker import IbkrBroker
 from sigma9_plugins.brokers.ibkr.settings import IbkrConfig, RestartConfig
@@ -213,6 +215,21 @@ async def test_share_class_is_written_as_ib_does(room: IbkrRoom) -> None:
     assert position.symbol == "BRK.B"
 
 
+async def test_positions_of_one_name_are_one(room: IbkrRoom) -> None:
+    """Two contracts of IB that have one name here, as after a merger, are one position, at their mean cost."""
+    for symbol in ("BRK B", "BRK.B"):
+        room.tws.add_contract(symbol, 400)
+    room.tws.set_position("BRK B", 30, 400)
+    room.tws.set_position("BRK.B", 10, 440)
+    (found,) = await room.broker.positions()
+    assert (found.symbol, found.quantity, found.average_cost) == ("BRK.B", Decimal(40), Decimal(410))
+    room.tws.set_position("BRK.B", -10, 440)
+    (found,) = await room.broker.positions()
+    assert (found.quantity, found.average_cost) == (Decimal(20), Decimal(400))
+    room.tws.set_position("BRK.B", -30, 440)
+    assert await room.broker.positions() == []
+
+
 async def test_other_things_in_the_account_are_no_stocks(room: IbkrRoom) -> None:
     """An option on a stock, or a stock in another currency, has a name that is not the stock's."""
     room.tws.add_contract("AAPL  260116C00200000", 5, sec_type="OPT", multiplier="100")
@@ -344,6 +361,30 @@ async def test_a_kill_passes_a_burst_of_orders(room: IbkrRoom) -> None:
     assert await quickest(attempt) < LIMIT
 
 
+@pytest.mark.parametrize("which", ["entry", "stop", "profit"])
+async def test_a_leg_that_is_cancelled_before_its_unit_has_left(room: IbkrRoom, which: str) -> None:
+    """A profit leg goes alone, and the rest leaves in its turn, whole; with its stop or itself an entry goes."""
+    for _ in range(16):
+        await room.broker.submit([approve(request(SYMBOL, "buy", 1, **RESTING))])
+    parent, stop, profit = orders = bracket()
+    await room.broker.submit(orders)
+    await room.broker.cancel({"entry": parent, "stop": stop, "profit": profit}[which].order_id)
+    gone = [profit] if which == "profit" else [parent, stop, profit]
+    for order in gone:
+        report = await room.ended(order, "cancelled")
+        assert (report.reason or "").startswith("cancelled before it was sent")
+    await asyncio.sleep(1.2)
+    there = {each.ref: each for each in room.tws.orders(live=True)}
+    expected = {order.order_id for order in orders if order not in gone}
+
+    assert set(there) & {order.order_id for order in orders} == expected
+    assert all(there[order_id].transmitted for order_id in expected)
+    assert room.tws.requests("cancelOrder") == []
+    if expected:
+        assert there[stop.order_id].order.get("parentId") == str(there[parent.order_id].order_id)
+        await room.accepted(stop)
+
+
 async def test_a_change_that_waits_never_follows_the_cancel(room: IbkrRoom) -> None:
     """A change behind a burst is taken back with the cancel of its order: it would bring it to life again."""
     order = await room.send("buy", 100, **RESTING)
@@ -460,9 +501,9 @@ async def test_several_accounts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("accounts", "wanted", "why"),
     [
-        (("DU1", "DU2"), None, "several accounts"),
-        (("DU1",), "U9", "no account U9"),
-        (("DU1",), "DU2", "no account"),
+        (("DU1234567", "DU7654321"), None, r"several accounts \(DU…567, DU…321\)"),
+        (("DU1234567",), "U9876543", "no account U…543: there are DU…567"),
+        (("DU1",), "DU2", "no account DU2: there are DU1"),
     ],
 )
 async def test_wrong_accounts(accounts: tuple[str, ...], wanted: str | None, why: str) -> None:
@@ -481,6 +522,36 @@ async def test_mode_of_an_account(account: str, mode: str) -> None:
         assert (found.account, found.mode, found.currency) == (account, mode, "USD")
         assert found.cash == 100_000
         assert found.buying_power is not None
+
+
+async def test_another_base_currency(room: IbkrRoom) -> None:
+    """Of an account in yen the dollars in it count, and what its power and margins are worth in dollars."""
+    before = await room.broker.account()
+    margin = await room.broker.what_if(request(SYMBOL, "buy", 100, **RESTING))
+    room.tws.set_currency("JPY", 150)
+    found = await room.broker.account()
+    again = await room.broker.what_if(request(SYMBOL, "buy", 100, **RESTING))
+
+    assert (found, again) == (before, margin)
+    room.tws.set_currency("JPY", 150, 15_000_000)
+    richer = await room.broker.account()
+    assert richer.cash == before.cash
+    assert before.buying_power is not None
+    assert richer.buying_power == before.buying_power + 400_000
+    await room.hold(100)
+    assert (await room.broker.account()).cash == before.cash - 1_001
+
+
+async def test_a_base_currency_without_dollars(room: IbkrRoom) -> None:
+    """Where IB tells no balance in dollars the account is given as it is, in yen, and no margin is told."""
+    room.tws.set_cash(0)
+    room.tws.set_currency("JPY", 150, 15_000_000)
+    found = await room.broker.account()
+
+    assert found.currency == "JPY"
+    assert found.cash == 15_000_000
+    with pytest.raises(BrokerError, match="in the account's base currency"):
+        await room.broker.what_if(request(SYMBOL, "buy", 100, **RESTING))
 
 
 async def test_what_if(room: IbkrRoom) -> None:
@@ -502,6 +573,30 @@ async def test_what_if_of_an_order_that_is_not_taken(room: IbkrRoom) -> None:
     """A what-if that IB turns down is a refusal with its words."""
     with pytest.raises(BrokerRefused, match="code 200"):
         await room.broker.what_if(request("NOSUCH", "buy", 1))
+
+
+@pytest.mark.parametrize("code", [399, 404, 2107, 2109, 10349, 110])
+async def test_a_remark_on_a_what_if(room: IbkrRoom, code: int) -> None:
+    """What TWS remarks on a what-if ends it as little as it ends an order: the answer follows."""
+    room.tws.arm("what-if-remark", code=code, text="a remark")
+    margin = await room.broker.what_if(request(SYMBOL, "buy", 100, **RESTING))
+
+    assert margin.initial_change > 0
+    assert room.tws.orders() == []
+
+
+async def test_a_what_if_that_ends_with_a_remark(room: IbkrRoom, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing follows a remark, the remark is told; a code that ends any question ends a what-if."""
+    monkeypatch.setattr(broker_module, "WHAT_IF_WITHIN", 0.2)
+    asked = asyncio.ensure_future(room.broker.what_if(request(SYMBOL, "buy", 100, **RESTING)))
+    room.tws.arm("unanswered", request="placeOrder")
+    number = (await room.tws.until_received("placeOrder")).order_id
+    room.tws.world.tell_all(error(110, "the price is off the tick", number))
+    with pytest.raises(BrokerError, match=r"within 0.2 s; it said: the price is off the tick \(code 110\)"):
+        await asked
+    room.tws.arm("what-if-remark", code=321, text="Read-Only")
+    with pytest.raises(BrokerError, match="code 321"):
+        await room.broker.what_if(request(SYMBOL, "buy", 100, **RESTING))
 
 
 async def test_time(room: IbkrRoom) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from sigma9_core.errors import BrokerError
 from sigma9_plugins.brokers.ibkr import book as book_module
-from sigma9_plugins.brokers.ibkr import library
+from sigma9_plugins.brokers.ibkr import library, recent
 from sigma9_plugins.brokers.ibkr.accounts import choose
 from sigma9_plugins.brokers.ibkr.book import Book, Known
 from sigma9_plugins.brokers.ibkr.codes import TABLE, Action, action, order_action, request_fails, says
@@ -27,6 +27,7 @@ from sigma9_plugins.brokers.ibkr.ids import BLOCK, CROWDED, FILE, HIGHEST, Order
 from sigma9_plugins.brokers.ibkr.lanes import Lanes
 from sigma9_plugins.brokers.ibkr.mapping import moment_of
 from sigma9_plugins.brokers.ibkr.reading import ended_as
+from sigma9_plugins.brokers.ibkr.recent import KEPT, Recent
 
 # --- codes ----------------------------------------------------------------------------------------------------
 
@@ -241,6 +242,22 @@ def test_corrections() -> None:
     assert corrected_by("0001f4e5.5f6c.01.03") == ("0001f4e5.5f6c.01.01", "0001f4e5.5f6c.01.02")
     assert corrected_by("0001f4e5.5f6c.01.01") == ()
     assert corrected_by("whatever") == ()
+
+
+def test_what_is_recent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is known of executions is forgotten once IB does not speak of them any more."""
+    now = 1000.0
+    monkeypatch.setattr(recent, "monotonic", lambda: now)
+    known = Recent[int]()
+    known["old"], known["again"] = 1, 2
+    now += KEPT
+    known["again"], known["new"] = 3, 4
+    assert (len(known), known.get("old", 0)) == (3, 1)
+    now += 1
+    known["newest"] = 5
+
+    assert "old" not in known
+    assert [known.get(name, 0) for name in ("old", "again", "new", "newest")] == [0, 3, 4, 5]
 
 
 def test_names_of_contracts() -> None:

@@ -37,6 +37,7 @@ from sigma9_core.money.latch import Latch
 from sigma9_core.money.orders import Order
 from sigma9_core.money.path import MoneyPath
 from sigma9_core.testing.money_room import AllowAll
+from sigma9_core.testing.orders import approve, request
 from sigma9_core.testing.tws import KINDS, FakeTws
 from sigma9_core.testing.tws.tickets import Ticket
 from sigma9_plugins.brokers.ibkr.broker import IbkrBroker
@@ -641,6 +642,55 @@ async def test_a_kill_that_takes_foreign_orders_along(tmp_path: Path, ref: str) 
             tws.place_foreign(7, "AMD", action="BUY", totalQuantity=3, **terms)
         await trader.path.killswitch.fire(reason="enough", source="api", flatten=True)
         await killed(trader)
+
+
+async def test_exits_that_wait_when_the_link_is_lost(tmp_path: Path) -> None:
+    """A stop that had not left when TWS lost IB's servers is placed again once they are back; an entry is not."""
+    async with (
+        FakeTws(cash=1_000_000, spread="0.02") as tws,
+        Trader(tws, tmp_path, random.Random(1)).life() as trader,
+    ):
+        plan = ExitPlan(stop_percent=Decimal(1))
+        held, waits = (
+            OrderRequest(symbol=symbol, side="buy", quantity=Decimal(100), exit_plan=plan)
+            for symbol in SYMBOLS[:2]
+        )
+        desk, books = trader.path.desk, trader.path.portfolio
+        await trader.path.enter(held, PRICES[held.symbol])
+        await until(lambda: books.position(held.symbol).protected)
+        for _ in range(20):
+            await trader.broker.submit([approve(request("AAPL", "buy", 1, limit_price=1, order_type="limit"))])
+        tws.cancel(next(ticket for ticket in tws.orders(live=True) if ticket.order.kind == "STP"))
+        await until(lambda: any(order.status is OrderStatus.SUBMITTED for order in desk.open_orders()))
+        await trader.path.enter(waits, PRICES[waits.symbol])
+        tws.lose_link()
+        await until(lambda: not desk.open_orders())
+        tws.regain_link()
+        await until(lambda: books.position(held.symbol).protected)
+
+        assert books.quantity(waits.symbol) == 0
+        stops = [ticket for ticket in tws.orders(live=True) if ticket.order.kind == "STP"]
+        assert [ticket.contract.symbol for ticket in stops] == [held.symbol]
+
+
+async def test_a_day_in_another_base_currency(tmp_path: Path) -> None:
+    """In an account in yen the books follow its dollars to the cent, and no fill looks like a transfer."""
+    async with FakeTws(cash=50_000, spread="0.02") as tws:
+        tws.set_currency("JPY", 150, 15_000_000)
+        async with Trader(tws, tmp_path, random.Random(1)).life() as trader:
+            books = trader.path.portfolio
+            assert books.account().equity == 50_000
+            for symbol in SYMBOLS[:2]:
+                await trader.path.enter(
+                    OrderRequest(symbol=symbol, side="buy", quantity=Decimal(10)), PRICES[symbol]
+                )
+            await until(lambda: all(books.quantity(symbol) == 10 for symbol in SYMBOLS[:2]))
+            await until(lambda: books.cash == tws.world.accounts.first.cash)
+            await trader.path._settle_cash(at_once=True)
+
+            assert books.cash == tws.world.accounts.first.cash
+            assert books.account().currency == "USD"
+            assert trader.journal.notes("transfer", 10) == []
 
 
 def told_of(trader: Trader, order: Order) -> tuple[object, ...]:
