@@ -305,6 +305,7 @@ async def test_a_cut_network_repeats_only_what_was_not_acknowledged(
     settings = settings_for(broker, port=proxy.port)
     async with serving(settings) as server, Client.of(broker, "viewer") as client:
         await client.subscribe("sigma9/main/event/#", "sigma9/main/availability")
+        await client.until(lambda heard: "online" in [each.payload for each in heard], what="the server")
         for _ in range(3):
             emit_status(server, 400)
             await asyncio.sleep(0.01)
