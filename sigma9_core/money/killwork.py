@@ -161,6 +161,8 @@ class KillWork:
 
     def take_down(self, kill: Kill) -> None:
         """Note what of that which was asked for has come: cancelled orders, closed positions."""
+        orders = self._desk.orders
+        kill.cancelled = [each for each in kill.cancelled if each not in orders or not orders[each].working]
         for order_id in kill.asked:
             ended = self._desk.orders.get(order_id)
             if (

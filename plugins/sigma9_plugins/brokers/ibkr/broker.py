@@ -335,7 +335,8 @@ class IbkrBroker:
 
     def _doubtful(self, known: Known) -> bool:
         """Tell whether there is still something to find out."""
-        return known.end is None or known.told > known.counted or self._orders.executions.owes(known)
+        open_ = known.end is None or known.back
+        return open_ or known.told > known.counted or self._orders.executions.owes(known)
 
     def _reserve_ids(self) -> None:
         if self._numbers.runs_low and self._connection is not None:
