@@ -236,7 +236,8 @@ class Orders:
             known.end = "filled"
         elif state == "held" and known.end is None:
             known.inactive = True
-            self._look(known)  # held, or turned down: a code may say more by then
+            if not known.held:
+                self._look(known)  # held, or turned down: a code may say more by then
 
     def _on_error(self, number: int, code: int, text: str, *_: Any) -> None:
         """Take a code about an order of ours: what it asks for stands in the table of codes."""
@@ -305,8 +306,8 @@ class Orders:
     def release(self, shown: Collection[str]) -> None:
         """Cancel what may lie at TWS untransmitted: the first orders of a unit of which the last never arrived.
 
-        Nobody would see it in a read-back, and a person could still transmit it. Where any order of the unit works
-        or has filled the last one has arrived; one that was turned down proves nothing.
+        Nobody would see it in a read-back, and a person could still transmit it. Where any order of the unit is
+        there, or has filled, the last one has arrived; one that was turned down proves nothing.
         """
         wire = self._wire
         if wire is None or not wire.is_open:
@@ -318,7 +319,8 @@ class Orders:
                 continue
             unit = [self.book.by_id(order_id) for order_id in known.group]
             if not any(
-                each is None or each.acknowledged or each.counted or each.order_id in shown for each in unit
+                each is None or each.acknowledged or each.held or each.counted or each.order_id in shown
+                for each in unit
             ):
                 log.warning("order %s may wait at TWS for one that never arrived: it is cancelled", known.order_id)
                 known.released_at = monotonic()  # a cancel may be lost as well

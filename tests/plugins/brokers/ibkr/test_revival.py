@@ -15,6 +15,7 @@ from sigma9_core.models import ApprovedOrder
 from sigma9_core.testing.orders import approve, request
 from sigma9_core.testing.tws.answers import status_message
 from sigma9_plugins.brokers.ibkr import broker as module
+from sigma9_plugins.brokers.ibkr import orders as orders_module
 from sigma9_plugins.testing.ibkr_room import IbkrRoom, open_room
 
 RESTING: dict[str, Any] = {"limit_price": 9.5, "order_type": "limit", "time_in_force": "gtc"}
@@ -219,3 +220,23 @@ async def test_a_cancel_does_not_trust_an_end(room: IbkrRoom) -> None:
     await room.caught_up()
     with pytest.raises(BrokerRefused, match="filled already"):
         await room.broker.cancel(bought.order_id)
+
+
+async def test_a_unit_that_is_held_is_left_alone(room: IbkrRoom, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An entry that is held has arrived with its legs: it does not wait at TWS untransmitted, listed or not."""
+    monkeypatch.setattr(orders_module, "STUCK_AFTER", 0.1)
+    room.tws.arm("open-order-hidden", times=None)
+    parent = approve(request(room.symbol, "sell", 100, **{**RESTING, "limit_price": 10.5}))
+    stop = approve(
+        request(
+            room.symbol, "buy", 100, stop_price=11, order_type="stop", intent="reduce", parent_id=parent.order_id
+        )
+    )
+    room.tws.arm("locate-hold", times=2, seconds=60)
+    await room.broker.submit([parent, stop])
+    await told(room, parent, "held")
+    await asyncio.sleep(0.15)
+    await room.broker.open_orders()
+    await room.caught_up()
+
+    assert room.tws.requests("cancelOrder") == []
