@@ -613,11 +613,13 @@ class ExitManager:
         if not entering and not right_way:
             self._end(guard)
             return
-        if guard.busy or guard.retry_at is not None or self.broker_has(guard.symbol) is not None:
-            return  # nobody knows what there is to guard: `recheck` keeps what works within it
-        standing_down = self._stands_down(guard)
+        if guard.busy:
+            return
+        standing_down, known = self._stands_down(guard), self.broker_has(guard.symbol) is None
         if not standing_down:
-            self._know_again(guard, held=right_way)
+            self._know_again(guard, held=right_way and known)
+        if guard.retry_at is not None or not known:
+            return  # nobody knows what there is to guard: `recheck` keeps what works within it
         quantity = abs(held) if right_way else ZERO
         price = (
             self._desk.portfolio.position(guard.symbol).average_cost

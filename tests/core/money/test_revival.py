@@ -208,6 +208,21 @@ async def test_a_trail_of_the_broker_s_is_not_doubled(room: Room) -> None:
     assert room.path.portfolio.position("AAPL").protected
 
 
+async def test_a_stop_that_was_replaced_is_taken_off_where_the_position_is_in_doubt(room: Room) -> None:
+    """A person has traded beside us, so that no exit is sent: the second stop of a group goes all the same."""
+    await room.fill(await room.enter(), "10")
+    (first,) = room.working(protective=True)
+    await room.lose(first)
+    await room.until(lambda: room.path.portfolio.position("AAPL").protected)
+    (second,) = room.working(protective=True)
+    room.exchange.trade_by_hand("AAPL", "buy", Decimal(10), Decimal(10))
+    await room.look()
+    assert "AAPL" in room.path.reconciler.unexplained
+    await room.find()
+
+    assert room.live() == [second.order_id]
+
+
 async def test_a_stop_that_nobody_has_replaced_guards_again(room: Room) -> None:
     """Where a person has taken the exits off, a stop that was believed dead is known again as the guard's."""
     await room.fill(await room.enter(), "10")
