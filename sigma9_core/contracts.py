@@ -364,10 +364,22 @@ Kept = Literal["good_after", "adjustment"]
 """Terms of an order that only some brokers keep to by themselves, by their names in `OrderRequest`."""
 KEPT: Final[tuple[Kept, ...]] = ("good_after", "adjustment")
 ReportKind = Literal[
-    "accepted", "filled", "cancelled", "rejected", "expired", "replaced", "adjusted", "busted", "commission"
+    "accepted",
+    "filled",
+    "cancelled",
+    "rejected",
+    "expired",
+    "replaced",
+    "adjusted",
+    "busted",
+    "commission",
+    "held",
+    "revived",
 ]
 """`adjusted`: the broker has made the order's adjustment, and it is a trailing stop from here on.
-`commission`: that of an execution which was told before it was known; its `fill` is that execution, with it."""
+`commission`: that of an execution which was told before it was known; its `fill` is that execution, with it.
+`held`: the broker has the order and does not work it, and may come to; `accepted` follows, or an end.
+`revived`: it was told as ended, and a read-back that was asked for after that shows it working."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -402,7 +414,8 @@ class BrokerOrder:
     quantity: Decimal
     filled_quantity: Decimal
     order_type: OrderType
-    state: Literal["working", "filled", "cancelled", "rejected", "expired"]
+    state: Literal["working", "held", "filled", "cancelled", "rejected", "expired"]
+    """`held`: it is there, does not work, and may come to; it is among the open orders."""
     limit_price: Decimal | None = None
     stop_price: Decimal | None = None
     trail_amount: Decimal | None = None

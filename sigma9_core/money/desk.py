@@ -82,6 +82,8 @@ class Step:
     event: OrderStatus
     fill: Fill | None = None
     applied: Applied | None = None
+    revived: bool = False
+    """It had ended, as far as was known, and works again."""
 
 
 Follower = Callable[[Step], None]
@@ -470,7 +472,7 @@ class OrderDesk:
         if order is None:
             self.orphan_reports += 1
             log.warning("a report (%s) on order '%s', which is not in memory", report.kind, report.order_id)
-            if report.order_id and report.fill is not None:
+            if report.order_id and (report.fill is not None or report.kind == "revived"):
                 self.spawn(self._late(report), f"late-report[{report.order_id}]")
             return
         if report.broker_order_id is not None and order.broker_order_id is None:
@@ -486,6 +488,7 @@ class OrderDesk:
         if report.kind == "busted" and fill is not None and untold:
             # Counted first: a read-back would find an order that has filled, and count what is gone.
             self._apply(order, "filled", fill, None, fill.ts, recovered=True)
+        recovered = recovered or report.kind == "revived"
         self._apply(order, report.kind, report.fill, report.reason, report.ts, recovered=recovered)
 
     def _commission(self, report: BrokerReport) -> None:
@@ -505,7 +508,7 @@ class OrderDesk:
             self.on_report(report, recovered=True)
 
     def local(self, order: Order, message: Message, reason: str, *, recovered: bool = False) -> None:
-        """Apply one of our own conclusions: `lost`, `refused`, `absent`, or the end that a read-back showed."""
+        """Apply one of our own conclusions, such as `lost`, or the end that a read-back showed."""
         self._apply(order, message, None, reason, self._clock.now(), recovered=recovered)
 
     def local_fill(self, order: Order, fill: Fill) -> None:
@@ -539,6 +542,9 @@ class OrderDesk:
             return
         if event is None:
             return
+        if message == "revived":
+            self.orders[order.order_id] = order  # among those that work
+            log.warning("order %s in %s works again: %s", order.order_id, order.request.symbol, order.reason)
         records: list[Record] = []
         if fill is not None and event is OrderStatus.BUSTED:
             records.append(NoteRecord("bust", ts, back))
@@ -557,7 +563,7 @@ class OrderDesk:
         )
         records.append(EventRecord("trade_event", data, ts, cause=order.order_id))
         self.note(records, of=order.order_id)
-        self._tell(Step(order, event, fill, applied))
+        self._tell(Step(order, event, fill, applied, revived=message == "revived"))
 
     def _corrected(self, fill: Fill | None) -> list[Fill]:
         """Give what stands of the executions that one takes the place of."""

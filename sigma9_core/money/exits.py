@@ -55,6 +55,20 @@ def _late_group(symbol: str, order_id: str) -> str:
     return f"exit-{symbol}-{order_id}"
 
 
+def _slot_of(ask: OrderRequest) -> str:
+    """Say where a guard has an exit of its own making."""
+    if ask.protective:
+        return "trail_id" if ask.order_type == "trailing_stop" else "stop_id"
+    if ask.order_type == "limit":
+        return "profit_id"
+    return "time_id" if ask.good_after is None else "rest_id"
+
+
+def _trails(ask: OrderRequest) -> bool:
+    """Tell whether an order is a trailing stop, or becomes one at the broker."""
+    return ask.order_type == "trailing_stop" or ask.adjustment is not None
+
+
 @dataclass(slots=True)
 class Guard:
     """The exits of one position."""
@@ -255,6 +269,7 @@ class ExitManager:
             if order.request.protective
             and order.request.symbol == symbol
             and order.status is not OrderStatus.SUBMITTED
+            and not order.held
         ]
         if not stops:
             return False
@@ -502,12 +517,12 @@ class ExitManager:
         smaller = None if step.order.working else self._smaller.pop(step.order.order_id, None)
         if smaller is not None and step.event is OrderStatus.CANCELLED:
             self._desk.spawn(self._send_smaller(step.order, smaller), f"exit[{symbol} smaller]")
-        guard = self.guards.get(symbol) or self._revive(step)
+        guard = self._taken_up(step) if step.revived else self.guards.get(symbol) or self._revive(step)
         if self.broker_has(symbol) is not None:
             self.recheck([symbol])
         if guard is not None:
             self._follow_guarded(guard, step)
-        if step.fill is not None:
+        if step.fill is not None or step.revived:
             self._keep_lone_exits_within(symbol)
 
     def _follow_guarded(self, guard: Guard, step: Step) -> None:
@@ -552,6 +567,25 @@ class ExitManager:
         self._remember(guard)
         return guard
 
+    def _taken_up(self, step: Step) -> Guard | None:
+        """Give the guard of a symbol in which an order has come back; an entry with a plan gets one again."""
+        order, guard = step.order, self.guards.get(step.order.request.symbol)
+        ask, plan = order.request, order.request.exit_plan
+        if ask.intent != "entry" or plan is None or guard is not None:
+            return guard
+        if self._owned(ask.symbol, beside=order):
+            self.drop(order)  # another one has taken its place
+            return None
+        guard = self._guard_of(order.order_id, ask, plan)
+        legs = [each.request for each in self._desk.orders.values() if each.request.parent_id == order.order_id]
+        for leg in legs:  # they may come back as well
+            guard.group = leg.oca_group or guard.group
+            if leg.order_type == "stop" and ask.strategy is None:
+                guard.stop_price = leg.stop_price  # a person's bracket says where
+        self.guards[ask.symbol] = guard
+        self._remember(guard)
+        return guard
+
     def guard_opened(self, symbol: str, requests: Mapping[str, OrderRequest | None]) -> None:
         """Guard what an entry with a plan has opened and nobody guards, as after a late fill (requests by id)."""
         if self._held(symbol) == ZERO or symbol in self.guards or symbol in self._unknown:
@@ -585,9 +619,13 @@ class ExitManager:
         if not entering and not right_way:
             self._end(guard)
             return
-        if guard.busy or guard.retry_at is not None or self.broker_has(guard.symbol) is not None:
+        if guard.busy:
+            return
+        standing_down, known = self._stands_down(guard), self.broker_has(guard.symbol) is None
+        if not standing_down:
+            self._know_again(guard, held=right_way and known)
+        if guard.retry_at is not None or not known:
             return  # nobody knows what there is to guard: `recheck` keeps what works within it
-        standing_down = self._stands_down(guard)
         quantity = abs(held) if right_way else ZERO
         price = (
             self._desk.portfolio.position(guard.symbol).average_cost
@@ -595,7 +633,8 @@ class ExitManager:
             else entry.average_price and entry.average_price * guard.factor
         )
         slots = [getattr(guard, slot) for slot in SLOTS]
-        guarded = guard.released or any(map(self._works, (guard.stop_id, guard.trail_id, guard.time_id)))
+        stops = (self._order(order_id) for order_id in (guard.stop_id, guard.trail_id))
+        guarded = guard.released or self._works(guard.time_id) or any(o.working and not o.held for o in stops if o)
         if right_way and not standing_down and not guarded:
             if not entering or price is not None:
                 self._restore(guard, quantity, price)
@@ -635,6 +674,31 @@ class ExitManager:
                 return
         if right_way and not entering and not standing_down:
             self._rest(guard, quantity)
+
+    def _know_again(self, guard: Guard, *, held: bool) -> None:
+        """Take exits of ours that have come back into their place, or off where another one has it by now.
+
+        So is an entry beside the guard's, and, once something is `held`, a stop that the broker does not work: it
+        guards nothing, and another one is sent.
+        """
+        for order in self._desk.open_orders():
+            ask = order.request
+            if ask.symbol == guard.symbol and ask.exit_plan is not None and order.order_id != guard.entry_id:
+                self.drop(order)
+        for leg in self._group(guard):
+            mine = [slot for slot in SLOTS if getattr(guard, slot) == leg.order_id]
+            if leg.held and leg.request.protective:
+                if held:
+                    self.drop(leg)
+            elif leg.request.source == "exit" and not mine:
+                slot = _slot_of(leg.request)
+                stops = (self._order(order_id) for order_id in (guard.stop_id, guard.trail_id))
+                trails = any(_trails(stop.request) for stop in stops if stop is not None and stop.working)
+                if self._works(getattr(guard, slot)) or (trails and _trails(leg.request)):
+                    self.drop(leg)
+                else:
+                    setattr(guard, slot, leg.order_id)
+                    self._remember(guard)
 
     def _rest(self, guard: Guard, quantity: Decimal) -> None:
         """Send the time stop to rest at the broker, where that keeps to a time by itself."""
@@ -827,9 +891,9 @@ class ExitManager:
         over = self._over.get(symbol)
         return None if over is None else replace(over, before=None)
 
-    def _owned(self, symbol: str) -> bool:
+    def _owned(self, symbol: str, *, beside: Order | None = None) -> bool:
         """Tell whether shares of ours are there, or on their way, that a guard must not take for its own."""
-        entering = (o for o in self._desk.open_orders() if o.request.intent == "entry")
+        entering = (o for o in self._desk.open_orders() if o.request.intent == "entry" and o is not beside)
         return self._held(symbol) != ZERO or any(order.request.symbol == symbol for order in entering)
 
     def _held(self, symbol: str) -> Decimal:

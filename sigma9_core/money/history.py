@@ -62,6 +62,11 @@ PAGE: Final = 1000
 """Rows that a long read takes at once, so that it never holds a snapshot open for long."""
 
 
+def _newest(kinds: Collection[OrderStatus]) -> ColumnElement[int]:
+    """Give the number of the newest event of some kinds in a group, 0 where there is none."""
+    return func.max(case((EVENTS.c.event.in_(sorted(kinds)), EVENTS.c.seq), else_=0))
+
+
 class History:
     """What a node's journal holds; every call is synchronous and thread-safe, and a failure is a JournalError."""
 
@@ -331,14 +336,14 @@ class History:
     def last_order_events(self) -> dict[str, TradeEvent]:
         """Give the newest event of each order that has not ended, by order id, oldest order first.
 
-        One may be `busted`: a fill of an order that works on was taken back.
+        One may be `busted`: a fill of an order that works on was taken back. What is `accepted` after its end has
+        not ended: the broker has turned out to work it.
         """
-        ended = func.max(case((EVENTS.c.event.in_(sorted(ENDED - {OrderStatus.BUSTED})), 1), else_=0))
         newest = (
             select(func.max(EVENTS.c.seq).label("seq"))
             .where(EVENTS.c.node == self.node, EVENTS.c.order_id.is_not(None))
             .group_by(EVENTS.c.order_id)
-            .having(ended == 0)
+            .having(_newest(ENDED - {OrderStatus.BUSTED}) <= _newest({OrderStatus.ACCEPTED}))
             .subquery()
         )
         query = (

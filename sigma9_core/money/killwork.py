@@ -164,6 +164,8 @@ class KillWork:
         for order_id in [*kill.failed]:
             if (order := self._desk.orders.get(order_id)) is None or not order.working:
                 del kill.failed[order_id]
+        orders = self._desk.orders
+        kill.cancelled = [each for each in kill.cancelled if each not in orders or not orders[each].working]
         for order_id in kill.asked:
             ended = self._desk.orders.get(order_id)
             if (

@@ -1,7 +1,8 @@
 """Our orders by id: all that work, and the newest that have ended.
 
 What works is asked for with every decision, so it is found without a walk over what has ended. An order stands in
-one of two places; it moves by what it says of itself, and never back: what has ended works no more.
+one of two places; it moves by what it says of itself. Back it goes by being put in anew: what has ended may turn
+out to work.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ class OrderBook(MutableMapping[str, Order]):
         self._ended: dict[str, Order] = {}
 
     def working(self) -> list[Order]:
-        """List the working orders, oldest first."""
+        """List the working orders, oldest first; one that has come back stands behind them."""
         working = [order for order in self._working.values() if order.working]
         if len(working) < len(self._working):
             self._ended |= {name: order for name, order in self._working.items() if not order.working}

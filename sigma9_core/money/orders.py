@@ -1,7 +1,8 @@
 """The life of an order: one table, status × message → status; what is not in it is illegal and is named.
 
 A message that adds nothing (a second `accepted`) changes nothing. A fill always counts, even after a cancel:
-the exchange's word on a trade beats its word on the order.
+the exchange's word on a trade beats its word on the order. What has ended works again by one message alone,
+`revived`: a read-back that was asked for after the end shows it working; a report may have been late.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ Message = Literal[
     "replaced",
     "adjusted",
     "busted",
+    "held",
     "lost",
     "refused",
     "absent",
+    "revived",
 ]
-"""What a broker reports, and three of our own: `lost` (sent, no answer), `refused` (surely not taken),
-`absent` (the read-back finds no trace of it)."""
+"""What a broker reports, and what we conclude ourselves: `lost` (sent, no answer), `refused` (surely not taken),
+`absent` (the read-back finds no trace of it), `revived` (it shows what has ended as working)."""
 
 PRICES: Final = ("limit_price", "stop_price", "trail_amount", "trail_percent")
 
@@ -39,6 +42,8 @@ _S = OrderStatus
 WORKING: Final = frozenset((_S.SUBMITTED, _S.ACCEPTED, _S.PARTIALLY_FILLED, _S.REPLACED, _S.UNKNOWN))
 """May still fill."""
 ENDED: Final = frozenset((_S.FILLED, _S.CANCELLED, _S.REJECTED, _S.EXPIRED, _S.BUSTED, _S.RISK_REJECTED))
+REVIVABLE: Final = frozenset((_S.CANCELLED, _S.REJECTED, _S.EXPIRED, _S.BUSTED))
+"""Ended, and perhaps not: what has filled, or was never sent, does not come back."""
 
 
 def _table() -> Mapping[tuple[OrderStatus, Message], OrderStatus | None]:
@@ -55,6 +60,7 @@ def _table() -> Mapping[tuple[OrderStatus, Message], OrderStatus | None]:
         table[status, "adjusted"] = _S.REPLACED
         table[status, "busted"] = _S.BUSTED
         table[status, "lost"] = _S.UNKNOWN if status is _S.SUBMITTED else None
+        table[status, "held"] = _S.UNKNOWN
     table[_S.SUBMITTED, "refused"] = _S.REJECTED
     table[_S.UNKNOWN, "refused"] = _S.REJECTED
     table[_S.SUBMITTED, "absent"] = _S.REJECTED
@@ -70,6 +76,8 @@ def _table() -> Mapping[tuple[OrderStatus, Message], OrderStatus | None]:
     table[_S.EXPIRED, "expired"] = None
     table[_S.EXPIRED, "cancelled"] = None
     table[_S.FILLED, "accepted"] = None
+    for status in REVIVABLE:
+        table[status, "revived"] = _S.ACCEPTED
     return table
 
 
@@ -77,7 +85,10 @@ TRANSITIONS: Final = _table()
 
 
 def standing(status: OrderStatus, event: OrderStatus) -> OrderStatus:
-    """Tell where an order stands after an event: a late fill revives nothing, a bust ends nothing that works."""
+    """Tell where an order stands after an event: a late fill revives nothing, a bust ends nothing that works.
+
+    What has ended is told as `accepted` only where it works again.
+    """
     late = event is _S.PARTIALLY_FILLED and status in ENDED
     return status if late or (event is _S.BUSTED and status in WORKING) else event
 
@@ -105,6 +116,8 @@ class Order:
     rule: str | None = None
     recovered: bool = False
     cancel_asked: bool = False
+    held: bool = False
+    """The broker has it and does not work it; it may come to."""
     replacement: OrderRequest | None = None
     """What a modify has asked for, until the broker has confirmed it."""
     met: Decimal | None = None
@@ -141,6 +154,11 @@ class Order:
             raise IllegalMessage(f"order {self.order_id} is {self.status} and can't be {message}") from None
         if target is None or (message == "adjusted" and self.request.adjustment is None):
             return None
+        if (message == "held" and self.held) or (message == "revived" and self.filled >= self.request.quantity):
+            return None
+        if self.held and message != "busted":
+            self.held, self.reason = False, None  # why it was held is over
+        self.held = self.held or message == "held"
         self._view = None
         self.last_quantity = self.last_price = None
         if message == "filled":
@@ -156,6 +174,8 @@ class Order:
             self.request = self.request.adjusted()
         elif target is OrderStatus.REJECTED and self.filled:
             target = OrderStatus.CANCELLED  # who refuses the rest of an order has cancelled it
+        elif message == "revived":
+            self.cancel_asked = False  # whatever was asked for did not end it
         if message != "busted" or not self.working:  # a fill is taken back: what has not filled works on
             self.status = target
         self.reason = reason or self.reason

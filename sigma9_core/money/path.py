@@ -202,6 +202,8 @@ class MoneyPath:
         self._adopting = asyncio.Lock()
         self._ending = False
         """Entries are to be cancelled as soon as the broker is there."""
+        self._ended_all = False
+        """Entries were cancelled, and none are taken: one that comes back is cancelled as well."""
         self._caught_up = False
         """The newest attempt to read back what the broker has done while it was away has succeeded."""
         self.exits.waits = lambda: not self._up_to_date
@@ -421,7 +423,7 @@ class MoneyPath:
 
     async def end_entries(self) -> None:
         """Cancel our working entries: now, or as soon as the broker is back, unless entries are taken again."""
-        self._ending = True
+        self._ending = self._ended_all = True
         if self.link.state != "connected":
             log.warning("the broker is not connected: working entries are cancelled when it is")
             return
@@ -432,7 +434,7 @@ class MoneyPath:
         """Take entries from here on; False where a kill stands before it."""
         if self.killswitch.latched:
             return False
-        self._ending = False
+        self._ending = self._ended_all = False
         self.gate.pause(None)
         return True
 
@@ -705,6 +707,7 @@ class MoneyPath:
             self.desk.spawn(self.end_entries(), "end-entries")
         self.exits.review()
         self.exits.recheck(self.reconciler.unexplained)
+        self.exits.keep_within_books()  # an exit may have come back that nobody looks after any more
         await self.desk.settle()
         self.killswitch.go_on()
         self._touch()
@@ -826,6 +829,8 @@ class MoneyPath:
 
     def _follow(self, step: Step) -> None:
         self._touch()
+        if step.revived and self._ended_all and step.order.request.intent == "entry":
+            self.desk.spawn(self.end_entries(), "end-entries")
         applied = step.applied
         kept = applied is not None and self._clock.kind != "replay"
         if applied is not None and kept and (applied.opened or applied.after == ZERO or step.order.recovered):

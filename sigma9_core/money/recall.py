@@ -9,8 +9,9 @@ from sigma9_core.money.orders import Order
 def recalled(journal: Journal, order_id: str) -> Order | None:
     """Give an order of ours as the journal has it (blocks: disk), None for one that is not ours.
 
-    What has ended stays so: the newest event of a cancelled order may be a fill that came late. A change that was
-    approved, and refused or never sent, is in the intents too; the events have only what the broker has confirmed.
+    What has ended stays so, unless it was accepted after that: the newest event of a cancelled order may be a fill
+    that came late. A change that was approved, and refused or never sent, is in the intents too; the events have
+    only what the broker has confirmed.
     """
     intent, event, status = journal.intent(order_id), journal.order(order_id), journal.status(order_id)
     if intent is None or event is None or status is None:

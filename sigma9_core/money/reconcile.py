@@ -23,7 +23,7 @@ from sigma9_core.money.adoption import Settled, settlement
 from sigma9_core.money.desk import OrderDesk, Step, stand_in
 from sigma9_core.money.ids import made_at
 from sigma9_core.money.link import BrokerLink
-from sigma9_core.money.orders import Message, Order
+from sigma9_core.money.orders import REVIVABLE, Message, Order
 from sigma9_core.money.pricing import usable
 from sigma9_core.money.records import FillRecord, NoteRecord
 
@@ -40,6 +40,8 @@ SECOND_LOOK: Final = 0.2
 """Seconds until positions that differ are read once more: a fill's report may be a moment behind."""
 GONE: Final = "the broker no longer has it; how it ended is not known: it may have filled"
 """Why an order that worked is taken for ended, where the broker tells neither its end nor a fill."""
+AGAIN: Final = "it works again"
+"""What is doubted of an order that has ended and that the broker lists as working."""
 _ENDS: Final[Mapping[str, Message]] = {"cancelled": "cancelled", "rejected": "rejected", "expired": "expired"}
 
 
@@ -107,6 +109,10 @@ class Reconciler:
         self._doubts: dict[str, Doubt] = {}
         self._strangers: set[str] = set()
         """Order ids of executions that are not ours."""
+        self._others: set[str] = set()
+        """Order ids of listed orders that are not ours."""
+        self._presumed: set[str] = set()
+        """Orders that were taken for ended because the broker did not show them any more."""
         self._round = 0
         self._seen: Mapping[str, tuple[Decimal, Decimal]] = {}
         """Positions that differed at the last look around: ours and the broker's."""
@@ -135,6 +141,8 @@ class Reconciler:
         """Read everything back, settle what can be settled, and journal what was found."""
         found = Differences()
         self._doubts.clear()  # looks count in a row on one connection
+        self._others.clear()
+        self._presumed &= {*self._desk.orders}
         self._round += 1
         working = await self._orders(link, found, first=True)
         self._foreign(working, found)
@@ -212,12 +220,16 @@ class Reconciler:
             return False
         stood = {order.order_id: _state(order) for order in desk.open_orders() if not self._moving(order)}
         working, theirs = await link.broker.open_orders(), await self._held(link)
+        await self._recall_listed(working)
         if this != self._round or link.state != "connected" or desk.in_flight:
             return False
-        listed = {each.order_id for each in working}
+        listed = {each.order_id: each.state for each in working}
         for order in desk.open_orders():
-            if stood.get(order.order_id) == _state(order) and order.order_id not in listed:
-                self._doubts[order.order_id] = Doubt("not listed", 0, monotonic())
+            state = listed.get(order.order_id)
+            if stood.get(order.order_id) == _state(order) and state != ("held" if order.held else "working"):
+                self._doubts[order.order_id] = Doubt("not listed, or otherwise", 0, monotonic())
+        for order in self._come_back(working):
+            self._doubts[order.order_id] = Doubt(AGAIN, 0, monotonic())
         if self._doubts:
             await self.resolve_unknown(link)
             return True
@@ -302,7 +314,7 @@ class Reconciler:
     def _in_doubt(self) -> bool:
         desk = self._desk
         return bool(self._doubts) or any(
-            order.status is OrderStatus.UNKNOWN
+            (order.status is OrderStatus.UNKNOWN and not order.held)
             or (order.status is OrderStatus.SUBMITTED and order.order_id not in desk.in_flight)
             or (order.replacement is not None and order.order_id not in desk.changing)
             or order.cancel_asked
@@ -312,16 +324,17 @@ class Reconciler:
     async def _orders(self, link: BrokerLink, found: Differences, *, first: bool = False) -> list[BrokerOrder]:
         """Count missed fills and settle our orders; give what works at the broker now.
 
-        Only what stood before the first read, and has not moved since, is settled: of all else the answers of the
-        read-back may be older than what we know.
+        Only what stood, or had ended, before the first read, and has not moved since, is settled: of all else the
+        answers of the read-back may be older than what we know.
         """
         broker, desk, this = link.broker, self._desk, self._round
-        stood = {order.order_id: _state(order) for order in desk.open_orders() if not self._moving(order)}
+        stood = {o.order_id: None if self._moving(o) else _state(o) for o in desk.orders.values()}
         since = self._clock.now() - LOOK_BACK
         working = {order.broker_order_id: order for order in await broker.open_orders()}
         completed = {order.broker_order_id: order for order in await broker.completed_orders(since)}
         executions = await broker.executions(since)  # last: what has ended has told all its fills
         await self._recall_kills([*working.values(), *completed.values()])
+        await self._recall_listed(working.values())
         await self._recall(executions)
         if link.state != "connected" or (not first and link.health.link == "down"):
             raise BrokerError("the connection went down during a read-back: it proves nothing")
@@ -340,10 +353,31 @@ class Reconciler:
                 self._settle(order, mine.get(order.order_id), found, immediate=immediate, first=first)
             elif not self._moving(order):
                 self._doubts.setdefault(order.order_id, Doubt("it moved", 0, monotonic()))
+        back = [order for order in self._come_back(mine.values()) if not self._moving(order)]
+        for order in back:
+            if stood.get(order.order_id, _state(order)) != _state(order):
+                self._doubts[order.order_id] = Doubt(AGAIN, 0, monotonic())  # it has ended since: asked for anew
+            elif order.order_id in self._presumed or self._sure(order, AGAIN, immediate=immediate or first):
+                self._revive(order, found)
+        again = {order.order_id for order in back}
         for order_id in [*self._doubts]:
-            if order_id not in desk.orders or not desk.orders[order_id].working:
+            if order_id not in again and (order_id not in desk.orders or not desk.orders[order_id].working):
                 del self._doubts[order_id]
         return list(working.values())
+
+    def _come_back(self, shown: Iterable[BrokerOrder]) -> list[Order]:
+        """List the orders of ours that have ended and are shown as working, an entry before its exits."""
+        ids = sorted({each.order_id for each in shown if each.order_id and each.state == "working"})
+        ended = (order for order_id in ids if (order := self._desk.orders.get(order_id)) is not None)
+        return [order for order in ended if order.status in REVIVABLE and order.filled < order.request.quantity]
+
+    def _revive(self, order: Order, found: Differences) -> None:
+        """Take an order for working again; its terms are compared at the next look."""
+        why = f"it was taken for {order.status}, and the broker shows it as working"
+        self._presumed.discard(order.order_id)
+        self._desk.local(order, "revived", why, recovered=True)
+        self._doubts[order.order_id] = Doubt("its terms", 0, monotonic())
+        found.orders[order.order_id] = "works again"
 
     def _moving(self, order: Order) -> bool:
         """Tell whether it is on its way at this moment: its own answer says what became of it."""
@@ -367,6 +401,16 @@ class Reconciler:
                 known = await desk.recall_kill(order_id, fills[0].symbol, fills[0].side, sold)
             if known is None:
                 self._strangers.add(order_id)
+
+    async def _recall_listed(self, orders: Iterable[BrokerOrder]) -> None:
+        """Take back from the journal the ended orders that the broker lists all the same."""
+        desk = self._desk
+        asked = {each.order_id for each in orders if each.order_id} - {*desk.orders, *self._others}
+        if asked:
+            ours = await asyncio.to_thread(desk.journal.known_orders, sorted(asked))
+            self._others |= asked - ours
+            for order_id in sorted(ours):
+                await desk.recall(order_id)
 
     async def _recall_kills(self, orders: Iterable[BrokerOrder]) -> None:
         """Take back the orders of a kill that never reached the journal, such as on a full disk."""
@@ -395,6 +439,10 @@ class Reconciler:
                 order.touch()
             if truth.state == "working":
                 self._works(order, truth, found, immediate=immediate, first=first)
+            elif truth.state == "held":
+                order.cancel_asked = False
+                self._desk.local(order, "held", truth.reason or "the broker does not work it", recovered=True)
+                self._doubts.pop(order.order_id, None)
             elif truth.state in _ENDS:
                 reason = truth.reason or "read back from the broker"
                 self._desk.local(order, _ENDS[truth.state], reason, recovered=True)
@@ -414,8 +462,9 @@ class Reconciler:
         return doubt.looks >= LOOKS and monotonic() - doubt.since >= SURE_AFTER
 
     def _absent(self, order: Order, *, immediate: bool, first: bool) -> None:
-        never = order.status in (OrderStatus.SUBMITTED, OrderStatus.UNKNOWN)
+        never = order.status in (OrderStatus.SUBMITTED, OrderStatus.UNKNOWN) and not order.held
         if self._sure(order, "absent", immediate=immediate):
+            self._presumed.add(order.order_id)
             if never:
                 self._desk.local(
                     order, "absent", "the broker has no trace of it: it never arrived", recovered=True
@@ -652,7 +701,7 @@ def _sentence(symbol: str, ours: Decimal, actual: Decimal) -> str:
 
 def _state(order: Order) -> tuple[object, ...]:
     """Give what a report or a change would move."""
-    return order.status, order.filled, order.request, order.replacement
+    return order.status, order.held, order.filled, order.request, order.replacement
 
 
 def _differences(request: OrderRequest, truth: BrokerOrder) -> dict[str, Any]:

@@ -41,6 +41,8 @@ class Resting:
     request: OrderRequest
     filled: Decimal = ZERO
     state: Literal["working", "filled", "cancelled", "rejected", "expired"] = "working"
+    held: bool = False
+    """It is there, and the exchange does not work it."""
 
     def shown(self) -> BrokerOrder:
         """Show it as a read-back does."""
@@ -53,7 +55,7 @@ class Resting:
             ask.quantity,
             self.filled,
             ask.order_type,
-            self.state,
+            "held" if self.held and self.state == "working" else self.state,
             ask.limit_price,
             ask.stop_price,
             ask.trail_amount,

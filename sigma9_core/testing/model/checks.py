@@ -91,10 +91,15 @@ class MoneyChecks:
                 self.require(asked <= room, f"exits may {side} {asked} {symbol}, and there are {room} to close")
 
     def _no_exit_is_doubled(self) -> None:
-        """See that no position has two stops, two trails or two time stops of our own making at the exchange."""
+        """See that no position has two stops, two trails or two time stops of our own making at the exchange.
+
+        What may have been taken for ended may have got another one in its place.
+        """
         seen: set[tuple[str, str]] = set()
         for order in self._world.working():
             ask = order.request
+            if order.order_id in self._world.exchange.lost_sight:
+                continue
             if ask.source == "exit" and ask.oca_group is not None:
                 key = ask.oca_group, ask.order_type
                 self.require(key not in seen, f"{ask.symbol} has two exits of a kind: {order}")
@@ -103,7 +108,7 @@ class MoneyChecks:
     def _exits(self, symbol: str, side: str, *, protective: bool = False) -> tuple[Decimal, Decimal]:
         """Give how much of ours there is to close at the exchange, and how much exits may trade, groups once.
 
-        Of the exits, perhaps only those that protect are counted.
+        Of the exits, perhaps only those that protect are counted; those that were out of sight in the calm alone.
         """
         exchange = self._world.exchange
         own = exchange.own.get(symbol, ZERO)
@@ -111,6 +116,7 @@ class MoneyChecks:
         for order in self._world.working():
             ask = order.request
             wanted = ask.intent != "entry" and (ask.protective or not protective)
+            wanted = wanted and order.order_id not in exchange.lost_sight
             if ask.symbol == symbol and ask.side == side and wanted:
                 group = ask.oca_group or order.order_id
                 groups[group] = max(groups.get(group, ZERO), exchange.fillable(order))
@@ -231,6 +237,7 @@ class MoneyChecks:
             f"order {order.order_id} works"
             for order in self._world.working()
             if kill.covers(order.request) and (kill.flatten or order.request.intent == "entry")
+            if order.order_id not in exchange.out_of_sight
         ]
         for symbol in self._world.held() if kill.flatten else ():
             strategy = self._world.room.path.portfolio.position(symbol).strategy

@@ -1,9 +1,9 @@
 """An exchange with an account of its own that misbehaves on demand, as real ones do, and keeps the truth.
 
 Reports wait in the mail, come twice or in another order, and are lost with the connection; cancels and changes
-take their time; what was submitted arrives or not, answered or not; read-backs are old; people trade in the same
-account. What no exchange does, it does not do: it fills no more than was ordered, of a child no more than its
-parent has opened, of a one-cancels-all group one order, and it takes an order id once.
+take their time; what was submitted arrives or not, answered or not; read-backs are old, or leave out what works;
+people trade in the same account. What no exchange does, it does not do: it fills no more than was ordered, of a
+child no more than its parent has opened, of a one-cancels-all group one order, and it takes an order id once.
 """
 
 from __future__ import annotations
@@ -111,6 +111,10 @@ class RoughExchange(SmallExchange):
     """What must never happen, and did."""
     arrives: Callable[[ApprovedOrder, str], None] = lambda _order, _how: None
     """Told of each order and change when it reaches the exchange, before anything comes of it."""
+    out_of_sight: set[str] = field(default_factory=set)
+    """Working orders that the list of open orders leaves out."""
+    lost_sight: set[str] = field(default_factory=set)
+    """Those that it has left out since all was calm: they may have been taken for ended."""
     hides: bool = False
     """The next fill is one that nobody is told of."""
     hidden: set[str] = field(default_factory=set)
@@ -294,6 +298,24 @@ class RoughExchange(SmallExchange):
         """Let the read-backs show this moment for a while; `now` is the loop's time."""
         self.old = Old(now, self._works(), self._ended(), [*self.fills], self._held())
 
+    def lose_sight(self, order_ids: Collection[str]) -> None:
+        """Leave working orders out of the list of open orders until they come into sight again."""
+        self.out_of_sight |= {*order_ids}
+        self.lost_sight |= self.out_of_sight
+
+    def hold(self, order_id: str) -> None:
+        """Work an order no more, until it is let go."""
+        self.orders[order_id].held = True
+        self.lost_sight.add(order_id)  # another one may take its place
+        self.report("held", order_id, reason="not now")
+
+    def let_go(self) -> None:
+        """Work everything again that is held."""
+        for order_id, order in self.orders.items():
+            if order.held and order.state == "working":
+                order.held = False
+                self.report("accepted", order_id)
+
     async def _read(self) -> None:
         self._check()
         await asyncio.sleep(self.read_seconds)
@@ -302,7 +324,8 @@ class RoughExchange(SmallExchange):
             self.old = None
 
     def _works(self) -> list[BrokerOrder]:
-        return [self._shown(order) for order in self.orders.values() if order.state == "working"]
+        working = (order for key, order in self.orders.items() if key not in self.out_of_sight)
+        return [self._shown(order) for order in working if order.state == "working"]
 
     def _ended(self) -> list[BrokerOrder]:
         return [self._shown(order) for order in self.orders.values() if order.state != "working"]
@@ -346,8 +369,10 @@ class RoughExchange(SmallExchange):
         """Give how much of a working order may fill now: a child closes no more than its parent has opened.
 
         What it was enlarged by, beyond its parent, counts from the parent's end on. One that is held until a time
-        fills no sooner.
+        fills no sooner, and one that is held not at all.
         """
+        if order.held:
+            return ZERO
         if order.request.good_after is not None and order.request.good_after > self.clock.now():
             return ZERO
         covers, parent = order.request.quantity, self._parent(order)
@@ -429,6 +454,8 @@ class RoughExchange(SmallExchange):
         ask = order.request
         if not order.order_id:
             return
+        if order.order_id in self.lost_sight:
+            self.excuse(ask.symbol, "an order has filled that may have been taken for ended")
         signed = fill.quantity if fill.side == "buy" else -fill.quantity
         after = self.own[ask.symbol]
         before = after - signed
@@ -504,6 +531,8 @@ class RoughExchange(SmallExchange):
         self.own[fill.symbol] -= sign * fill.quantity
         if not self.own[fill.symbol]:
             self.openers[fill.symbol] = []
+        elif all(adopted.symbol != fill.symbol for adopted in self.adoptions.values()):
+            self._open_again(fill.symbol)
         self._sum(fill.symbol)
         if self.listener is None:
             self.causes[fill.symbol] = "nobody was told of a bust"
@@ -639,6 +668,8 @@ class RoughExchange(SmallExchange):
         self.submit_modes, self.cancel_modes, self.replace_modes = [], [], []
         self.keeps_mail = self.away = False
         self.old = None
+        self.let_go()
+        self.out_of_sight, self.lost_sight = set(), set()
         while self.putting_off:
             self.carry_out()
         if self.health.link == "down":

@@ -463,6 +463,40 @@ class MoneyMachine(RuleBasedStateMachine):
         """What is read back stays as it is for a while."""
         self.world.exchange.freeze(self.world.loop.time())
 
+    @precondition(lambda self: not self.world.exchange.immediate and self.world.working())
+    @rule(pick=picks, every=st.booleans(), seconds=st.sampled_from((0.0, 12.0, 45.0, 45.0)), back=st.booleans())
+    def out_of_sight(self, pick: int, every: bool, seconds: float, back: bool) -> None:
+        """The list of open orders leaves out one order or all, perhaps for so long that it is taken for ended."""
+        exchange, working = self.world.exchange, self.world.working()
+        exchange.lose_sight([order.order_id for order in (working if every else [self._picked(working, pick)])])
+        self.world.settle(seconds)
+        if back:
+            exchange.out_of_sight.clear()
+            self.world.settle(seconds / 5)
+
+    @precondition(lambda self: self.world.working())
+    @rule(pick=picks, seconds=st.sampled_from((0.0, 6.0, 12.0)), free=st.booleans())
+    def held(self, pick: int, seconds: float, free: bool) -> None:
+        """The exchange has an order and does not work it, for a while or until it is let go."""
+        order = self._picked(self.world.working(), pick)
+        self.world.happen(self.world.exchange.hold, order.order_id)
+        self.world.settle(seconds)
+        if free:
+            self.world.happen(self.world.exchange.let_go)
+
+    @precondition(lambda self: any(order.held for order in self.world.working()))
+    @rule()
+    def let_go(self) -> None:
+        """What was held works again."""
+        self.world.happen(self.world.exchange.let_go)
+
+    @precondition(lambda self: self.world.exchange.out_of_sight)
+    @rule(seconds=st.sampled_from((0.0, 6.0, 12.0)))
+    def in_sight(self, seconds: float) -> None:
+        """The list of open orders has them again."""
+        self.world.exchange.out_of_sight.clear()
+        self.world.settle(seconds)
+
     # --- the computer that it runs on -------------------------------------------------------------------------
 
     @precondition(lambda self: self.room.journal.fault is None)

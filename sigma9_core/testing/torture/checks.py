@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from sigma9_core.errors import Sigma9Error
 from sigma9_core.events import TradeEvent
-from sigma9_core.models import Fill
+from sigma9_core.models import Fill, OrderStatus
 from sigma9_core.money import rows
 from sigma9_core.money.history import History
 from sigma9_core.money.holding import parted
@@ -255,6 +255,8 @@ def _same_orders(story: Story, dump: Dump) -> Iterator[str]:
         last[step.order_id] = step
         if step.event in ENDED:
             ended.add(step.order_id)
+        elif step.event is OrderStatus.ACCEPTED:  # it works again
+            ended.discard(step.order_id)
     truth = {order["order_id"]: order for order in dump["orders"] if order["order_id"]}
     filled: defaultdict[str, Decimal] = defaultdict(lambda: ZERO)
     for record in story.fills:

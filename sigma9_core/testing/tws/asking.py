@@ -16,17 +16,8 @@ METHODS: Final = frozenset(
     (
         *("add_contract", "set_price", "halt", "set_shortable", "subscribe_data", "open_market", "close_market"),
         *("wander", "new_day", "orders", "order", "fill", "hold_fills", "cancel", "reject", "place_foreign"),
-        *(
-            "place_manual",
-            "set_position",
-            "set_cash",
-            "set_currency",
-            "set_value",
-            "arm",
-            "disarm",
-            "say",
-            "lose_link",
-        ),
+        *("hold_order", "let_go", "set_currency", "set_value"),
+        *("place_manual", "set_position", "set_cash", "arm", "disarm", "say", "lose_link"),
         *("regain_link", "flap_farms", "drop", "mute", "requests", "state", "go_away", "come_back", "restart"),
     )
 )

@@ -101,7 +101,14 @@ class Book:
         return self.next_ids.get(client_id, self.first_id)
 
     def place(
-        self, client_id: int, order_id: int, contract: Contract, order: WireOrder, rejects: str | None = None
+        self,
+        client_id: int,
+        order_id: int,
+        contract: Contract,
+        order: WireOrder,
+        rejects: str | None = None,
+        *,
+        held: str = "",
     ) -> Ticket:
         """Take a new order, or change a live one of that id; raise Refused."""
         known = self.numbers.get((client_id, order_id))
@@ -121,6 +128,7 @@ class Book:
             account=account.name,
             quantity=order.number("totalQuantity") or ZERO,
             created=self.clock.now(),
+            held=held,
         )
         if parent_id := order.integer("parentId"):
             ticket.parent = self.numbers.get((client_id, parent_id))
@@ -149,7 +157,7 @@ class Book:
         """Cancel a live order, and the children that it leaves without a position."""
         if not ticket.live:
             return
-        ticket.status, ticket.reason, ticket.ended = "Cancelled", reason, self.clock.now()
+        ticket.status, ticket.reason, ticket.ended, ticket.held = "Cancelled", reason, self.clock.now(), ""
         self.listener.cancelled(ticket)
         for child in self._children(ticket):
             most = child.filled + self._to_close(child)
@@ -161,11 +169,24 @@ class Book:
 
     def reject(self, ticket: Ticket, reason: str, code: int = 201) -> None:
         """Turn an order down, also one that was accepted."""
-        ticket.status, ticket.reason, ticket.ended = "Inactive", reason, self.clock.now()
+        ticket.status, ticket.reason, ticket.ended, ticket.held = "Inactive", reason, self.clock.now(), ""
         ticket.transmitted = True
         self.listener.rejected(ticket, code)
         for child in self._children(ticket):
             self.cancel(child, "parent rejected")
+
+    def hold(self, ticket: Ticket, why: str) -> None:
+        """Work a live order no more, until it is let go."""
+        if not ticket.live:
+            raise Refused(161, f"the order {ticket.perm_id} is {ticket.status}")
+        ticket.held, ticket.status = why, "Inactive"
+        self.listener.changed(ticket)
+
+    def let_go(self, ticket: Ticket) -> None:
+        """Work an order that was held."""
+        if ticket.held:
+            ticket.held, ticket.status = "", "PreSubmitted"
+            self._activate(ticket)
 
     def working(self) -> list[Ticket]:
         """List what can fill, oldest first."""
@@ -180,7 +201,7 @@ class Book:
             return
         left = {True: depth, False: depth}
         for ticket in [each for each in self.working() if each.contract.con_id == con_id]:
-            if not ticket.live or not ticket.transmitted:
+            if not ticket.live or not ticket.transmitted or ticket.held:
                 continue
             self._adjust(ticket, quote)
             self._trail(ticket, quote)
@@ -203,7 +224,7 @@ class Book:
         """End regular hours: orders on the close trade, then what was good for the day is cancelled."""
         for ticket in self.working():
             quote = self.market.quote(ticket.contract.con_id)
-            able = ticket.live and ticket.transmitted and not self.holds
+            able = ticket.live and ticket.transmitted and not ticket.held and not self.holds
             if ticket.order.kind in AT_CLOSE and quote is not None and able:
                 limit, price = ticket.limit, quote.last
                 quantity = self._able(ticket)
@@ -238,7 +259,7 @@ class Book:
         done = ticket.filled >= ticket.quantity
         if done or ticket.status != "PendingCancel":
             ticket.status = "Filled" if done else "Submitted"
-        ticket.triggered = True
+        ticket.triggered, ticket.held = True, ""
         if done:
             ticket.ended = self.clock.now()
         execution = Execution(
@@ -389,7 +410,7 @@ class Book:
             parent = ticket.parent
             if parent is not None and not ticket.order.get("ocaGroup"):
                 ticket.order = ticket.order.changed(ocaGroup=str(parent.perm_id), ocaType=3)
-            ticket.status = "PreSubmitted" if self._waits(ticket) else "Submitted"
+            ticket.status = "Inactive" if ticket.held else "PreSubmitted" if self._waits(ticket) else "Submitted"
             if (quote := self.market.quote(ticket.contract.con_id)) is not None:
                 self._trail(ticket, quote)
             self.listener.accepted(ticket)
@@ -416,7 +437,7 @@ class Book:
             self._activate(ticket)
 
     def _activate(self, ticket: Ticket) -> None:
-        if not self._waits(ticket):
+        if not self._waits(ticket) and not ticket.held:
             ticket.status = "Submitted"
         self.listener.changed(ticket)
         self._arrive(ticket)
@@ -424,6 +445,8 @@ class Book:
     def _arrive(self, ticket: Ticket) -> None:
         """Let an order meet the price that there is."""
         quote = self.market.quote(ticket.contract.con_id)
+        if ticket.held:
+            return
         if quote is not None and ticket.live:
             self._adjust(ticket, quote)
             self._trail(ticket, quote)

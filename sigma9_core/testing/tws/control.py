@@ -169,6 +169,14 @@ class Control:
         """Turn down an order that was accepted before."""
         self.book.reject(self.order(wanted), reason)
 
+    def hold_order(self, wanted: Ticket | str | int | None = None, why: str = "locate") -> None:
+        """Work a live order no more: it is Inactive, and says why it is held."""
+        self.book.hold(self.order(wanted), why)
+
+    def let_go(self, wanted: Ticket | str | int | None = None) -> None:
+        """Work an order that is held."""
+        self.book.let_go(self.order(wanted))
+
     def correct(self, execution: Execution, price: Number, quantity: Number | None = None) -> Execution:
         """Correct an execution, or its quantity too: told again, with the last part of its id one higher."""
         size = None if quantity is None else decimal(quantity)

@@ -17,13 +17,15 @@ Where = Literal[
     "order",
     "fill",
     "status",
+    "list",
     "history",
     "data",
     "any",
     "what-if",
 ]
 """What a fault strikes: a new connection, startApi, a new order, a change, a cancel, the answer to an order, a
-fill, an order status, a request for history (or bars) or for market data, any message of a client, a what-if."""
+fill, an order status, an order in a list of open ones, a request for history (or bars) or for market data, any
+message of a client, a what-if."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,13 @@ PLAIN: Final = (
         "A new order is rejected: error 201 with `text`, and the status Inactive.",
         201,
         "Order rejected - reason:fake",
+    ),
+    Kind(
+        "locate-hold",
+        "place",
+        "A new order is held: code 404, and the status Inactive. It works after `seconds` (2).",
+        404,
+        WARNINGS[404][1],
     ),
     Kind("lost-order", "place", "A new order is swallowed: it is not in the book, and nothing is answered."),
     Kind("lost-ack", "place", "A new order works, and nothing is told of it until a client reads it back."),
@@ -126,6 +135,12 @@ PLAIN: Final = (
     Kind("rate-limit", "any", "A gateway's limit of 50 messages a second holds: error 100, the third closes."),
     Kind("pacing-violation", "any", "This message breaks the limit of messages: error 100, the third closes."),
     Kind("doubled-status", "status", "An order status comes twice."),
+    Kind("open-order-hidden", "list", "An order that works is left out of a list of open orders."),
+    Kind(
+        "rejected-listed",
+        "list",
+        "While armed, rejected orders stay in the lists of open orders, Inactive, and are not completed.",
+    ),
     Kind("late-execution", "fill", "An execution is told `seconds` (2) after the order's new status."),
     Kind("doubled-execution", "fill", "An execution comes twice, with the same id."),
     Kind("lost-execution", "fill", "An execution is not told live; reqExecutions has it."),

@@ -41,6 +41,8 @@ class Ticket:
     best: Decimal | None = None
     """The best price that a trailing stop has seen."""
     transmitted: bool = True
+    held: str = ""
+    """Why it is there and not worked, such as `locate`; it is Inactive then, and may come to work."""
     withheld: bool = False
     """Nothing is told of it until a client reads it back."""
     good: bool = False
@@ -61,8 +63,8 @@ class Ticket:
 
     @property
     def live(self) -> bool:
-        """Tell whether it can still fill."""
-        return self.status in LIVE
+        """Tell whether it can still fill, now or once it is held no more."""
+        return self.status in LIVE or self.held != ""
 
     @property
     def remaining(self) -> Decimal:
@@ -108,6 +110,8 @@ class Ticket:
     @property
     def why_held(self) -> str:
         """Say what it waits for."""
+        if self.held:
+            return self.held
         if self.status != "PreSubmitted":
             return ""
         words = ["child"] if self.parent is not None and not self.parent.filled else []

@@ -57,13 +57,17 @@ def place(world: World, client: Client, request: Request) -> None:
     if fault is not None and name == "read-only":
         client.send(error(fault.kind.code, fault.kind.text, order_id))
         return
-    rejects = str(fault.options.get("text", fault.kind.text)) if fault is not None else None
+    held = "locate" if name == "locate-hold" else ""
+    rejects = str(fault.options.get("text", fault.kind.text)) if fault is not None and not held else None
     try:
         if known is None and 0 < order_id <= client.highest:
             raise Refused(103, "Duplicate order id")
-        world.book.place(client.client_id, order_id, contract, order, rejects)
+        placed = world.book.place(client.client_id, order_id, contract, order, rejects, held=held)
     except Refused as refusal:
         client.send(error(refusal.code, refusal.text, order_id))
+        return
+    if fault is not None and held:
+        world.clock.later(fault.option("seconds", 2), lambda: world.book.let_go(placed))
 
 
 def _untold(world: World, client: Client, request: Request, contract: Contract, *, dies: bool) -> Ticket | None:
@@ -183,18 +187,33 @@ def open_orders(world: World, client: Client, request: Request) -> None:
         for ticket in world.book.working():
             if ticket.client_id == 0:
                 world.bind(ticket)
-    for ticket in world.book.working():
-        if ticket.transmitted and world.owns(client, ticket):
+    for ticket in _listed(world):
+        if world.owns(client, ticket):
             _tell_open(world, client, ticket)
     client.send(message(53, 1))
 
 
 def all_open_orders(world: World, client: Client, request: Request) -> None:
     """Tell a client the open orders of everybody."""
-    for ticket in world.book.working():
-        if ticket.transmitted:
-            _tell_open(world, client, ticket)
+    for ticket in _listed(world):
+        _tell_open(world, client, ticket)
     client.send(message(53, 1))
+
+
+def _listed(world: World) -> list[Ticket]:
+    """List the open orders as they are told: without those that a fault hides, with those that it keeps."""
+    return [
+        ticket
+        for ticket in world.book.tickets.values()
+        if ticket.transmitted
+        and (ticket.live or _keeps(world, ticket))
+        and world.faults.strike("list", "open-order-hidden", **about(ticket)) is None
+    ]
+
+
+def _keeps(world: World, ticket: Ticket) -> bool:
+    """Tell whether an order that was rejected stays in the list of open orders."""
+    return ticket.status == "Inactive" and not ticket.past and world.faults.on("rejected-listed")
 
 
 def _tell_open(world: World, client: Client, ticket: Ticket) -> None:
@@ -215,6 +234,8 @@ def completed_orders(world: World, client: Client, request: Request) -> None:
     """Tell the orders that have ended today; those by hand only where they are wanted."""
     only_api = request.get("apiOnly") == "1"
     for ticket in world.book.tickets.values():
+        if _keeps(world, ticket):
+            continue
         if ticket.ended is not None and not ticket.past and not (only_api and ticket.order_id <= 0):
             ticket.withheld = False
             client.send(completed_message(ticket, world.zone))

@@ -20,7 +20,7 @@ from sigma9_core.testing.tws.book import Book
 from sigma9_core.testing.tws.client import Client
 from sigma9_core.testing.tws.clock import PeerClock
 from sigma9_core.testing.tws.contracts import Contract, Contracts
-from sigma9_core.testing.tws.faults import Armed, Faults
+from sigma9_core.testing.tws.faults import WARNINGS, Armed, Faults
 from sigma9_core.testing.tws.market import Market
 from sigma9_core.testing.tws.requests import Request
 from sigma9_core.testing.tws.streaming import Streaming
@@ -33,6 +33,7 @@ HEALTHY: Final = (
     (2158, "Sec-def data farm connection is OK:secdefnj"),
 )
 HELD: Final = "Order Message:\nWarning: your order will not be placed at the exchange until the market opens."
+LOCATING: Final = WARNINGS[404][1]
 BROKEN: Final = (
     (2103, "Market data farm connection is broken:usfarm"),
     (2105, "HMDS data farm connection is broken:ushmds"),
@@ -125,6 +126,8 @@ class World:
                 self.tell(ticket, error(10349, "Order TIF was set to DAY based on order preset.", ticket.order_id))
             if outside:
                 self.tell(ticket, error(399, HELD, ticket.order_id))
+            if ticket.held:
+                self.tell(ticket, error(404, LOCATING, ticket.order_id))
             if (fault := self.faults.strike("order", **about(ticket))) is not None:
                 self.tell(ticket, error(fault.kind.code, fault.kind.text, ticket.order_id))
 

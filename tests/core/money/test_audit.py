@@ -350,9 +350,9 @@ FORGED: dict[str, tuple[str, ...]] = {
         "UPDATE orders SET request = json_set(request, '$.quantity', '6') WHERE order_id = 'LATE'",
     ),
     "a step is illegal": (
-        r"event \d+: the order LATE is cancelled and can't become accepted",
-        "UPDATE events SET body = json_set(body, '$.data.event', 'accepted') WHERE order_id = 'LATE' AND event = 'partially_filled'",
-        "UPDATE events SET event = 'accepted' WHERE order_id = 'LATE' AND event = 'partially_filled'",
+        r"event \d+: the order LATE is cancelled and can't become replaced",
+        "UPDATE events SET body = json_set(body, '$.data.event', 'replaced') WHERE order_id = 'LATE' AND event = 'partially_filled'",
+        "UPDATE events SET event = 'replaced' WHERE order_id = 'LATE' AND event = 'partially_filled'",
     ),
     "an order begins in the middle": (
         r"event \d+: the order LATE begins as accepted, not as submitted",

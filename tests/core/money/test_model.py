@@ -203,6 +203,11 @@ def broker_s_trail_is_none(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ExitManager, "_trails", lambda self, guard: self._works(guard.trail_id))
 
 
+def what_has_ended_stays_so(patch: pytest.MonkeyPatch) -> None:
+    """What the broker shows as working again is not believed."""
+    patch.setattr(Reconciler, "_revive", lambda *_args: None)
+
+
 @pytest.mark.parametrize(
     "fault",
     [
@@ -219,6 +224,7 @@ def broker_s_trail_is_none(patch: pytest.MonkeyPatch) -> None:
         missed_fills_are_not_counted,
         stop_keeps_its_size,
         broker_s_trail_is_none,
+        what_has_ended_stays_so,
     ],
 )
 def test_the_model_finds_what_is_wrong(fault: Callable[[pytest.MonkeyPatch], None]) -> None:

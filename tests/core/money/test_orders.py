@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sigma9_core.models import Fill, OrderRequest, OrderStatus
 from sigma9_core.money.ids import OrderIds
-from sigma9_core.money.orders import ENDED, TRANSITIONS, WORKING, IllegalMessage, Message, Order
+from sigma9_core.money.orders import ENDED, TRANSITIONS, WORKING, IllegalMessage, Message, Order, standing
 
 NOW = datetime(2026, 3, 2, 15, tzinfo=UTC)
 MESSAGES: tuple[Message, ...] = get_args(Message)
@@ -50,6 +50,44 @@ def test_illegal_messages_are_named_and_change_nothing() -> None:
         order.take("cancelled")
 
     assert order.status is OrderStatus.FILLED
+
+
+@pytest.mark.parametrize("status", sorted(ENDED))
+def test_what_has_ended_works_again_where_it_may(status: OrderStatus) -> None:
+    """What was cancelled, rejected or expired may turn out to work; what has filled or was never sent may not."""
+    order = make(status)
+    order.cancel_asked = True
+    if status in (OrderStatus.FILLED, OrderStatus.RISK_REJECTED):
+        with pytest.raises(IllegalMessage):
+            order.take("revived")
+        return
+    assert order.take("revived", reason="it is listed") is OrderStatus.ACCEPTED
+    assert order.working
+    assert not order.cancel_asked  # it can be asked for again
+    assert order.reason == "it is listed"
+    assert standing(status, OrderStatus.ACCEPTED) is OrderStatus.ACCEPTED
+
+
+def test_a_late_report_brings_nothing_back() -> None:
+    """An `accepted` that comes after the end is no proof, and neither is a read-back of what has filled whole."""
+    order = make(OrderStatus.CANCELLED)
+    with pytest.raises(IllegalMessage):
+        order.take("accepted")
+    order.take("filled", fill=fill(100))
+    order.take("busted")
+    assert order.take("revived") is None
+    assert not order.working
+
+
+def test_what_the_broker_holds_is_unknown_until_it_works() -> None:
+    """An order that the broker has and does not work may still fill; it is told once."""
+    order = make(OrderStatus.ACCEPTED)
+    assert order.take("held", reason="locate") is OrderStatus.UNKNOWN
+    assert order.take("held", reason="locate") is None
+    assert order.held
+    assert order.working
+    assert order.take("accepted") is OrderStatus.ACCEPTED
+    assert (order.held, order.reason) == (False, None)
 
 
 def test_a_refused_order_takes_nothing_at_all() -> None:
@@ -159,7 +197,7 @@ def test_a_price_that_is_being_changed_is_shown_beside_the_present_one() -> None
 
 @given(st.lists(st.sampled_from(MESSAGES), max_size=30))
 def test_no_sequence_brings_an_ended_order_back(messages: list[Message]) -> None:
-    """Once ended, an order never works again, and it never has more filled than was traded."""
+    """Once ended, an order works again by one message alone, and it never has more filled than was traded."""
     order, traded, ended = make(), Decimal(0), False
     for number, message in enumerate(messages):
         piece = fill(30, number=number)
@@ -169,7 +207,7 @@ def test_no_sequence_brings_an_ended_order_back(messages: list[Message]) -> None
             continue
         if message == "filled" and event is not None:
             traded += 30
-        ended = ended or not order.working
+        ended = (ended or not order.working) and message != "revived"
         assert order.filled == traded
         assert not (ended and order.working)
         assert order.remaining or not order.working

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 from sigma9_core.models import ZERO, OrderRequest
 from sigma9_core.money.ids import made_at
@@ -15,6 +15,7 @@ from sigma9_plugins.brokers.ibkr.mapping import broker_id
 End = Literal["filled", "cancelled", "rejected", "expired"]
 MOST: Final = 10_000
 """Orders in the book, where a server runs for months: then the older half of what has ended goes."""
+ENDS: Final[Mapping[str, End]] = {end: end for end in get_args(End)}
 
 
 @dataclass(slots=True, eq=False)
@@ -33,7 +34,19 @@ class Known:
     request: OrderRequest | None = None
     """None where an earlier process has sent it."""
     acknowledged: bool = False
+    inactive: bool = False
+    """IB has said that it has it and does not work it; what that means a read-back decides."""
+    why_held: str = ""
+    """What IB holds it for, such as `locate`."""
+    held: bool = False
+    """It was told as held."""
+    refused: bool = False
+    """A code has said that IB does not take it, and it has not worked since."""
     end: End | None = None
+    ended_at: float = 0.0
+    """When its end was told; a read-back that was asked for before proves nothing."""
+    back: bool = False
+    """IB has said that it works after its end was told: a read-back is to decide."""
     told: Decimal = ZERO
     """What the order status says has filled."""
     executions: dict[str, Decimal] = field(default_factory=dict)

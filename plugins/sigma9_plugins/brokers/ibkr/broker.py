@@ -358,7 +358,7 @@ class IbkrBroker:
 
     def _doubtful(self, known: Known) -> bool:
         """Tell whether there is still something to find out."""
-        return known.end is None or self._lacks(known)
+        return known.end is None or known.back or self._lacks(known)
 
     def _reserve_ids(self) -> None:
         if self._numbers.runs_low and self._connection is not None:

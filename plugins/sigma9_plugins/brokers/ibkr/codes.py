@@ -164,6 +164,19 @@ def order_action(number: int, *, acknowledged: bool, changing: bool) -> Action:
             return "read_back"
 
 
+UNCANCELLABLE: Final = frozenset((135, 136, 161, 10147, 10148))
+"""There is no order to cancel, or it is in no state to be."""
+
+
+def refuses(number: int, *, inactive: bool) -> bool:
+    """Tell whether a code about an order says that IB does not take it, or, of an inactive one, has it no more.
+
+    One that is inactive since IB has turned it down can't be cancelled any more; one that is held can.
+    """
+    row = TABLE.get(number)
+    return (row is not None and row.meaning == "no_order") or (inactive and number in UNCANCELLABLE)
+
+
 def request_fails(number: int) -> bool:
     """Tell whether a code about a question other than an order ends it without an answer."""
     row = TABLE.get(number)

@@ -46,12 +46,12 @@ BY_AMOUNT: Final = 0
 BY_PERCENT: Final = 100
 """What the distance of an adjusted stop is in."""
 
-WORKING: Final = frozenset(
-    ("PendingSubmit", "ApiPending", "PreSubmitted", "Submitted", "PendingCancel", "Inactive")
-)
+WORKING: Final = frozenset(("PendingSubmit", "ApiPending", "PreSubmitted", "Submitted", "PendingCancel"))
 CONFIRMED: Final = frozenset(("PreSubmitted", "Submitted"))
 CANCELLED: Final = frozenset(("Cancelled", "ApiCancelled"))
-State = Literal["working", "filled", "cancelled", "rejected", "expired"]
+INACTIVE: Final = "Inactive"
+"""IB has the order and does not work it: it is held, such as for shares to borrow, or it was turned down."""
+State = Literal["working", "held", "filled", "cancelled", "rejected", "expired"]
 
 
 def to_ib(
@@ -225,6 +225,8 @@ def state_of(status: str) -> State | None:
         return "cancelled"
     if status == "Filled":
         return "filled"
+    if status == INACTIVE:
+        return "held"
     return "working" if status in WORKING else None
 
 

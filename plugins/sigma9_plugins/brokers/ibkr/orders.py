@@ -18,13 +18,13 @@ from sigma9_core.contracts import BrokerReport, ReportKind
 from sigma9_core.errors import BrokerError, BrokerRefused
 from sigma9_core.models import ApprovedOrder
 from sigma9_plugins.brokers.ibkr.book import Book, End, Known, learn
-from sigma9_plugins.brokers.ibkr.codes import order_action, says
+from sigma9_plugins.brokers.ibkr.codes import order_action, refuses, says
 from sigma9_plugins.brokers.ibkr.contracts import Contracts
 from sigma9_plugins.brokers.ibkr.executions import Executions
 from sigma9_plugins.brokers.ibkr.figures import quantity
 from sigma9_plugins.brokers.ibkr.ids import OrderNumbers
 from sigma9_plugins.brokers.ibkr.lanes import LaneName, Parcel
-from sigma9_plugins.brokers.ibkr.mapping import CONFIRMED, adjusts, fault, same_terms, state_of, to_ib
+from sigma9_plugins.brokers.ibkr.mapping import CONFIRMED, INACTIVE, adjusts, fault, same_terms, state_of, to_ib
 from sigma9_plugins.brokers.ibkr.wire import Wire
 
 log = logging.getLogger("sigma9.ibkr")
@@ -181,8 +181,11 @@ class Orders:
         known.changes.append(wire.put(lane, ("placeOrder", (known.number, contract, written))))
 
     def cancel(self, order_id: str) -> None:
-        """Cancel an order of ours ahead of everything that waits; one that has not left is taken back."""
-        known, wire = self._mine(order_id)
+        """Cancel an order of ours ahead of everything that waits; one that has not left is taken back.
+
+        An end that was told keeps no cancel back: who asks for it has read back that the order is there.
+        """
+        known, wire = self._mine(order_id, ended=True)
         if known.parcel is not None and known.waiting:
             self._withdraw(wire, known, known.parcel)
             return
@@ -228,13 +231,14 @@ class Orders:
         _parent: int,
         _last: float,
         client_id: int,
-        *_: Any,
+        *more: Any,
     ) -> None:
         known = self.book.find(perm_id=perm_id, client_id=client_id, number=number)
         if known is None:
             return
         self.book.name(known, perm_id, client_id, number)
         known.told = max(known.told, quantity(filled))
+        known.why_held = str(more[0]) if more else ""
         self._stands(known, status)
         if known.told > known.counted:
             self._look(known)
@@ -242,22 +246,23 @@ class Orders:
     def _stands(self, known: Known, status: str) -> None:
         """Take a status that IB tells of an order."""
         state = state_of(status)
-        if status in CONFIRMED:
-            if known.end in ("rejected", "cancelled"):
-                log.warning("order %s works again at IB: %s", known.order_id, status)
-                known.end = None
-            self._acknowledge(known, wall_now())
+        if status in CONFIRMED and known.end is not None:
+            if known.end != "filled" and not known.back:
+                log.warning("order %s is %s, and IB says %s: it is read back", known.order_id, known.end, status)
+                known.back = True  # or it was late
+                self._look(known)
+        elif status in CONFIRMED:
+            self._works(known)
         elif state == "cancelled":
             self.executions.flush(known)
             self._ends(known, "cancelled", known.said)
         elif state == "filled":
             self._acknowledge(known, wall_now())
             known.end = "filled"
-        elif status == "Inactive" and known.end is None:
-            if known.acknowledged:
-                self._look(known)
-            else:
-                self._ends(known, "rejected", known.said or "IB holds it as inactive")
+        elif state == "held" and known.end is None:
+            known.inactive = True
+            if not known.held:
+                self._look(known)  # held, or turned down: a code may say more by then
 
     def _on_error(self, wire: Wire, number: int, code: int, text: str, *_: Any) -> None:
         """Take a code about an order of ours: what it asks for stands in the table of codes."""
@@ -269,6 +274,7 @@ class Orders:
         log.warning("order %s: %s", known.order_id, words)
         if asked != "log":
             known.said = words
+        known.refused = known.refused or (refuses(code, inactive=known.inactive) and known.change is None)
         match asked:
             case "reject":
                 if known.end is None:
@@ -293,15 +299,42 @@ class Orders:
             else:
                 self._ends(known, end, reason)
 
-    def works(self, known: Known) -> None:
-        """Take that a read-back shows it as working."""
-        self._acknowledge(known, wall_now())
+    def shown(self, known: Known, status: str, asked_at: float) -> None:
+        """Take the status with which a read-back that was asked for at some time lists an order."""
+        if known.end is None and status == INACTIVE:
+            self.inactive(known)
+        elif known.end is None and status in CONFIRMED:
+            self._works(known)
+        elif known.end is None and not known.held:
+            self._acknowledge(known, wall_now())
+        elif status in CONFIRMED and known.end != "filled" and known.ended_at < asked_at:
+            why = f"it was told as {known.end}, and IB lists it as {status}"
+            log.warning("order %s works again: %s", known.order_id, why)
+            known.end, known.acknowledged = None, True
+            known.inactive = known.held = known.refused = known.back = False
+            report = BrokerReport("revived", known.order_id, wall_now(), known.broker_order_id, reason=why)
+            self._report(report)
+
+    def inactive(self, known: Known) -> None:
+        """Take that IB has an order and does not work it: where a code has turned it down it is rejected.
+
+        Else it is in doubt, and may come to work, such as a short sale once its shares are located.
+        """
+        known.inactive = True
+        if known.refused:
+            self._ends(known, "rejected", known.said)
+        elif not known.held:
+            known.held = True
+            words = "; ".join(filter(None, (known.why_held and f"for {known.why_held}", known.said)))
+            reason = f"IB holds it as inactive ({words or 'it does not say why'})"
+            report = BrokerReport("held", known.order_id, wall_now(), known.broker_order_id, reason=reason)
+            self._report(report)
 
     def release(self, shown: Collection[str]) -> None:
         """Cancel what may lie at TWS untransmitted: the first orders of a unit of which the last never arrived.
 
-        Nobody would see it in a read-back, and a person could still transmit it. Where any order of the unit works
-        or has filled the last one has arrived; one that was turned down proves nothing.
+        Nobody would see it in a read-back, and a person could still transmit it. Where any order of the unit is
+        there, or has filled, the last one has arrived; one that was turned down proves nothing.
         """
         wire = self._wire
         if wire is None or not wire.is_open:
@@ -313,7 +346,8 @@ class Orders:
                 continue
             unit = [self.book.by_id(order_id) for order_id in known.group]
             if not any(
-                each is None or each.acknowledged or each.counted or each.order_id in shown for each in unit
+                each is None or each.acknowledged or each.held or each.counted or each.order_id in shown
+                for each in unit
             ):
                 log.warning("order %s may wait at TWS for one that never arrived: it is cancelled", known.order_id)
                 known.released_at = monotonic()  # a cancel may be lost as well
@@ -369,14 +403,19 @@ class Orders:
                 self._ends(known, "cancelled", why)
 
     def _acknowledge(self, known: Known, ts: datetime) -> None:
-        if not known.acknowledged:
-            known.acknowledged = True
+        if not known.acknowledged or known.held:
+            known.acknowledged, known.held = True, False
             self._report(BrokerReport("accepted", known.order_id, ts, known.broker_order_id))
+
+    def _works(self, known: Known) -> None:
+        known.inactive = known.refused = False
+        self._acknowledge(known, wall_now())
 
     def _ends(self, known: Known, kind: ReportKind, reason: str | None) -> None:
         if known.end is not None:
             return
         known.end = "rejected" if kind == "rejected" else "expired" if kind == "expired" else "cancelled"
+        known.ended_at = monotonic()
         known.change = None
         self._report(BrokerReport(kind, known.order_id, wall_now(), known.broker_order_id, reason=reason))
 
@@ -414,12 +453,15 @@ class Orders:
             )
         return known.number
 
-    def _mine(self, order_id: str) -> tuple[Known, Wire]:
-        """Give a working order, and the connection that may change it; raise BrokerError or BrokerRefused."""
+    def _mine(self, order_id: str, *, ended: bool = False) -> tuple[Known, Wire]:
+        """Give an order, and the connection that may change it; raise BrokerError or BrokerRefused.
+
+        One that has filled is never given, one that has `ended` as far as was told only where that is asked for.
+        """
         known = self.book.by_id(order_id)
         if known is None:
             raise BrokerError(f"no order of ours has the id {order_id}")
-        if known.end is not None:
+        if known.end is not None and not (ended and known.end != "filled"):
             raise BrokerRefused(f"order {order_id} is {known.end} already")
         main, wire = self._connected(), self._wire_of(known)
         if wire is None:

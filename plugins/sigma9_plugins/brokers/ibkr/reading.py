@@ -9,10 +9,11 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
+from sigma9_core.clock import monotonic
 from sigma9_core.contracts import BrokerOrder
 from sigma9_core.models import Fill
 from sigma9_plugins.brokers.ibkr.asking import Answer, Asking
-from sigma9_plugins.brokers.ibkr.book import Known, learn
+from sigma9_plugins.brokers.ibkr.book import ENDS, Known, learn
 from sigma9_plugins.brokers.ibkr.contracts import Contracts
 from sigma9_plugins.brokers.ibkr.executions import corrected_by
 from sigma9_plugins.brokers.ibkr.figures import amount, quantity
@@ -46,7 +47,9 @@ class Reading:
 
     async def open_orders(self) -> list[BrokerOrder]:
         """Read what works in the account, sent by whomever; a foreign order has no id of ours."""
-        shown = [self._working(each) for each in await self._open() if state_of(each.status) == "working"]
+        asked_at = monotonic()
+        listed = [self._listed(each, asked_at) for each in await self._open()]
+        shown = [each for each in listed if each is not None]
         self._orders.release({each.order_id for each in shown if each.order_id})
         return shown
 
@@ -94,22 +97,28 @@ class Reading:
 
     async def settle(self, doubted: Sequence[Known]) -> None:
         """Look what became of orders, and tell it where it is sure."""
-        working = {each.order.orderRef for each in await self._open() if state_of(each.status) == "working"}
+        asked_at = monotonic()
+        listed = {each.order.orderRef: each.status for each in await self._open() if _is_open(each.status)}
         for known in doubted:
-            if known.order_id in working:
-                self._orders.works(known)
+            if known.ended_at < asked_at:
+                known.back = False
+            if known.order_id in listed:
+                self._orders.shown(known, listed[known.order_id], asked_at)
         owes = self._orders.executions.owes
         if any(known.told > known.counted or owes(known) for known in doubted):
             for contract, execution in await self._executions():
                 self._orders.executions.on_execution(-1, contract, execution, self._account)
-        gone = [known for known in doubted if known.order_id not in working and known.end is None]
+        gone = [known for known in doubted if known.order_id not in listed and known.end is None]
         if not gone:
             return
         ended = {each.order_id: each for each in await self.completed_orders(datetime.min.replace(tzinfo=UTC))}
         for known in gone:
             found = ended.get(known.order_id)
-            if found is not None and found.state != "working":
-                self._orders.settle(known, found.state, found.reason)
+            end = None if found is None else ENDS.get(found.state)
+            if found is not None and end is not None:
+                self._orders.settle(known, end, found.reason)
+            elif known.inactive and known.end is None:
+                self._orders.inactive(known)
 
     # --- inside ------------------------------------------------------------------------------------------------
 
@@ -142,13 +151,20 @@ class Reading:
 
         return await self._asking.single("open orders", handlers, ("reqAllOpenOrders", ()))
 
-    def _working(self, shown: _Shown) -> BrokerOrder:
-        order = shown.order
+    def _listed(self, shown: _Shown, asked_at: float) -> BrokerOrder | None:
+        """Give an order that is listed; None for one that works no more, as far as IB says."""
+        order, state = shown.order, state_of(shown.status)
+        if not _is_open(shown.status):
+            return None
         self._contracts.seen(self._wire.library, shown.contract)
         known = learn(self._orders.book, order, shown.number)
         if known is not None:
             known.parent = order.parentId or known.parent
-            known.acknowledged = True  # whoever asks learns it by the answer
+            if state == "working" and not known.held:
+                known.acknowledged = True  # whoever asks learns it by the answer
+            self._orders.shown(known, shown.status, asked_at)
+            if state == "held" and known.end is not None:
+                return None  # it was turned down, and IB still has it in its list
         parent = (
             self._orders.book.find(client_id=order.clientId, number=order.parentId) if order.parentId else None
         )
@@ -159,9 +175,10 @@ class Reading:
             shown.contract,
             order,
             order_id=None if known is None else known.order_id,
-            state="working",
+            state="held" if state == "held" else "working",
             filled=filled,
             parent_id=None if parent is None else parent.order_id,
+            reason=None if known is None or state != "held" else known.said,
         )
 
     async def _executions(self) -> list[tuple[Any, Any]]:
@@ -215,6 +232,11 @@ class Reading:
 
     def _is_mine(self, account: str) -> bool:
         return not account or account == self._account
+
+
+def _is_open(status: str) -> bool:
+    """Tell whether an order may still trade: it works, or IB holds it."""
+    return state_of(status) in ("working", "held")
 
 
 def ended_as(status: str, words: str) -> State:

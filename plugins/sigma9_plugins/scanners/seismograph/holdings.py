@@ -89,7 +89,8 @@ class Holding:
                 self._killed = self._killed or event.source == "kill_switch"
                 step.left = self._leave(ts)
             known.filled, known.worth = event.filled_quantity, worth
-        known.ended = known.ended or event.event in ENDED  # a fill may follow the end, which stays the end
+        # A fill may follow the end, which stays the end; what is accepted after it works again.
+        known.ended = event.event != OrderStatus.ACCEPTED and (known.ended or event.event in ENDED)
         if entry and not known.ended:
             self.entry_id = event.order_id
         elif entry and self.entry_id in (event.order_id, None):

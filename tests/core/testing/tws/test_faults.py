@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from sigma9_core.testing.tws import KINDS, FakeTws
+from sigma9_core.testing.tws.book import Refused
 from sigma9_core.testing.tws.faults import WARNINGS, Faults
 
 
@@ -77,6 +78,61 @@ async def test_what_if_remark(lib: Any, ib: Any, aapl: Any, tws: FakeTws) -> Non
     await ib.reqCurrentTimeAsync()
     assert heard == [("error", 399), ("openOrder", 900), ("error", 2109), ("openOrder", 901)]
     assert tws.orders() == []
+
+
+async def test_locate_hold(lib: Any, ib: Any, aapl: Any, tws: FakeTws, heard: list[Any]) -> None:
+    """locate-hold: the order is Inactive, says why, trades at no price, and works once it is let go."""
+    tws.arm("locate-hold", seconds=60)
+    trade = await place(lib, ib, aapl)
+    assert codes(heard) == [404]
+    told = [entry for entry in trade.log if entry.status == "Inactive"]
+    assert told or trade.orderStatus.status == "ValidationError"
+    assert trade.orderStatus.whyHeld == "locate"
+    tws.set_price("AAPL", 170)
+    assert [each.order.orderId for each in await ib.reqOpenOrdersAsync()] == [trade.order.orderId]
+    assert (tws.order().status, float(tws.order().filled)) == ("Inactive", 0)
+    tws.let_go()
+    await ib.reqCurrentTimeAsync()
+    assert (tws.order().status, trade.orderStatus.status) == ("Filled", "Filled")
+
+
+async def test_an_order_that_works_is_held(lib: Any, ib: Any, aapl: Any, tws: FakeTws, heard: list[Any]) -> None:
+    """hold_order: what works is held, can be cancelled, and what has ended can't be held."""
+    trade = await place(lib, ib, aapl)
+    tws.hold_order(why="locate")
+    await ib.reqCurrentTimeAsync()
+    assert (trade.orderStatus.status, trade.orderStatus.whyHeld) == ("Inactive", "locate")
+    ib.client.cancelOrder(trade.order.orderId, "")
+    await ib.reqCurrentTimeAsync()
+    assert tws.order().status == "Cancelled"
+    with pytest.raises(Refused):
+        tws.hold_order()
+
+
+async def test_open_order_hidden(lib: Any, ib: Any, aapl: Any, tws: FakeTws) -> None:
+    """open-order-hidden: the list lacks it, or some of it, and it works all the same."""
+    for ref in ("a", "b"):
+        await place(lib, ib, aapl, limit(lib, orderRef=ref))
+    tws.arm("open-order-hidden", times=None, order_ref="a")
+    assert [each.order.orderRef for each in await ib.reqAllOpenOrdersAsync()] == ["b"]
+    tws.arm("open-order-hidden", times=None)
+    assert await ib.reqAllOpenOrdersAsync() == []
+    tws.disarm("open-order-hidden")
+    assert len(await ib.reqAllOpenOrdersAsync()) == len(tws.orders(live=True)) == 2
+
+
+async def test_rejected_listed(lib: Any, ib: Any, aapl: Any, tws: FakeTws, heard: list[Any]) -> None:
+    """rejected-listed: an order that was turned down stays in the list as Inactive, and can't be cancelled."""
+    tws.arm("rejected-listed", times=None)
+    trade = await place(lib, ib, aapl)
+    tws.reject(None, "Order rejected - reason:no more")
+    assert await ib.reqCompletedOrdersAsync(False) == []
+    assert [each.orderStatus.status for each in await ib.reqAllOpenOrdersAsync()] == ["Inactive"]
+    ib.client.cancelOrder(trade.order.orderId, "")
+    await ib.reqCurrentTimeAsync()
+    assert codes(heard) == [201, 10148]
+    tws.disarm()
+    assert len(await ib.reqCompletedOrdersAsync(False)) == 1
 
 
 async def test_lost_order(lib: Any, ib: Any, aapl: Any, tws: FakeTws) -> None:

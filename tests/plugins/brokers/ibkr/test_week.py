@@ -386,7 +386,7 @@ class Trader:
         left = [each for each in untransmitted(self.tws) if each.perm_id not in self.leftovers]
         assert len(left) <= lies, left  # each was cancelled, and TWS has said that it is not there, or nothing
 
-    async def kill(self, why: str) -> None:
+    async def kill(self, why: str = "enough") -> None:
         """Kill everything and wait until it is done.
 
         Its time runs while the gateway can be reached; each of its closes that is lost or refused gives it more.
@@ -704,6 +704,140 @@ async def until(true: Callable[[], bool]) -> None:
     while not true():
         assert monotonic() < end
         await asyncio.sleep(0.01)
+
+
+# --- believed dead ----------------------------------------------------------------------------------------------
+
+
+async def still(trader: Trader, seconds: float) -> None:
+    """Let time pass in a market that does not move."""
+    end = monotonic() + seconds
+    while monotonic() < end:
+        for symbol, price in PRICES.items():
+            now = datetime.now(UTC)
+            await trader.path.on_market(Slice(now, trades=(Trade(symbol, now, float(price), 100.0),)))
+        await asyncio.sleep(0.1)
+
+
+async def rests(trader: Trader) -> Order:
+    """Leave an entry at rest."""
+    terms: Any = {"order_type": "limit", "limit_price": Decimal(50), "time_in_force": "gtc"}
+    request = OrderRequest(symbol="AMD", side="buy", quantity=Decimal(100), **terms)
+    (order,) = await trader.path.desk.submit([request])
+    return order
+
+
+async def test_an_entry_that_the_list_lacked_for_a_while(tmp_path: Path) -> None:
+    """After a restart the gateway lists nothing, and later it does: the entry is ours again, over a crash too."""
+    async with FakeTws(cash=1_000_000, spread="0.02") as tws:
+        async with Trader(tws, tmp_path, random.Random(1)).life() as trader:
+            order = await rests(trader)
+            await until(lambda: order.status is OrderStatus.ACCEPTED)
+            tws.arm("open-order-hidden", times=None)
+            tws.restart()
+            await until(lambda: order.status is OrderStatus.CANCELLED)
+            tws.disarm()
+            await until(lambda: order.working)
+            assert (order.status, order.recovered) == (OrderStatus.ACCEPTED, True)
+            await trader.agree("once it is listed")
+            await trader.crash()
+        async with Trader(tws, tmp_path, random.Random(2)).life() as trader:
+            (back,) = trader.path.desk.open_orders()
+            assert back.order_id == order.order_id
+            tws.fill(order.order_id, 40, 50)
+            await until(lambda: trader.path.portfolio.quantity("AMD") == 40)
+            await trader.path.cancel(order.order_id)
+            assert trader.disagreements() == []
+            await trader.kill()
+            assert not tws.orders(live=True)
+
+
+async def test_a_stop_that_the_list_lacked_for_a_while(tmp_path: Path) -> None:
+    """Stops are sent in the place of what seems to be gone; once all are listed one is left, and it is ours."""
+    async with (
+        FakeTws(cash=1_000_000, spread="0.02") as tws,
+        Trader(tws, tmp_path, random.Random(1)).life() as trader,
+    ):
+        request = OrderRequest(symbol="IBM", side="buy", quantity=Decimal(100), exit_plan=ExitPlan())
+        (entry, *_) = await trader.path.enter(request, PRICES["IBM"])
+        await until(lambda: entry.filled == 100)
+        tws.arm("open-order-hidden", times=None)
+        tws.restart()
+        await asyncio.sleep(0.3)
+        await trader.path.link.wait_ready()
+        await still(trader, 3)
+        assert len(tws.orders(live=True)) > 1
+        tws.disarm()
+        await still(trader, 2)
+
+        (stop,) = tws.orders(live=True)
+        assert trader.path.exits.guards["IBM"].stop_id == stop.ref
+        assert trader.path.portfolio.position("IBM").protected
+        tws.set_price("IBM", 50)
+        await until(lambda: trader.path.portfolio.quantity("IBM") == 0)
+        await trader.agree("after the stop")
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+async def test_an_order_that_ib_holds(tmp_path: Path, goes_on: bool) -> None:
+    """A new order that is inactive is unknown, with IB's words; it comes to work, or a kill cancels it."""
+    async with (
+        FakeTws(cash=1_000_000, spread="0.02") as tws,
+        Trader(tws, tmp_path, random.Random(1)).life() as trader,
+    ):
+        tws.arm("locate-hold", seconds=60)
+        order = await rests(trader)
+        await until(lambda: order.held)
+        assert order.status is OrderStatus.UNKNOWN
+        assert "for locate" in (order.reason or "")
+        await still(trader, 2)  # it is no order without a trace
+        assert trader.path.desk.open_orders() == [order]
+        if goes_on:
+            tws.let_go(order.order_id)
+            await until(lambda: order.status is OrderStatus.ACCEPTED)
+        await trader.kill()
+        assert not tws.orders(live=True)
+        assert order.view().status is OrderStatus.CANCELLED
+
+
+@pytest.mark.parametrize("listed", [True, False])
+async def test_a_stop_that_ib_has_turned_down_is_no_protection(tmp_path: Path, listed: bool) -> None:
+    """Its position is told as unprotected, and gets another stop, whether or not TWS goes on listing the first."""
+    async with (
+        FakeTws(cash=1_000_000, spread="0.02") as tws,
+        Trader(tws, tmp_path, random.Random(1)).life() as trader,
+    ):
+        request = OrderRequest(symbol="IBM", side="buy", quantity=Decimal(100), exit_plan=ExitPlan())
+        (entry, first, *_) = await trader.path.enter(request, PRICES["IBM"])
+        await until(lambda: entry.filled == 100 and trader.path.portfolio.position("IBM").protected)
+        if listed:
+            tws.arm("rejected-listed", times=None)
+        tws.reject(first.order_id, "Order rejected - reason:account in liquidation")
+        await until(lambda: not trader.path.portfolio.position("IBM").protected)
+        await still(trader, 1)
+        await until(lambda: trader.path.portfolio.position("IBM").protected)
+        (stop,) = tws.orders(live=True)
+        assert stop.ref != first.order_id
+        await trader.kill()
+        assert not tws.orders(live=True)
+
+
+async def test_a_stop_that_ib_holds_is_no_protection(tmp_path: Path) -> None:
+    """A stop that has worked and is held guards nothing: another one takes its place, and the first one goes."""
+    async with (
+        FakeTws(cash=1_000_000, spread="0.02") as tws,
+        Trader(tws, tmp_path, random.Random(1)).life() as trader,
+    ):
+        request = OrderRequest(symbol="IBM", side="buy", quantity=Decimal(100), exit_plan=ExitPlan())
+        (entry, first, *_) = await trader.path.enter(request, PRICES["IBM"])
+        await until(lambda: entry.filled == 100 and trader.path.portfolio.position("IBM").protected)
+        tws.hold_order(first.order_id)
+        await until(lambda: first.status is OrderStatus.CANCELLED)
+        await until(lambda: trader.path.portfolio.position("IBM").protected)
+        await until(lambda: len(tws.orders(live=True)) == 1)
+
+        assert tws.orders(live=True)[0].ref == trader.path.exits.guards["IBM"].stop_id != first.order_id
+        await trader.agree("with the other stop")
 
 
 async def test_kill_behind_a_burst_of_orders(tmp_path: Path) -> None:
