@@ -116,6 +116,11 @@ PLAIN: Final = (
     Kind("partial-fills", "fill", "A fill comes in `parts` (2) executions."),
     Kind("unanswered", "any", "A request is swallowed; `request` says which one."),
     Kind(
+        "late-answer",
+        "any",
+        "Half of an answer comes at once, the rest `seconds` (2) later; `request` says to what.",
+    ),
+    Kind(
         "history-pacing",
         "history",
         "History is refused: error 162, pacing.",

@@ -39,6 +39,11 @@ class Health:
         self._farms, self._lost = set(), False
         wire.on({"error": self._on_code})
 
+    @property
+    def cut_off(self) -> bool:
+        """Tell whether TWS has lost IB's servers."""
+        return self._lost
+
     def up(self) -> None:
         """Say that the connection is there and may be used."""
         self._set(BrokerHealth("up", "down" if self._lost else "up", "down" if self._farms else "up"))

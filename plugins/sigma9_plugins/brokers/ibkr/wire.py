@@ -149,6 +149,11 @@ class Wire:
         for name, handler in handlers.items():
             self._handlers.setdefault(name, []).append(handler)
 
+    def off(self, handlers: Mapping[str, Handler]) -> None:
+        """Take handlers out again."""
+        for name, handler in handlers.items():
+            self._handlers[name].remove(handler)
+
     @contextmanager
     def listening(self, handlers: Mapping[str, Handler]) -> Iterator[None]:
         """Add handlers for a while."""
@@ -156,8 +161,7 @@ class Wire:
         try:
             yield
         finally:
-            for name, handler in handlers.items():
-                self._handlers[name].remove(handler)
+            self.off(handlers)
 
     def take(self, name: str, arguments: tuple[Any, ...]) -> None:
         """Take a message; what a handler raises is logged, and the next one has its turn."""

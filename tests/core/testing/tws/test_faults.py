@@ -459,6 +459,22 @@ async def test_unanswered(ib: Any, tws: FakeTws) -> None:
     assert await ib.reqPositionsAsync() == []
 
 
+async def test_late_answer(ib: Any, tws: FakeTws) -> None:
+    """late-answer: half of it comes at once, the rest with its end later; other answers are not late."""
+    for symbol in ("AAPL", "AMD", "MSFT"):
+        tws.set_position(symbol, 100, 10)
+    await ib.reqCurrentTimeAsync()
+    tws.arm("late-answer", request="reqPositions", seconds=0.1)
+    told = len(tws.clients[0].sent)
+    asking = asyncio.ensure_future(ib.reqPositionsAsync())
+    await tws.until_received("reqPositions", len(tws.requests("reqPositions")) + 1)
+    await ib.reqCurrentTimeAsync()
+    assert not asking.done()
+    assert [each[0] for each in tws.clients[0].sent[told:]] == ["61", "61", "49"]
+    tws.clock.advance(0.1)
+    assert len(await asking) == 3
+
+
 # --- data -------------------------------------------------------------------------------------------------------
 
 

@@ -501,13 +501,112 @@ async def test_half_open_after_an_outage(tmp_path: Path) -> None:
         assert monotonic() - began < 1.5
 
 
-async def test_unanswered_question(room: IbkrRoom) -> None:
-    """A question that nobody answers is an error after a time; the next one is answered."""
-    room.tws.arm("unanswered", request="reqCompletedOrders")
-    with pytest.raises(BrokerError, match="completed orders within"):
-        await room.broker.completed_orders(room.now())
+QUESTIONS = {
+    "reqAllOpenOrders": lambda room: room.broker.open_orders(),
+    "reqPositions": lambda room: room.broker.positions(),
+    "reqCompletedOrders": lambda room: room.broker.completed_orders(room.now() - timedelta(days=1)),
+}
+"""Questions that have no number, and how they are asked."""
 
-    assert await room.broker.completed_orders(room.now()) == []
+
+async def answerable(room: IbkrRoom) -> None:
+    """Leave several open orders, ended orders and positions behind."""
+    orders = [approve(request(room.symbol, "buy", 100, **RESTING)) for _ in range(8)]
+    for order in orders:
+        await room.broker.submit([order])
+    await room.tws.until_received("placeOrder", len(orders))
+    for order in orders[::2]:
+        room.tws.cancel(order.order_id)
+    for symbol in ("AAPL", "MSFT"):
+        room.tws.set_position(symbol, 100, 190)
+    await room.caught_up()
+
+
+@pytest.mark.parametrize("name", [*QUESTIONS])
+async def test_late_answers_answer_nothing_else(tmp_path: Path, name: str) -> None:
+    """What comes of an answer when nobody waits for it any more is no part of the next one, which is whole."""
+    async with open_room(tmp_path, config={"answer_seconds": 0.6}) as room:
+        await room.move(room.symbol, 10.0)
+        await answerable(room)
+        whole = len(await QUESTIONS[name](room))
+        room.tws.arm("late-answer", request=name, seconds=0.8)
+        with pytest.raises(BrokerError, match=r"did not tell the .* within 0.6 s"):
+            await QUESTIONS[name](room)
+        asked = len(room.tws.requests(name))
+
+        for number in range(3):
+            assert len(await QUESTIONS[name](room)) == whole
+            assert len(room.tws.requests(name)) == asked + number + 1
+        assert room.broker.health == UP
+
+
+@pytest.mark.parametrize("name", [*QUESTIONS])
+async def test_late_answers_to_who_has_stopped_waiting(room: IbkrRoom, name: str) -> None:
+    """A kill waits for less time than others do: the answer that it has given up is not the next one either."""
+    await answerable(room)
+    whole = len(await QUESTIONS[name](room))
+    room.tws.arm("late-answer", request=name, seconds=0.3)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await QUESTIONS[name](room)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):  # its answer is owed still: nothing is asked
+            await QUESTIONS[name](room)
+
+    assert len(await QUESTIONS[name](room)) == whole
+
+
+async def test_unanswered_question(tmp_path: Path) -> None:
+    """A question that nobody answers is an error; the next one could not be told from it, so both begin anew."""
+    async with open_room(tmp_path, config={"answer_seconds": 0.3}) as room:
+        room.tws.arm("unanswered", request="reqCompletedOrders")
+        with pytest.raises(BrokerError, match="completed orders within"):
+            await room.broker.completed_orders(room.now())
+        with pytest.raises(BrokerError, match="completed orders"):
+            await room.broker.completed_orders(room.now())
+        await room.until(lambda: room.broker.health == BrokerHealth(), "the end of the connection")
+        assert len(room.tws.requests("reqCompletedOrders")) == 1
+        await again(room)
+
+        assert await room.broker.completed_orders(room.now()) == []
+
+
+async def test_unanswered_question_in_an_outage(tmp_path: Path) -> None:
+    """A gateway without IB's servers may have nobody to ask: it owes its answer as long as that lasts."""
+    async with open_room(tmp_path, config={"answer_seconds": 0.1}) as room:
+        room.tws.lose_link()
+        await room.until(lambda: room.broker.health.link == "down", "the outage")
+        with pytest.raises(BrokerError, match="positions within"):
+            await room.broker.positions()
+        await asyncio.sleep(0.3)
+        with pytest.raises(BrokerError, match="still owes the positions"):
+            await room.broker.positions()
+        assert room.broker.health.socket == "up"
+        room.tws.regain_link(kept=True)
+
+        assert await room.broker.positions() == []
+
+
+async def test_a_complaint_that_may_be_about_another_question(tmp_path: Path) -> None:
+    """A complaint without a number fails what waits; an answer that comes all the same is not the next one."""
+    async with open_room(tmp_path, config={"answer_seconds": 0.8}) as room:
+        await room.move(room.symbol, 10.0)
+        await answerable(room)
+        room.tws.arm("late-answer", request="reqAllOpenOrders", seconds=0.3)
+        asking = asyncio.ensure_future(room.broker.open_orders())
+        await room.tws.until_received("reqAllOpenOrders", 2)
+        room.tws.say(321, "Error validating request.")
+        with pytest.raises(BrokerError, match="code 321"):
+            await asking
+
+        assert len(await room.broker.open_orders()) == 4
+        room.tws.arm("unanswered", request="reqAllOpenOrders")
+        asking = asyncio.ensure_future(room.broker.open_orders())
+        await room.tws.until_received("reqAllOpenOrders", 4)
+        room.tws.say(321, "Error validating request.")
+        with pytest.raises(BrokerError, match="code 321"):
+            await asking
+        assert len(await room.broker.open_orders()) == 4
 
 
 async def test_questions_end_with_the_connection(room: IbkrRoom) -> None:
