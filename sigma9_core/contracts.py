@@ -364,9 +364,19 @@ Kept = Literal["good_after", "adjustment"]
 """Terms of an order that only some brokers keep to by themselves, by their names in `OrderRequest`."""
 KEPT: Final[tuple[Kept, ...]] = ("good_after", "adjustment")
 ReportKind = Literal[
-    "accepted", "filled", "cancelled", "rejected", "expired", "replaced", "adjusted", "busted", "commission"
+    "accepted",
+    "filled",
+    "cancelled",
+    "rejected",
+    "expired",
+    "replaced",
+    "unchanged",
+    "adjusted",
+    "busted",
+    "commission",
 ]
-"""`adjusted`: the broker has made the order's adjustment, and it is a trailing stop from here on.
+"""`unchanged`: a change was refused, and the order works on as it was; `reason` has the broker's words.
+`adjusted`: the broker has made the order's adjustment, and it is a trailing stop from here on.
 `commission`: that of an execution which was told before it was known; its `fill` is that execution, with it."""
 
 

@@ -80,6 +80,7 @@ PLAIN: Final = (
         321,
         "Error validating request.-'bW' : cause - The API interface is currently in Read-Only mode.",
     ),
+    Kind("modify-untold", "modify", "A change is made, and nothing is told of it until a client reads it back."),
     Kind("modify-lost", "modify", "A change is swallowed: the order works on as it was."),
     Kind("cancel-refused", "cancel", "A cancel gets error 10148; the order works on.", 10148, WARNINGS[10148][1]),
     Kind("cancel-lost", "cancel", "A cancel is swallowed: the order works on."),
@@ -115,6 +116,13 @@ PLAIN: Final = (
     Kind("lost-commission", "fill", "A commission report does not come live; reqExecutions brings it."),
     Kind("partial-fills", "fill", "A fill comes in `parts` (2) executions."),
     Kind("unanswered", "any", "A request is swallowed; `request` says which one."),
+    Kind(
+        "refused",
+        "any",
+        "A request is refused: error `code` (321) and `text`, and nothing else; `request` says which one.",
+        321,
+        "Error validating request: refused.",
+    ),
     Kind(
         "late-answer",
         "any",
@@ -175,7 +183,7 @@ class Armed:
 
 
 MATCHES: Final = frozenset(("symbol", "order_ref", "client_id", "request"))
-OPTIONS: Final = frozenset(("seconds", "parts", "text"))
+OPTIONS: Final = frozenset(("seconds", "parts", "text", "code"))
 
 
 class Faults:

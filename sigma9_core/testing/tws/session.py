@@ -27,7 +27,7 @@ FASTEST: Final = 50
 STRUCK_OUT: Final = 3
 AT_ONCE: Final = (
     *("link-lost", "link-back", "link-back-data-lost", "farm-flap", "nightly-restart", "half-open"),
-    *("unanswered", "pacing-violation"),
+    *("unanswered", "refused", "pacing-violation"),
 )
 """Faults that strike whatever message comes."""
 
@@ -136,6 +136,13 @@ class Session:
             self._slow_down()
             return True
         fault = world.faults.strike("any", *AT_ONCE, **self._about(request))
+        if fault is not None and fault.kind.name == "refused":
+            text, code = (
+                str(fault.options.get("text", fault.kind.text)),
+                int(fault.option("code", fault.kind.code)),
+            )
+            self._client.send(error(code, text, request.order_id or request.req_id))
+            return True
         return fault is not None and self._happens(fault)
 
     def _about(self, request: Request) -> dict[str, str | int]:

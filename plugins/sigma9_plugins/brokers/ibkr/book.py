@@ -40,7 +40,9 @@ class Known:
     change: OrderRequest | None = None
     """A change that was sent and not confirmed."""
     changes: list[Parcel] = field(default_factory=list)
-    """What its changes leave in, those that have left included."""
+    """What its changes leave in; one that has left stays until IB has confirmed a change, or refused it."""
+    objection: str | None = None
+    """Words of IB that may refuse the change: what a read-back then shows decides."""
     adjusted: bool = False
     """IB has made of the stop what it was to become, and that was told."""
     cancel_asked: bool = False
@@ -60,6 +62,11 @@ class Known:
     def broker_order_id(self) -> str:
         """Name it as IB does."""
         return broker_id(self.perm_id, self.client_id, self.number)
+
+    @property
+    def changing(self) -> bool:
+        """Tell whether its newest change has left, and IB has not said what became of it."""
+        return self.change is not None and bool(self.changes) and self.changes[-1].left
 
     @property
     def waiting(self) -> bool:

@@ -78,6 +78,8 @@ class Orders:
             if known.waiting:
                 known.parcel = None
                 self._ends(known, "cancelled", "it had not left when the connection ended")
+            elif known.changes and not known.changes[-1].left:
+                self._keeps(known, "it had not left when the connection ended")
 
     # --- out ---------------------------------------------------------------------------------------------------
 
@@ -149,9 +151,8 @@ class Orders:
             parent=known.parent,
         )
         contract = self._contracts.contract(wire.library, request.symbol)
-        known.change = request
+        known.change, known.objection = request, None
         lane: LaneName = "urgent" if request.intent == "kill" else "orders"
-        known.changes = [parcel for parcel in known.changes if not parcel.left]
         known.changes.append(wire.put(lane, ("placeOrder", (known.number, contract, written))))
 
     def cancel(self, order_id: str) -> None:
@@ -166,7 +167,7 @@ class Orders:
             return
         for parcel in known.changes:  # it would come behind the cancel, and bring to life what has ended
             wire.lanes.drop(parcel)
-        known.changes, known.change = [], None
+        self._forget_change(known)
         known.cancel_asked = True
         wire.put("urgent", ("cancelOrder", (known.number, "")))
 
@@ -183,8 +184,10 @@ class Orders:
             return
         known.parent = order.parentId or known.parent
         known.quantity = quantity(order.totalQuantity)
-        if known.change is not None and same_terms(known.change, order) and state.status in CONFIRMED:
-            known.request, known.change, known.adjusted = known.change, None, False
+        change = known.change
+        if change is not None and same_terms(change, order, known.request) and state.status in CONFIRMED:
+            known.request, known.adjusted = change, False
+            self._forget_change(known)
             self._report(BrokerReport("replaced", known.order_id, wall_now(), known.broker_order_id))
         if not known.adjusted and state.status in CONFIRMED and adjusts(known.request, order):
             self._acknowledge(known, wall_now())
@@ -241,7 +244,7 @@ class Orders:
         if wire is None or known is None or number <= 0:
             return
         words = says(code, text)
-        asked = order_action(code, acknowledged=known.acknowledged, changing=known.change is not None)
+        asked = order_action(code, acknowledged=known.acknowledged, changing=known.changing)
         log.warning("order %s: %s", known.order_id, words)
         if asked != "log":
             known.said = words
@@ -249,10 +252,11 @@ class Orders:
             case "reject":
                 if known.end is None:
                     self._ends(known, "rejected", words)
-            case "keep_change_off":
-                known.change = None
+            case "keep_change_off" if len(known.changes) == 1:
+                self._keeps(known, words)
                 self._look(known)
-            case "read_back":
+            case "keep_change_off" | "read_back":  # of several changes it is not told which one is meant
+                known.objection = words if known.changing else None
                 self._look(known)
             case "slow_down":
                 wire.lanes.pause()
@@ -266,9 +270,14 @@ class Orders:
             else:
                 self._ends(known, end, reason)
 
-    def works(self, known: Known) -> None:
-        """Take that a read-back shows it as working."""
+    def works(self, known: Known, order: Any) -> None:
+        """Take that a read-back shows it as working, and with which terms; a change that is made was told."""
         self._acknowledge(known, wall_now())
+        change, words = known.change, known.objection
+        if not known.changing or change is None or words is None:
+            return
+        if not same_terms(change, order, known.request):
+            self._keeps(known, words)
 
     def release(self, shown: Collection[str]) -> None:
         """Cancel what may lie at TWS untransmitted: the first orders of a unit of which the last never arrived.
@@ -299,11 +308,20 @@ class Orders:
             known.acknowledged = True
             self._report(BrokerReport("accepted", known.order_id, ts, known.broker_order_id))
 
+    def _keeps(self, known: Known, words: str) -> None:
+        """Tell that a change was refused: the order stands as it was."""
+        self._forget_change(known)
+        self._report(BrokerReport("unchanged", known.order_id, wall_now(), known.broker_order_id, reason=words))
+
+    @staticmethod
+    def _forget_change(known: Known) -> None:
+        known.change, known.changes, known.objection = None, [], None
+
     def _ends(self, known: Known, kind: ReportKind, reason: str | None) -> None:
         if known.end is not None:
             return
         known.end = "rejected" if kind == "rejected" else "expired" if kind == "expired" else "cancelled"
-        known.change = None
+        self._forget_change(known)
         self._report(BrokerReport(kind, known.order_id, wall_now(), known.broker_order_id, reason=reason))
 
     def _connected(self) -> Wire:

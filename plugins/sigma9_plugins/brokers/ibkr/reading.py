@@ -93,10 +93,10 @@ class Reading:
 
     async def settle(self, doubted: Sequence[Known]) -> None:
         """Look what became of orders, and tell it where it is sure."""
-        working = {each.order.orderRef for each in await self._open() if state_of(each.status) == "working"}
+        working = {each.order.orderRef: each for each in await self._open() if state_of(each.status) == "working"}
         for known in doubted:
             if known.order_id in working:
-                self._orders.works(known)
+                self._orders.works(known, working[known.order_id].order)
         owes = self._orders.executions.owes
         if any(known.told > known.counted or owes(known) for known in doubted):
             for contract, execution in await self._executions():

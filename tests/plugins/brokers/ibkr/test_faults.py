@@ -14,7 +14,7 @@ import pytest
 from sigma9_core.clock import monotonic
 from sigma9_core.contracts import BrokerHealth, ReportKind
 from sigma9_core.errors import BrokerError, BrokerRefused
-from sigma9_core.models import ApprovedOrder
+from sigma9_core.models import Adjustment, ApprovedOrder
 from sigma9_core.testing.broker_contract import UP, Recorder
 from sigma9_core.testing.orders import approve, request
 from sigma9_core.testing.tws import KINDS
@@ -149,7 +149,10 @@ async def test_codes_about_a_live_order(room: IbkrRoom, name: str) -> None:
     await room.filled(order)
 
 
-@pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if kind.where == "modify"])
+UNMADE = [name for name, kind in KINDS.items() if kind.where == "modify" and name != "modify-untold"]
+
+
+@pytest.mark.parametrize("name", UNMADE)
 async def test_changes_that_are_not_made(room: IbkrRoom, name: str) -> None:
     """A change that was refused or lost is not reported as made; the order works on as it was."""
     order = await sent(room)
@@ -163,9 +166,105 @@ async def test_changes_that_are_not_made(room: IbkrRoom, name: str) -> None:
     found = await room.working(order)
     assert found is not None
     assert found.limit_price == Decimal("9.5")
-    assert room.heard.kinds(order.order_id) == ["accepted"]
+    code = KINDS[name].code
+    assert room.heard.kinds(order.order_id) == ["accepted"] + ["unchanged"] * bool(code)
+    if code:
+        assert f"(code {code})" in str(room.heard.reports[-1].reason)
     await room.broker.replace(approve(changed, order.order_id))
     await room.ended(order, "replaced")
+
+
+def adjustment(trigger: str, stop: str = "10.15", trail: str = "0.15") -> Adjustment:
+    """Make the trail that a stop becomes."""
+    return Adjustment(trigger_price=Decimal(trigger), stop_price=Decimal(stop), trail_amount=Decimal(trail))
+
+
+STOP: dict[str, Any] = {"order_type": "stop", "stop_price": 9.5, "adjustment": adjustment("10.6")}
+TRAILING: dict[str, Any] = {"order_type": "trailing_stop", "trail_amount": Decimal(1), "stop_price": 9.2}
+LESS: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    (STOP, {"adjustment": adjustment("10.3")}),
+    (STOP, {"adjustment": adjustment("10.6", stop="10.2")}),
+    (STOP, {"adjustment": adjustment("10.6", trail="0.2")}),
+    (STOP, {"stop_price": Decimal("9.6")}),
+    (STOP, {"quantity": Decimal(90)}),
+    (TRAILING, {"stop_price": Decimal("9.6")}),
+    (TRAILING, {"trail_amount": Decimal("0.9")}),
+    ({**TRAILING, "trail_amount": None, "trail_percent": Decimal(3)}, {"trail_percent": Decimal(2)}),
+    ({**RESTING, "order_type": "stop_limit", "stop_price": 9.6}, {"stop_price": Decimal("9.7")}),
+]
+"""Orders, and changes of one of their terms."""
+
+
+@pytest.mark.parametrize(("terms", "change"), LESS)
+async def test_a_change_is_made_when_all_of_it_is_there(
+    room: IbkrRoom, terms: dict[str, Any], change: dict[str, Any]
+) -> None:
+    """A change that was lost is not told as made by any other message on its order; one that is made is."""
+    await room.hold(200)
+    order = approve(request(room.symbol, "sell", 100, intent="reduce", **terms))
+    await room.broker.submit([order])
+    await room.accepted(order)
+    room.tws.arm("modify-lost")
+    changed = approve(order.request.model_copy(update=change), order.order_id)
+    await room.broker.replace(changed)
+    await room.tws.until_received("placeOrder", 3)
+    before = await room.working(order)
+
+    assert before is not None
+    assert room.heard.kinds(order.order_id) == ["accepted"]
+    await room.broker.replace(changed)
+    await room.ended(order, "replaced")
+    found = await room.working(order)
+    assert found is not None
+    for name, value in change.items():
+        assert getattr(found, name) == value
+        assert getattr(before, name) != value
+
+
+@pytest.mark.parametrize("code", [110, 201, 321, 463, 99_999])
+async def test_refusals_of_a_change(room: IbkrRoom, code: int) -> None:
+    """Whatever code refuses a change, it is told with IB's words once it is sure that the order is as it was."""
+    order = await sent(room)
+    room.tws.arm("refused", request="placeOrder", code=code, text="Not so.")
+    changed = order.request.model_copy(update={"limit_price": Decimal("9.6")})
+    await room.broker.replace(approve(changed, order.order_id))
+    report = await room.ended(order, "unchanged")
+
+    assert report.reason == f"Not so. (code {code})"
+    assert room.heard.kinds(order.order_id) == ["accepted", "unchanged"]
+    assert await room.working(order) is not None
+
+
+async def test_a_code_about_one_of_two_changes(room: IbkrRoom) -> None:
+    """Which of two changes a code refuses is not told: what the order has become says it."""
+    order = await sent(room)
+    first = order.request.model_copy(update={"limit_price": Decimal("9.6")})
+    room.tws.arm("refused", request="placeOrder", code=201, text="Not so.")
+    await room.broker.replace(approve(first, order.order_id))
+    second = order.request.model_copy(update={"limit_price": Decimal("9.55")})
+    await room.broker.replace(approve(second, order.order_id))
+    await room.ended(order, "replaced")
+    await asyncio.sleep(0.1)
+
+    assert room.heard.kinds(order.order_id) == ["accepted", "replaced"]
+    found = await room.working(order)
+    assert found is not None
+    assert found.limit_price == Decimal("9.55")
+
+
+@pytest.mark.parametrize("code", [110, 321, 463])
+async def test_codes_about_a_change_that_is_made(room: IbkrRoom, code: int) -> None:
+    """A change that a read-back shows is made, whatever code has come about it."""
+    order = await sent(room)
+    room.tws.arm("modify-untold")
+    changed = order.request.model_copy(update={"limit_price": Decimal("9.6")})
+    await room.broker.replace(approve(changed, order.order_id))
+    await room.tws.until_received("placeOrder", 2)
+    room.tws.say(code, "Not so.", order.order_id)
+    await room.ended(order, "replaced")
+    await asyncio.sleep(0.1)
+
+    assert room.heard.kinds(order.order_id) == ["accepted", "replaced"]
 
 
 CANCELS = [name for name, kind in KINDS.items() if kind.where == "cancel" and name != "cancel-late"]
