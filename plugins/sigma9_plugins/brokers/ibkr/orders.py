@@ -15,7 +15,7 @@ from typing import Any
 from sigma9_core.clock import monotonic, wall_now
 from sigma9_core.contracts import BrokerReport, ReportKind
 from sigma9_core.errors import BrokerError, BrokerRefused
-from sigma9_core.models import ApprovedOrder
+from sigma9_core.models import ApprovedOrder, OrderRequest
 from sigma9_plugins.brokers.ibkr.book import Book, End, Known, learn
 from sigma9_plugins.brokers.ibkr.codes import order_action, says
 from sigma9_plugins.brokers.ibkr.contracts import Contracts
@@ -118,9 +118,7 @@ class Orders:
             )
         for known in knowns:
             self.book.add(known)
-        kill = all(order.request.intent == "kill" for order in orders)
-        lane: LaneName = "urgent" if kill else "orders"
-        parcel = wire.put(lane, *calls)
+        parcel = wire.put(self._lane([order.request for order in orders]), *calls)
         for known in knowns:
             known.parcel = parcel
 
@@ -152,8 +150,7 @@ class Orders:
         )
         contract = self._contracts.contract(wire.library, request.symbol)
         known.change, known.objection = request, None
-        lane: LaneName = "urgent" if request.intent == "kill" else "orders"
-        known.changes.append(wire.put(lane, ("placeOrder", (known.number, contract, written))))
+        known.changes.append(wire.put(self._lane([request]), ("placeOrder", (known.number, contract, written))))
 
     def cancel(self, order_id: str) -> None:
         """Cancel an order of ours ahead of everything that waits; one that has not left is taken back."""
@@ -347,6 +344,16 @@ class Orders:
             return group[parent_id]
         known = self.book.by_id(parent_id)
         return 0 if known is None or known.end is not None else known.number
+
+    def _lane(self, requests: Sequence[OrderRequest]) -> LaneName:
+        """Choose by what they are for; a child whose parent waits still leaves behind it."""
+        if all(request.intent == "kill" for request in requests):
+            return "urgent"
+        for request in requests:
+            parent = None if request.parent_id is None else self.book.by_id(request.parent_id)
+            if parent is not None and parent.waiting and parent.parcel is not None:
+                return parent.parcel.lane
+        return "orders" if any(request.intent == "entry" for request in requests) else "exits"
 
     def _mine(self, order_id: str) -> Known:
         """Give a working order that this connection may change; raise BrokerError or BrokerRefused."""

@@ -46,7 +46,8 @@ ABOUT_ORDERS: dict[int, tuple[Action, Action, Action]] = {
     **dict.fromkeys((103, 104, 105, 135, 136, 161, 463, 10147, 10148, 10311), ("read_back",) * 3),
     **dict.fromkeys((200, 201, 203, 10289), ("reject", "read_back", "keep_change_off")),
     202: ("await_status",) * 3,
-    **dict.fromkeys((110, 321, 399, 404, 434, 2109, 10349), ("read_back", "log", "log")),
+    **dict.fromkeys((110, 321, 434), ("read_back", "log", "read_back")),
+    **dict.fromkeys((399, 404, 2109, 10349), ("read_back", "log", "log")),
 }
 """What one about an order asks for: never acknowledged; acknowledged; while it is being changed."""
 
@@ -138,7 +139,7 @@ def test_a_disk_that_fails_stops_no_order(tmp_path: Path) -> None:
 
 
 async def test_lanes_keep_room_for_what_is_urgent() -> None:
-    """Orders get a third of the rate, cancels what is left of it; a parcel leaves whole, or not at all."""
+    """Entries get a part of the rate, cancels what is left of it; a parcel leaves whole, or not at all."""
     lanes, left = Lanes(20), list[str]()
 
     def put(lane: Any, name: str, messages: int = 1) -> Any:
@@ -163,6 +164,38 @@ async def test_lanes_keep_room_for_what_is_urgent() -> None:
     assert left[16:] == ["one cancel too many", "behind it", "question 4"]
     lanes.clear()
     assert lanes.waiting == 0
+
+
+async def test_lanes_let_exits_pass_entries() -> None:
+    """An exit leaves though entries have used up their part, and no small entry takes the room it waits for."""
+    lanes, left = Lanes(20), list[str]()
+
+    def put(lane: Any, name: str, messages: int = 1) -> None:
+        lanes.put(lane, messages, lambda: left.append(name))
+
+    for number in range(8):
+        put("orders", f"entry {number}")
+    put("exits", "stop")
+    put("exits", "pair", 2)
+    assert left == [*(f"entry {number}" for number in range(6)), "stop", "pair"]
+    for number in range(6):
+        put("questions", f"question {number}")
+        put("urgent", f"cancel {number}")
+    assert [name for name in left if name.startswith("cancel")] == [f"cancel {number}" for number in range(6)]
+    put("exits", "another pair", 2)
+    put("exits", "behind it")
+    assert left[-1] == "cancel 5"
+    await asyncio.sleep(1.05)
+    assert left[18:22] == ["another pair", "behind it", "entry 6", "entry 7"]
+    lanes.clear()
+
+    alone = Lanes(20)
+    left.clear()
+    for _ in range(12):
+        alone.put("exits", 1, lambda: left.append("exit"))
+    alone.put("orders", 1, lambda: left.append("entry"))
+    assert left == ["exit"] * 10
+    alone.clear()
 
 
 async def test_lanes_pause_and_large_parcels() -> None:
