@@ -45,7 +45,10 @@ class Known:
     """Words of IB that may refuse the change: what a read-back then shows decides."""
     adjusted: bool = False
     """IB has made of the stop what it was to become, and that was told."""
-    cancel_asked: bool = False
+    cancelling: Parcel | None = None
+    """What its newest cancel has left in, or will."""
+    cancel_again: bool = False
+    """That cancel may have been swallowed: where a read-back shows the order as working, it is sent again."""
     parcel: Parcel | None = None
     """What it leaves in, while it has not left."""
     group: tuple[str, ...] = ()

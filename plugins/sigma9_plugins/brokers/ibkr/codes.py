@@ -157,8 +157,6 @@ def order_action(number: int, *, acknowledged: bool, changing: bool) -> Action:
             return "log" if acknowledged else "read_back"
         case "cancelled":
             return "await_status"
-        case "too_fast":
-            return "slow_down"
         case "notice":
             return "log"
         case _:

@@ -21,6 +21,8 @@ LaneName = Literal["urgent", "exits", "orders", "questions"]
 LANES: Final[tuple[LaneName, ...]] = ("urgent", "exits", "orders", "questions")
 SHARES: Final[Mapping[LaneName, int]] = {"urgent": 20, "exits": 10, "orders": 6, "questions": 4}
 """What each may send at most, in twentieths of the rate; exits and entries together no more than exits may."""
+SLOWEST: Final = 4
+"""Messages a second that are sent whatever IB complains of."""
 TRADES: Final = ("exits", "orders")
 WINDOW: Final = 1.0
 """Seconds that IB counts over."""
@@ -79,7 +81,8 @@ class Lanes:
             self._timer = None
 
     def pause(self) -> None:
-        """Send no entry and no question for a second: IB has complained."""
+        """Send no entry and no question for a second, and all a quarter slower from then on: IB has complained."""
+        self._rate = max(self._rate * 3 // 4, min(self._rate, SLOWEST))
         now = asyncio.get_running_loop().time()
         self._sent.append((now, self._most("orders"), "orders"))
         self._sent.append((now, self._most("questions"), "questions"))

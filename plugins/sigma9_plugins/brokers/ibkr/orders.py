@@ -17,12 +17,12 @@ from sigma9_core.contracts import BrokerReport, ReportKind
 from sigma9_core.errors import BrokerError, BrokerRefused
 from sigma9_core.models import ApprovedOrder, OrderRequest
 from sigma9_plugins.brokers.ibkr.book import Book, End, Known, learn
-from sigma9_plugins.brokers.ibkr.codes import order_action, says
+from sigma9_plugins.brokers.ibkr.codes import action, order_action, says
 from sigma9_plugins.brokers.ibkr.contracts import Contracts
 from sigma9_plugins.brokers.ibkr.executions import Executions
 from sigma9_plugins.brokers.ibkr.figures import quantity
 from sigma9_plugins.brokers.ibkr.ids import OrderNumbers
-from sigma9_plugins.brokers.ibkr.lanes import LaneName
+from sigma9_plugins.brokers.ibkr.lanes import LaneName, Parcel
 from sigma9_plugins.brokers.ibkr.mapping import CONFIRMED, adjusts, fault, same_terms, state_of, to_ib
 from sigma9_plugins.brokers.ibkr.wire import Wire
 
@@ -32,6 +32,8 @@ FIXED = ("symbol", "side", "order_type", "time_in_force", "outside_rth")
 """What a change can't change."""
 
 
+SWALLOWED = 2.0
+"""Seconds before a code 100 in which what has left may be what it was about."""
 STUCK_AFTER = 5.0
 """Seconds without any word after which a unit counts as one that did not arrive whole."""
 
@@ -165,8 +167,7 @@ class Orders:
         for parcel in known.changes:  # it would come behind the cancel, and bring to life what has ended
             wire.lanes.drop(parcel)
         self._forget_change(known)
-        known.cancel_asked = True
-        wire.put("urgent", ("cancelOrder", (known.number, "")))
+        known.cancelling = wire.put("urgent", ("cancelOrder", (known.number, "")))
 
     # --- in ----------------------------------------------------------------------------------------------------
 
@@ -237,6 +238,9 @@ class Orders:
     def _on_error(self, number: int, code: int, text: str, *_: Any) -> None:
         """Take a code about an order of ours: what it asks for stands in the table of codes."""
         wire = self._wire
+        if action(code) == "slow_down":
+            self._look_at_newest()
+            return
         known = None if wire is None else self.book.find(client_id=wire.client_id, number=number)
         if wire is None or known is None or number <= 0:
             return
@@ -255,8 +259,17 @@ class Orders:
             case "keep_change_off" | "read_back":  # of several changes it is not told which one is meant
                 known.objection = words if known.changing else None
                 self._look(known)
-            case "slow_down":
-                wire.lanes.pause()
+
+    def _look_at_newest(self) -> None:
+        """Have read back what has just left and was not confirmed: one of these messages was swallowed."""
+        since = monotonic() - SWALLOWED
+        for known in self.book.open():
+            cancelling = known.cancelling
+            known.cancel_again = known.cancel_again or (cancelling is not None and _left_since(cancelling, since))
+            changed = known.changing and _left_since(known.changes[-1], since)
+            placed = not known.acknowledged and known.parcel is not None and _left_since(known.parcel, since)
+            if placed or changed or known.cancel_again:
+                self._look(known)
 
     def settle(self, known: Known, end: End, reason: str | None) -> None:
         """Take the end of an order that a read-back has shown."""
@@ -270,6 +283,9 @@ class Orders:
     def works(self, known: Known, order: Any) -> None:
         """Take that a read-back shows it as working, and with which terms; a change that is made was told."""
         self._acknowledge(known, wall_now())
+        if known.cancel_again and self._wire is not None and self._wire.client_id == known.client_id:
+            known.cancel_again = False
+            known.cancelling = self._wire.put("urgent", ("cancelOrder", (known.number, "")))
         change, words = known.change, known.objection
         if not known.changing or change is None or words is None:
             return
@@ -369,3 +385,7 @@ class Orders:
                 "IB lets only the client that has sent an order change or cancel it"
             )
         return known
+
+
+def _left_since(parcel: Parcel, moment: float) -> bool:
+    return parcel.left and parcel.left_at >= moment

@@ -170,6 +170,7 @@ class Wire:
             return
         if name == "error":
             self._refusal(*arguments[:3])
+            self._complaint(*arguments[:3])
         elif name == "setEventsDone":
             self._ended()
             return
@@ -187,6 +188,16 @@ class Wire:
             self._refused.set_exception(ClientIdInUse(f"client id {self.client_id}: {says(code, text)}"))
         elif action(code) == "connect_again":
             self._refused.set_exception(BrokerError(says(code, text)))
+
+    def _complaint(self, request: int, code: int, text: str) -> None:
+        """Take what TWS says of an open connection: that it is used too fast, or that it is of no use any more."""
+        if not self._open:
+            return
+        if action(code) == "slow_down":
+            log.warning("%s", says(code, text))
+            self.lanes.pause()
+        elif request == NO_REQUEST and action(code) == "connect_again":
+            self.abort(says(code, text))
 
     def _ended(self) -> None:
         """Learn that the socket has closed."""

@@ -323,6 +323,53 @@ async def test_rejected_while_it_works(room: IbkrRoom) -> None:
     assert report.reason
 
 
+# --- too fast -----------------------------------------------------------------------------------------------
+
+
+async def test_a_swallowed_order(room: IbkrRoom) -> None:
+    """Code 100 names no order: the sender slows down, and what may have been swallowed is read back."""
+    room.tws.arm("pacing-violation", request="placeOrder")
+    burst = [approve(request(room.symbol, "buy", 1, **RESTING)) for _ in range(40)]
+    for order in burst:
+        await room.broker.submit([order])
+    asked = len(room.tws.requests("reqAllOpenOrders"))
+    await room.tws.until_received("placeOrder", 12)
+    await room.caught_up()
+    await asyncio.sleep(0.5)
+    assert len(room.tws.requests("placeOrder")) == 12
+    await room.tws.until_received("reqAllOpenOrders", asked + 1)
+    await room.tws.until_received("placeOrder", 40)
+
+    assert room.tws.orders(ref=burst[0].order_id) == []
+    assert room.heard.kinds(burst[0].order_id) == []
+    assert all(room.tws.orders(ref=order.order_id) for order in burst[1:])
+    assert room.broker.health == UP
+
+
+async def test_a_swallowed_cancel(room: IbkrRoom) -> None:
+    """A cancel that code 100 has swallowed is sent again, once a read-back shows its order as working."""
+    order = await sent(room)
+    room.tws.arm("pacing-violation", request="cancelOrder")
+    await room.broker.cancel(order.order_id)
+
+    await room.ended(order, "cancelled")
+    assert len(room.tws.requests("cancelOrder")) == 2
+
+
+async def test_a_swallowed_change(room: IbkrRoom) -> None:
+    """A change that code 100 has swallowed is not told as made, and can be asked for again."""
+    order = await sent(room)
+    room.tws.arm("pacing-violation", request="placeOrder")
+    changed = order.request.model_copy(update={"limit_price": Decimal("9.6")})
+    asked = len(room.tws.requests("reqAllOpenOrders"))
+    await room.broker.replace(approve(changed, order.order_id))
+    await room.tws.until_received("reqAllOpenOrders", asked + 1)
+    await room.caught_up()
+    assert room.heard.kinds(order.order_id) == ["accepted"]
+    await room.broker.replace(approve(changed, order.order_id))
+    await room.ended(order, "replaced")
+
+
 # --- fills --------------------------------------------------------------------------------------------------
 
 
@@ -557,6 +604,16 @@ async def test_greetings_that_fail(room: IbkrRoom, name: str) -> None:
     assert room.broker.health == BrokerHealth()
 
     await again(room)
+    assert room.broker.health == UP
+
+
+@pytest.mark.parametrize("code", [504, 507, 1300])
+async def test_a_connection_of_no_use(room: IbkrRoom, code: int) -> None:
+    """What TWS says of an open connection that it gives up, such as for another port, ends it at once."""
+    room.tws.say(code, "This connection is being dropped.")
+    await room.until(lambda: room.broker.health == BrokerHealth(), "the end of the connection")
+    await again(room)
+
     assert room.broker.health == UP
 
 

@@ -1,4 +1,4 @@
-"""The parts by themselves: the table of codes, order ids on disk, lanes, numbers and times, the library's door."""
+"""The parts by themselves: what all codes share, order ids on disk, lanes, numbers, times, the library's door."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sigma9_core.errors import BrokerError
 from sigma9_plugins.brokers.ibkr import library
 from sigma9_plugins.brokers.ibkr.accounts import choose
 from sigma9_plugins.brokers.ibkr.book import Book, Known
-from sigma9_plugins.brokers.ibkr.codes import TABLE, Action, action, order_action, request_fails, says
+from sigma9_plugins.brokers.ibkr.codes import TABLE, action, order_action, request_fails, says
 from sigma9_plugins.brokers.ibkr.contracts import name_of
 from sigma9_plugins.brokers.ibkr.executions import corrected_by
 from sigma9_plugins.brokers.ibkr.figures import amount, price, quantity
@@ -28,43 +28,6 @@ from sigma9_plugins.brokers.ibkr.mapping import moment_of
 from sigma9_plugins.brokers.ibkr.reading import ended_as
 
 # --- codes ----------------------------------------------------------------------------------------------------
-
-SYSTEM: dict[int, Action] = {
-    **dict.fromkeys((1100, 2110), "mark_down"),
-    1102: "reconcile",
-    1101: "resubscribe",
-    **dict.fromkeys((2103, 2105, 2157), "mark_data_down"),
-    **dict.fromkeys((2104, 2106, 2158), "mark_data_up"),
-    **dict.fromkeys((2107, 2108, 2119, 2100), "log"),
-    326: "other_client_id",
-    **dict.fromkeys((502, 504, 507, 1300), "connect_again"),
-    100: "slow_down",
-    **dict.fromkeys((162, 366, 420, 101, 354, 10089, 10090, 10167, 10168, 10197), "fail_request"),
-}
-"""What a code that is about no order asks for."""
-ABOUT_ORDERS: dict[int, tuple[Action, Action, Action]] = {
-    **dict.fromkeys((103, 104, 105, 135, 136, 161, 463, 10147, 10148, 10311), ("read_back",) * 3),
-    **dict.fromkeys((200, 201, 203, 10289), ("reject", "read_back", "keep_change_off")),
-    202: ("await_status",) * 3,
-    **dict.fromkeys((110, 321, 434), ("read_back", "log", "read_back")),
-    **dict.fromkeys((399, 404, 2109, 10349), ("read_back", "log", "log")),
-}
-"""What one about an order asks for: never acknowledged; acknowledged; while it is being changed."""
-
-
-@pytest.mark.parametrize("number", [*TABLE])
-def test_every_row_of_the_table(number: int) -> None:
-    """Each code has its one meaning, and what is done about it."""
-    row = TABLE[number]
-
-    assert row.text
-    if number in SYSTEM:
-        assert action(number) == SYSTEM[number]
-    else:
-        fresh, live, changing = ABOUT_ORDERS[number]
-        assert order_action(number, acknowledged=False, changing=False) == fresh
-        assert order_action(number, acknowledged=True, changing=False) == live
-        assert order_action(number, acknowledged=True, changing=True) == changing
 
 
 @pytest.mark.parametrize("number", [*TABLE, 99_999])
