@@ -370,13 +370,15 @@ ReportKind = Literal[
     "rejected",
     "expired",
     "replaced",
+    "unchanged",
     "adjusted",
     "busted",
     "commission",
     "held",
     "revived",
 ]
-"""`adjusted`: the broker has made the order's adjustment, and it is a trailing stop from here on.
+"""`unchanged`: a change was refused, and the order works on as it was; `reason` has the broker's words.
+`adjusted`: the broker has made the order's adjustment, and it is a trailing stop from here on.
 `commission`: that of an execution which was told before it was known; its `fill` is that execution, with it.
 `held`: the broker has the order and does not work it, and may come to; `accepted` follows, or an end.
 `revived`: it was told as ended, and a read-back that was asked for after that shows it working."""

@@ -153,6 +153,8 @@ class OrderStatus(StrEnum):
     BUSTED = "busted"
     RISK_REJECTED = "risk_rejected"
     UNKNOWN = "unknown"
+    UNCHANGED = "unchanged"
+    """A change of it was refused, or never arrived; the order stands as it did, and this is an event alone."""
 
 
 class ExitPlan(Frozen):

@@ -53,6 +53,8 @@ log = logging.getLogger("sigma9.orders")
 
 SUBMIT_TIMEOUT: Final = 10.0
 """Seconds until a broker's silence on a submit, replace or cancel makes the outcome unknown."""
+ANSWERED_WITHIN: Final = 2.0
+"""Seconds that who asks for a change waits for the broker's word on it."""
 CONFIRMED_WITHIN: Final = 2.0
 """Seconds that a change waits for the broker's word on its order."""
 UNCONFIRMED: Final = (OrderStatus.SUBMITTED, OrderStatus.UNKNOWN)
@@ -283,6 +285,15 @@ class OrderDesk:
             self.changing.discard(order_id)
         return order
 
+    async def answered(self, order: Order) -> None:
+        """Wait a moment for the broker's word on a change that was sent; raise CommandError where it was not made.
+
+        What is silent longer than that tells it by an event, `replaced` or `unchanged`.
+        """
+        await self.until(lambda: order.replacement is None or not order.working, ANSWERED_WITHIN)
+        if order.unchanged is not None and order.replacement is None:
+            raise CommandError("conflict", f"order {order.order_id} stands as it was: {order.reason}")
+
     async def _confirmed(self, order: Order) -> None:
         """Wait a moment until the broker has confirmed an order that is to be changed; raise CommandError."""
         order_id = order.order_id
@@ -306,7 +317,7 @@ class OrderDesk:
                 shrinks = self.gate.shrinks(order_id, request, view)
                 decision = await self.gate.decide(order_id, judged, view)
                 if decision.approved is not None:
-                    order.replacement = request
+                    order.replacement, order.unchanged = request, None
                     self._changes.append(self._clock.now())
             intent = IntentRecord(
                 order_id=order_id,

@@ -530,6 +530,9 @@ class ExitManager:
         moved = step.event is OrderStatus.REPLACED and step.order.request.order_type == "stop"
         if moved and order_id == guard.stop_id:
             guard.stop_price = step.order.request.stop_price  # also where a person moved it: it is not moved back
+        if step.event is OrderStatus.UNCHANGED and order_id in (getattr(guard, slot) for slot in SLOTS):
+            guard.stop_price = None if order_id == guard.stop_id else guard.stop_price
+            self._try_later(guard)  # it is asked for again, and not at once
         filled = None if step.applied is None or not step.applied.moved else step.applied.fill
         if order_id == guard.entry_id and filled is not None and (guard.opened_at is None or guard.released):
             guard.opened_at, guard.released = guard.opened_at or filled.ts, False

@@ -22,6 +22,7 @@ Message = Literal[
     "rejected",
     "expired",
     "replaced",
+    "unchanged",
     "adjusted",
     "busted",
     "held",
@@ -57,6 +58,7 @@ def _table() -> Mapping[tuple[OrderStatus, Message], OrderStatus | None]:
         table[status, "rejected"] = _S.REJECTED  # `Order.take` says CANCELLED where some of it has filled
         table[status, "expired"] = _S.EXPIRED
         table[status, "replaced"] = _S.REPLACED  # the same where nothing remains of the new quantity
+        table[status, "unchanged"] = _S.UNCHANGED
         table[status, "adjusted"] = _S.REPLACED
         table[status, "busted"] = _S.BUSTED
         table[status, "lost"] = _S.UNKNOWN if status is _S.SUBMITTED else None
@@ -68,7 +70,7 @@ def _table() -> Mapping[tuple[OrderStatus, Message], OrderStatus | None]:
     for status in (_S.FILLED, _S.CANCELLED, _S.REJECTED, _S.EXPIRED, _S.BUSTED):
         table[status, "filled"] = _S.PARTIALLY_FILLED
         table[status, "busted"] = _S.BUSTED
-        table[status, "adjusted"] = None  # its end was faster
+        table[status, "adjusted"] = table[status, "unchanged"] = None  # its end was faster
     # The end of an order is often told twice: by the answer to a cancel and by the order's own status.
     table[_S.CANCELLED, "cancelled"] = None
     table[_S.REJECTED, "rejected"] = None
@@ -87,10 +89,11 @@ TRANSITIONS: Final = _table()
 def standing(status: OrderStatus, event: OrderStatus) -> OrderStatus:
     """Tell where an order stands after an event: a late fill revives nothing, a bust ends nothing that works.
 
-    What has ended is told as `accepted` only where it works again.
+    What has ended is told as `accepted` only where it works again; a change that was not made changes nothing.
     """
     late = event is _S.PARTIALLY_FILLED and status in ENDED
-    return status if late or (event is _S.BUSTED and status in WORKING) else event
+    kept = event is _S.UNCHANGED or (event is _S.BUSTED and status in WORKING)
+    return status if late or kept else event
 
 
 class IllegalMessage(Exception):
@@ -120,6 +123,8 @@ class Order:
     """The broker has it and does not work it; it may come to."""
     replacement: OrderRequest | None = None
     """What a modify has asked for, until the broker has confirmed it."""
+    unchanged: OrderRequest | None = None
+    """The newest change, where it was not made."""
     met: Decimal | None = None
     """What the market showed on the other side when it was decided; None after a restart."""
     _view: OrderView | None = field(default=None, repr=False)
@@ -156,7 +161,9 @@ class Order:
             return None
         if (message == "held" and self.held) or (message == "revived" and self.filled >= self.request.quantity):
             return None
-        if self.held and message != "busted":
+        if message == "unchanged" and self.replacement is None:
+            return None  # it is known
+        if self.held and message not in ("busted", "unchanged"):
             self.held, self.reason = False, None  # why it was held is over
         self.held = self.held or message == "held"
         self._view = None
@@ -166,18 +173,22 @@ class Order:
                 raise IllegalMessage(f"order {self.order_id}: a fill without an execution")
             return self._fill(fill, wrong)
         if message == "replaced":
-            if self.replacement is not None:
-                self.request, self.replacement = self.replacement, None
+            made = self.replacement or self.unchanged  # which was given up, and is made after all
+            if made is not None:
+                self.request, self.replacement, self.unchanged = made, None, None
+            self.reason = None  # what was said of a change before is none of this one
             if self.filled >= self.request.quantity:  # changed down to what had filled meanwhile
                 target = OrderStatus.FILLED
+        elif message == "unchanged":
+            self.replacement, self.unchanged = None, self.replacement
+            reason = f"the change was not made: {reason or 'the broker gives no reason'}"
         elif message == "adjusted":
             self.request = self.request.adjusted()
         elif target is OrderStatus.REJECTED and self.filled:
             target = OrderStatus.CANCELLED  # who refuses the rest of an order has cancelled it
         elif message == "revived":
             self.cancel_asked = False  # whatever was asked for did not end it
-        if message != "busted" or not self.working:  # a fill is taken back: what has not filled works on
-            self.status = target
+        self.status = standing(self.status, target)
         self.reason = reason or self.reason
         return target
 

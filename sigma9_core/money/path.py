@@ -393,6 +393,7 @@ class MoneyPath:
         if self.link.state == "connected":  # where it is not, the desk says that nothing was sent
             self._check_link()
         order = await self.desk.modify(args.order_id, changes, cause=command.id, records=records)
+        await self.desk.answered(order)
         await self.desk.settle()
         return {"order": order.view().model_dump(mode="json"), "legs": self.exits.legs_of(order.order_id)}
 

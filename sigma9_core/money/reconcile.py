@@ -18,7 +18,7 @@ from typing import Any, Final
 from sigma9_core.clock import Clock, monotonic
 from sigma9_core.contracts import BrokerOrder, BrokerPosition, BrokerReport
 from sigma9_core.errors import BrokerError, CommandError
-from sigma9_core.models import ZERO, Fill, OrderRequest, OrderStatus, OrderView, Side
+from sigma9_core.models import ZERO, Fill, OrderRequest, OrderStatus, OrderType, OrderView, Side
 from sigma9_core.money.adoption import Settled, settlement
 from sigma9_core.money.desk import OrderDesk, Step, stand_in
 from sigma9_core.money.ids import made_at
@@ -42,6 +42,13 @@ GONE: Final = "the broker no longer has it; how it ended is not known: it may ha
 """Why an order that worked is taken for ended, where the broker tells neither its end nor a fill."""
 AGAIN: Final = "it works again"
 """What is doubted of an order that has ended and that the broker lists as working."""
+TERMS: Final[Mapping[OrderType, Sequence[str]]] = {
+    "limit": ("limit_price",),
+    "stop": ("stop_price", "adjustment"),
+    "stop_limit": ("limit_price", "stop_price"),
+    "limit_on_close": ("limit_price",),
+}
+"""What may differ in a working order besides its quantity, trailing stops aside."""
 _ENDS: Final[Mapping[str, Message]] = {"cancelled": "cancelled", "rejected": "rejected", "expired": "expired"}
 
 
@@ -481,14 +488,13 @@ class Reconciler:
         if order.status in (OrderStatus.SUBMITTED, OrderStatus.UNKNOWN):
             self._desk.local(order, "accepted", "read back from the broker", recovered=True)
         if order.replacement is not None:
-            if not _differences(order.replacement, truth):
+            if _is_made(order.replacement, order.request, truth):
                 self._desk.local(order, "replaced", "read back from the broker", recovered=True)
                 found.orders[order.order_id] = "replaced"
             elif not self._sure(order, "not changed", immediate=immediate):
                 return
             else:
-                order.replacement = None
-                order.touch()
+                self._desk.local(order, "unchanged", "it never arrived at the broker", recovered=True)
                 found.orders[order.order_id] = "the change never arrived"
         if truth.order_type == "trailing_stop" and order.request.adjustment is not None:
             if not first and not self._sure(order, "adjusted", immediate=immediate):
@@ -709,7 +715,12 @@ def _differences(request: OrderRequest, truth: BrokerOrder) -> dict[str, Any]:
     if request.order_type == "trailing_stop" and truth.adjustment is not None:  # a change was faster, or slower
         terms = ("quantity", "order_type", "stop_price", "trail_amount", "trail_percent", "adjustment")
         return {name: getattr(truth, name) for name in terms}
-    priced = {"limit": ("limit_price",), "stop": ("stop_price",), "stop_limit": ("limit_price", "stop_price")}
-    names = ("quantity", *priced.get(request.order_type, ()))
+    trail = ("trail_percent",) if request.trail_amount is None else ("trail_amount",)
+    names = ("quantity", *(trail if request.order_type == "trailing_stop" else TERMS.get(request.order_type, ())))
     theirs = {name: getattr(truth, name) for name in names}
     return {name: new for name, new in theirs.items() if new is not None and new != getattr(request, name)}
+
+
+def _is_made(change: OrderRequest, before: OrderRequest, truth: BrokerOrder) -> bool:
+    """Tell whether a working order has all that a change of it changes, also where it is not shown to have any."""
+    return change.adjustment in (before.adjustment, truth.adjustment) and not _differences(change, truth)

@@ -24,12 +24,14 @@ from sigma9_core.errors import BrokerError, BrokerRefused
 from sigma9_core.models import ZERO, ApprovedOrder, Fill, OrderRequest
 
 Fault = Literal[
-    "refuse", "raise", "hang", "lost_ack", "doubled", "no_cancel", "no_right", "reject_stops", "reject_markets"
-]
+    "refuse", "raise", "hang", "lost_ack", "doubled", "no_cancel", "no_right", "reject_stops", "reject_markets",
+    "no_change", "lost_change",
+]  # fmt: skip
 """refuse: BrokerRefused on submit. raise: submit raises, nothing arrives. hang: submit never returns, but arrives.
 lost_ack: submit raises, but it arrived. doubled: every report comes twice. no_cancel: cancels are swallowed.
 no_right: no order may be cancelled by our id; by the exchange's own number everything is cancelled at once.
-reject_stops, reject_markets: stop (market) orders are rejected by a report."""
+reject_stops, reject_markets: stop (market) orders are rejected by a report.
+no_change: changes are taken, and refused by a report. lost_change: changes are swallowed."""
 
 
 @dataclass(slots=True)
@@ -123,8 +125,11 @@ class SmallExchange:
     async def replace(self, order: ApprovedOrder) -> None:
         """Change a working order."""
         resting = self._working(order.order_id)
-        resting.request = order.request
-        self.report("replaced", order.order_id)
+        if "no_change" in self.faults:
+            self.report("unchanged", order.order_id, reason="no changes here")
+        elif "lost_change" not in self.faults:
+            resting.request = order.request
+            self.report("replaced", order.order_id)
 
     async def cancel(self, order_id: str) -> None:
         """Cancel a working order."""

@@ -77,7 +77,7 @@ def test_order_statuses_are_the_events_of_the_contract() -> None:
     """An order's status is one of the words that a trade_event may carry."""
     assert " ".join(OrderStatus) == (
         "submitted accepted partially_filled filled cancelled rejected expired replaced busted risk_rejected "
-        "unknown"
+        "unknown unchanged"
     )
 
 

@@ -24,7 +24,15 @@ SYMBOLS_SHOWN: Final = 8
 """How many symbols a line names before it says how many more there are."""
 
 _FILLS: Final = frozenset((OrderStatus.FILLED, OrderStatus.PARTIALLY_FILLED))
-_BAD: Final = frozenset((OrderStatus.REJECTED, OrderStatus.RISK_REJECTED, OrderStatus.BUSTED, OrderStatus.UNKNOWN))
+_BAD: Final = frozenset(
+    (
+        OrderStatus.REJECTED,
+        OrderStatus.RISK_REJECTED,
+        OrderStatus.BUSTED,
+        OrderStatus.UNKNOWN,
+        OrderStatus.UNCHANGED,
+    )
+)
 
 
 class ConsoleConfig(Frozen):

@@ -39,6 +39,8 @@ class Client:
     """The versions that it has offered."""
     muted: bool = False
     """Nothing reaches it, and nothing is read from it."""
+    held: list[Message] | None = None
+    """What is sent goes here, where it is not to leave yet."""
     binds: bool = False
     """It wants the orders by hand."""
     positions: bool = False
@@ -65,6 +67,9 @@ class Client:
 
     def send(self, *messages: Message) -> None:
         """Send messages, unless it is muted."""
+        if self.held is not None:
+            self.held.extend(messages)
+            return
         if self.muted:
             return
         forget(self.sent)

@@ -107,6 +107,7 @@ PLAIN: Final = (
         399,
         WARNINGS[399][1],
     ),
+    Kind("modify-untold", "modify", "A change is made, and nothing is told of it until a client reads it back."),
     Kind("modify-lost", "modify", "A change is swallowed: the order works on as it was."),
     Kind("cancel-refused", "cancel", "A cancel gets error 10148; the order works on.", 10148, WARNINGS[10148][1]),
     Kind("cancel-lost", "cancel", "A cancel is swallowed: the order works on."),
@@ -153,6 +154,18 @@ PLAIN: Final = (
     Kind("lost-commission", "fill", "A commission report does not come live; reqExecutions brings it."),
     Kind("partial-fills", "fill", "A fill comes in `parts` (2) executions."),
     Kind("unanswered", "any", "A request is swallowed; `request` says which one."),
+    Kind(
+        "refused",
+        "any",
+        "A request is refused: error `code` (321) and `text`, and nothing else; `request` says which one.",
+        321,
+        "Error validating request: refused.",
+    ),
+    Kind(
+        "late-answer",
+        "any",
+        "Half of an answer comes at once, the rest `seconds` (2) later; `request` says to what.",
+    ),
     Kind(
         "history-pacing",
         "history",

@@ -27,7 +27,7 @@ FASTEST: Final = 50
 STRUCK_OUT: Final = 3
 AT_ONCE: Final = (
     *("link-lost", "link-back", "link-back-data-lost", "farm-flap", "nightly-restart", "half-open"),
-    *("unanswered", "pacing-violation"),
+    *("unanswered", "refused", "pacing-violation"),
 )
 """Faults that strike whatever message comes."""
 
@@ -122,6 +122,8 @@ class Session:
         else:
             client.log(f"#{client.number} - no answer to {request.raw}")
             return
+        if (fault := world.faults.strike("any", "late-answer", **self._about(request))) is not None:
+            action = partial(self._late, fault, action)
         if world.link_up or request.name in NOW:
             action()
         else:
@@ -129,15 +131,37 @@ class Session:
 
     def _struck(self, request: Request) -> bool:
         """Tell whether a fault or the limit of messages has taken a message away."""
-        world, client = self._world, self._client
+        world = self._world
         if world.faults.on("rate-limit") and self._too_fast():
             self._slow_down()
             return True
-        about: dict[str, str | int] = {"client_id": client.client_id, "request": request.name}
+        fault = world.faults.strike("any", *AT_ONCE, **self._about(request))
+        if fault is not None and fault.kind.name == "refused":
+            text, code = (
+                str(fault.options.get("text", fault.kind.text)),
+                int(fault.option("code", fault.kind.code)),
+            )
+            self._client.send(error(code, text, request.order_id or request.req_id))
+            return True
+        return fault is not None and self._happens(fault)
+
+    def _about(self, request: Request) -> dict[str, str | int]:
+        """Give what a fault can be matched by."""
+        about: dict[str, str | int] = {"client_id": self._client.client_id, "request": request.name}
         if request.order is not None and request.contract is not None:
             about |= {"order_ref": request.order.get("orderRef"), "symbol": request.contract.symbol}
-        fault = world.faults.strike("any", *AT_ONCE, **about)
-        return fault is not None and self._happens(fault)
+        return about
+
+    def _late(self, fault: Armed, action: Callable[[], None]) -> None:
+        """Answer half now, the rest later."""
+        client = self._client
+        held = client.held = []
+        try:
+            action()
+        finally:
+            client.held = None
+        client.send(*held[: len(held) // 2])
+        self._world.clock.later(fault.option("seconds", 2), lambda: client.send(*held[len(held) // 2 :]))
 
     def _happens(self, fault: Armed) -> bool:
         """Let a fault happen; tell whether the message is gone with it."""

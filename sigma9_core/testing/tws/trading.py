@@ -90,7 +90,8 @@ def _untold(world: World, client: Client, request: Request, contract: Contract, 
 
 def _change(world: World, client: Client, ticket: Ticket, contract: Contract, order: WireOrder) -> None:
     fault = world.faults.strike("modify", **about(ticket))
-    if fault is not None:
+    ticket.withheld = ticket.withheld or (fault is not None and fault.kind.name == "modify-untold")
+    if fault is not None and not ticket.withheld:
         if fault.kind.code:
             client.send(error(fault.kind.code, fault.kind.text, ticket.order_id))
         return

@@ -273,6 +273,44 @@ async def test_a_change_is_judged_and_told(room: MoneyRoom) -> None:
     assert (await room.told(order))[-1] == "replaced"
 
 
+async def test_a_change_that_is_refused_later_is_told(room: MoneyRoom) -> None:
+    """The order stands as it was, in part filled as it may be; event and order say why, over a restart as well."""
+    order = await room.buy(order_type="limit", limit_price=Decimal(9))
+    await room.fill(order, "9", 40)
+    room.exchange.faults.add("no_change")
+    await room.desk.modify(order.order_id, {"limit_price": Decimal(8)})
+    why = "the change was not made: no changes here"
+
+    assert (await room.told(order))[-1] == "unchanged"
+    assert (order.status, order.replacement, order.reason) == (OrderStatus.PARTIALLY_FILLED, None, why)
+    assert order.view().limit_price == 9
+    with pytest.raises(CommandError, match=f"order {order.order_id} stands as it was: {why}"):
+        await room.desk.answered(order)
+    assert room.journal.status(order.order_id) is OrderStatus.PARTIALLY_FILLED
+    assert audit(room.journal).faults == []
+    room.exchange.faults.clear()
+    await room.desk.modify(order.order_id, {"limit_price": Decimal(8)})
+    await room.desk.answered(order)
+    assert (order.status, order.reason) == (OrderStatus.REPLACED, None)
+    room.exchange.report("unchanged", order.order_id, reason="of long ago")
+    assert (order.status, order.reason) == (OrderStatus.REPLACED, None)
+
+
+async def test_a_change_that_never_arrived_is_told(room: MoneyRoom) -> None:
+    """Where read-backs go on showing the order as it was, it is told; one that is made after all counts."""
+    order = await room.buy(order_type="limit", limit_price=Decimal(9))
+    room.exchange.faults.add("lost_change")
+    await room.desk.modify(order.order_id, {"limit_price": Decimal(8)})
+    await room.path.reconciler.resolve_unknown(room.path.link)
+
+    assert (await room.told(order))[-1] == "unchanged"
+    assert order.reason == "the change was not made: it never arrived at the broker"
+    assert order.status is OrderStatus.ACCEPTED
+    assert order.view().limit_price == 9
+    room.exchange.report("replaced", order.order_id)
+    assert order.view().limit_price == 8
+
+
 async def test_a_cancel_and_a_fill_may_cross(room: MoneyRoom) -> None:
     """A fill that arrives after the cancel is counted, and the position is right."""
     order = await room.buy()

@@ -49,6 +49,21 @@ async def test_the_stop_moves_to_the_fill(room: MoneyRoom) -> None:
     assert room.path.portfolio.position("AAPL").protected
 
 
+async def test_a_stop_whose_move_is_refused_later_is_moved_again(room: MoneyRoom) -> None:
+    """The server does not believe that the stop has moved; it tries again after a while, and not at once."""
+    entry = await room.enter(price="10")
+    room.exchange.faults.add("no_change")
+    await room.fill(entry, "10.50")
+    stop = room.working(protective=True)[0]
+    assert (await room.told(stop)).count("unchanged") == 1
+    assert stop.request.stop_price == Decimal("9.80")
+    room.exchange.faults.clear()
+    await room.tick("AAPL", 10.5, seconds=6)
+    await room.desk.settle()
+
+    assert stop.request.stop_price == Decimal("10.29")
+
+
 async def test_a_partly_filled_entry_keeps_a_stop_of_its_size(room: MoneyRoom) -> None:
     """When the rest of an entry is cancelled, the stop shrinks to what is held."""
     entry = await room.enter(quantity=100)

@@ -30,6 +30,7 @@ from sigma9_core.commands import (
 from sigma9_core.contracts import BrokerAccount, BrokerOrder, BrokerPosition, BrokerReport, RiskView, Signal, Trip
 from sigma9_core.errors import BrokerError, CommandError, JournalError
 from sigma9_core.models import ExitPlan, OrderRequest, OrderStatus, RuleUsage, Slice, Trade, Verdict
+from sigma9_core.money import desk as desk_module
 from sigma9_core.money import path as path_module
 from sigma9_core.money.orders import Order
 from sigma9_core.money.records import CommandRecord
@@ -232,6 +233,26 @@ async def test_a_change_is_answered_with_the_new_terms(room: MoneyRoom) -> None:
     assert (result["order"]["limit_price"], result["order"]["quantity"]) == (8, 100)
     assert result["order"]["status"] == "replaced"
     assert len(room.journal.command("modify_order", "c1", OPEN)) == 1
+
+
+async def test_a_change_that_the_broker_refuses_in_time_is_answered_so(
+    room: MoneyRoom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`modify_order` answers with the broker's words; of a broker that is silent it answers that it was sent."""
+    order_id = (await place(room, order_type="limit", limit_price=Decimal(9)))["order"]["order_id"]
+    args = ModifyOrderArgs(order_id=order_id, limit_price=Decimal(8))
+    room.exchange.faults = {"lost_change"}
+    changing = asyncio.create_task(room.path.modify(args, command("modify_order"), []))
+    await room.until(lambda: room.desk.orders[order_id].replacement is not None and not room.desk.changing)
+    room.exchange.report("unchanged", order_id, reason="no changes here")
+    with pytest.raises(CommandError) as caught:
+        await changing
+    words = f"order {order_id} stands as it was: the change was not made: no changes here"
+    assert refusal(caught) == ("conflict", words)
+
+    monkeypatch.setattr(desk_module, "ANSWERED_WITHIN", 0.01)
+    answer = await room.path.modify(args, command("modify_order"), [])
+    assert (answer["order"]["status"], answer["order"]["limit_price"]) == ("accepted", 9)
 
 
 async def test_a_change_of_nothing_is_invalid(room: MoneyRoom) -> None:

@@ -16,7 +16,7 @@ from pytest_mock import MockerFixture
 from sigma9_core.contracts import BrokerPosition
 from sigma9_core.errors import BrokerError, BrokerRefused
 from sigma9_core.events import TradeEvent
-from sigma9_core.models import ApprovedOrder, Fill, OrderRequest, OrderStatus
+from sigma9_core.models import Adjustment, ApprovedOrder, Fill, OrderRequest, OrderStatus
 from sigma9_core.money import reconcile
 from sigma9_core.money.audit import audit
 from sigma9_core.money.history import History
@@ -90,6 +90,62 @@ async def test_one_absent_read_back_is_no_proof(room: MoneyRoom, monkeypatch: py
     assert order.working
     await look(room)
     assert order.view().status is OrderStatus.REJECTED
+
+
+STOP: dict[str, Any] = {"order_type": "stop", "stop_price": Decimal(9)}
+TRAIL: dict[str, Any] = {"order_type": "trailing_stop", "trail_amount": Decimal(1)}
+
+
+def trail(trigger: int) -> Adjustment:
+    """Make the trail that a stop becomes."""
+    return Adjustment(trigger_price=Decimal(trigger), stop_price=Decimal(10), trail_amount=Decimal(1))
+
+
+@pytest.mark.parametrize(
+    ("terms", "change"),
+    [
+        ({**STOP, "adjustment": trail(12)}, {"adjustment": trail(11)}),
+        (STOP, {"adjustment": trail(11)}),
+        (TRAIL, {"trail_amount": Decimal("0.5")}),
+        ({**TRAIL, "trail_amount": None, "trail_percent": Decimal(3)}, {"trail_percent": Decimal(2)}),
+        ({"order_type": "limit_on_close", "limit_price": Decimal(9)}, {"limit_price": Decimal(10)}),
+    ],
+)
+async def test_a_change_is_made_when_the_broker_shows_all_of_it(
+    room: MoneyRoom, terms: dict[str, Any], change: dict[str, Any]
+) -> None:
+    """An order that is shown as it was is not changed; once it is shown with the change, it is."""
+    room.exchange.keeps, room.exchange.immediate = frozenset(("adjustment",)), False
+    await room.fill(await room.buy(), "10")
+    order = await room.buy(side="sell", intent="reduce", **terms)
+    room.exchange.faults.add("lost_change")
+    await room.desk.modify(order.order_id, change)
+    changed = order.replacement
+    await look(room)
+
+    assert changed is not None
+    assert order.status is OrderStatus.ACCEPTED
+    assert order.replacement == changed
+    room.exchange.orders[order.order_id].request = changed
+    await look(room)
+    assert order.view().status is OrderStatus.REPLACED
+    assert order.request == changed
+
+
+async def test_a_trail_at_rest_that_differs_is_told(room: MoneyRoom) -> None:
+    """What a stop becomes at the broker is what the broker says; the trail of a trailing stop as well."""
+    room.exchange.keeps = frozenset(("adjustment",))
+    await room.fill(await room.buy(), "10")
+    stop = await room.buy(side="sell", quantity=50, intent="reduce", **STOP, adjustment=trail(12))
+    trailing = await room.buy(side="sell", quantity=50, intent="reduce", **TRAIL)
+    for order, other in ((stop, {"adjustment": trail(11)}), (trailing, {"trail_amount": Decimal(2)})):
+        resting = room.exchange.orders[order.order_id]
+        resting.request = resting.request.model_copy(update=other)
+    await room.path.reconciler.run(room.path.link)
+
+    assert stop.request.adjustment == trail(11)
+    assert trailing.request.trail_amount == 2
+    assert "trail_amount 1 is 2" in str(trailing.reason)
 
 
 async def test_an_order_that_shows_late_is_taken(room: MoneyRoom) -> None:

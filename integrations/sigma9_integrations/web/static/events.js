@@ -50,7 +50,7 @@ function happened(event) {
 }
 
 function sentence(type, data) {
-  if (type === "trade_event") return [told(data), ["risk_rejected", "rejected", "unknown", "busted"].includes(data.event) ? "warning" : "trade"];
+  if (type === "trade_event") return [told(data), ["risk_rejected", "rejected", "unknown", "busted", "unchanged"].includes(data.event) ? "warning" : "trade"];
   if (type === "watchlist_update") {
     const changes = [...(data.added ?? []).map((symbol) => `+${symbol}`), ...(data.removed ?? []).map((symbol) => `−${symbol}`)];
     return [`watchlist (${data.reason}): ${changes.join(" ") || "unchanged"}`, "status"];

@@ -56,9 +56,15 @@ class Known:
     change: OrderRequest | None = None
     """A change that was sent and not confirmed."""
     changes: list[Parcel] = field(default_factory=list)
-    """What its changes leave in, those that have left included."""
+    """What its changes leave in; one that has left stays until IB has confirmed a change, or refused it."""
+    objection: str | None = None
+    """Words of IB that may refuse the change: what a read-back then shows decides."""
     adjusted: bool = False
     """IB has made of the stop what it was to become, and that was told."""
+    cancelling: Parcel | None = None
+    """What its newest cancel has left in, or will."""
+    cancel_again: bool = False
+    """That cancel may have been swallowed: where a read-back shows the order as working, it is sent again."""
     parcel: Parcel | None = None
     """What it leaves in, while it has not left."""
     call: tuple[str, tuple[Any, ...]] | None = None
@@ -77,6 +83,11 @@ class Known:
     def broker_order_id(self) -> str:
         """Name it as IB does."""
         return broker_id(self.perm_id, self.client_id, self.number)
+
+    @property
+    def changing(self) -> bool:
+        """Tell whether its newest change has left, and IB has not said what became of it."""
+        return self.change is not None and bool(self.changes) and self.changes[-1].left
 
     @property
     def waiting(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final
@@ -53,12 +53,22 @@ WHAT_IF_WITHIN: Final = 1.8
 class Connection:
     """What belongs to one connection and ends with it."""
 
-    def __init__(self, wire: Wire, account: str, orders: Orders, contracts: Contracts, config: IbkrConfig) -> None:
+    def __init__(
+        self,
+        wire: Wire,
+        account: str,
+        orders: Orders,
+        contracts: Contracts,
+        config: IbkrConfig,
+        *,
+        cut_off: Callable[[], bool],
+    ) -> None:
+        """Store; `cut_off` tells that TWS has lost IB's servers, and may have nobody to ask."""
         self.wire = wire
         self.account = account
         self.rate: Decimal | None = None
         """What a dollar is worth in the account's base currency, as it was told last."""
-        self.asking = Asking(wire, config.answer_seconds)
+        self.asking = Asking(wire, config.answer_seconds, cut_off)
         self.reading = Reading(
             wire, self.asking, orders, contracts, account=account, patience=config.commission_seconds
         )
@@ -117,7 +127,14 @@ class IbkrBroker:
         try:
             account = choose(self._settings.account, wire.accounts)
             await asyncio.to_thread(self._numbers.begin, wire.first_free_id)
-            connection = Connection(wire, account, self._orders, self._contracts, self._config)
+            connection = Connection(
+                wire,
+                account,
+                self._orders,
+                self._contracts,
+                self._config,
+                cut_off=lambda: self._health.cut_off,
+            )
             self._orders.attach(wire, account)
             self._connection = connection
             wire.on_lost = self._lost

@@ -25,10 +25,12 @@ Meaning = Literal[
     "used_id",
     "no_order",
     "cancelled",
+    "invalid",
     "warning",
     "notice",
 ]
-"""`no_order` is final for an order that was never acknowledged, a `warning` says nothing of one that was."""
+"""`no_order` is final for an order that was never acknowledged. An `invalid` and a `warning` say nothing of one
+that was; an `invalid` may be all that is told of a change that was not made."""
 Action = Literal[
     "mark_down",
     "reconcile",
@@ -103,11 +105,11 @@ _ROWS: Final = (
     Code(203, "no_order", "the account may not trade this security"),
     Code(10289, "no_order", "cash quantity is not set up for the account"),
     Code(202, "cancelled", "the order was cancelled; a fill may still come"),
-    Code(110, "warning", "the price is off the tick"),
-    Code(321, "warning", "TWS does not understand a part of the request"),
+    Code(110, "invalid", "the price is off the tick"),
+    Code(321, "invalid", "TWS does not understand a part of the request"),
     Code(399, "warning", "a note on the order, such as when it will be sent"),
     Code(404, "warning", "shares to borrow are being looked for"),
-    Code(434, "warning", "the order's size"),
+    Code(434, "invalid", "the order's size"),
     Code(2109, "warning", "outside regular hours is ignored for this order"),
     Code(10349, "warning", "the time in force was set by the order preset"),
 )
@@ -142,7 +144,8 @@ def action(number: int) -> Action:
 def order_action(number: int, *, acknowledged: bool, changing: bool) -> Action:
     """Say what a code about an order of ours asks for: of what was acknowledged none is final.
 
-    A change that is refused leaves its order as it was, and whether it is still there is read back.
+    A change that is refused leaves its order as it was, and whether it is still there is read back. Where a code
+    leaves it open whether the change was made, the read-back's terms decide.
     """
     row = TABLE.get(number)
     match None if row is None else row.meaning:
@@ -150,12 +153,12 @@ def order_action(number: int, *, acknowledged: bool, changing: bool) -> Action:
             if changing:
                 return "keep_change_off"
             return "read_back" if acknowledged else "reject"
+        case "invalid":
+            return "log" if acknowledged and not changing else "read_back"
         case "warning":
             return "log" if acknowledged else "read_back"
         case "cancelled":
             return "await_status"
-        case "too_fast":
-            return "slow_down"
         case "notice":
             return "log"
         case "used_id":

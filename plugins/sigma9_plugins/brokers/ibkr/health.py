@@ -43,6 +43,11 @@ class Health:
         self._farms, self._lost, self.note = set(), False, None
         wire.on({"error": self.on_code})
 
+    @property
+    def cut_off(self) -> bool:
+        """Tell whether TWS has lost IB's servers."""
+        return self._lost
+
     def up(self) -> None:
         """Say that the connection is there and may be used."""
         lost, away = self._lost, bool(self._farms)

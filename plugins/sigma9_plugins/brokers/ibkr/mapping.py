@@ -42,6 +42,8 @@ STOPPED: Final = frozenset(("stop", "stop_limit"))
 OCA_REDUCE: Final = 2
 """A fill of one takes as much off the others, with overfill protection: a partial fill bares no other part."""
 TRIGGER_DEFAULT: Final = 0
+CHANGEABLE: Final = ("quantity", "limit_price", "stop_price", "trail_amount", "trail_percent", "adjustment")
+"""The terms of a working order that a change may change."""
 BY_AMOUNT: Final = 0
 BY_PERCENT: Final = 100
 """What the distance of an adjusted stop is in."""
@@ -171,9 +173,9 @@ def from_ib(
     reason: str | None = None,
 ) -> BrokerOrder:
     """Show an order of IB; one of a type that we have no word for is shown as a limit, or else a market order."""
-    limit, stop = price(order.lmtPrice), price(order.auxPrice)
+    limit = price(order.lmtPrice)
     kind = OURS.get(str(order.orderType).upper(), "limit" if limit is not None else "market")
-    trail = kind == "trailing_stop"
+    terms = _terms(kind, order)
     return BrokerOrder(
         order_id=order_id,
         broker_order_id=broker_id(order.permId, order.clientId, order.orderId),
@@ -183,17 +185,30 @@ def from_ib(
         filled_quantity=filled,
         order_type=kind,
         state=state,
-        limit_price=limit if kind in LIMITED else None,
-        stop_price=stop if kind in STOPPED else None,
-        trail_amount=stop if trail else None,
-        trail_percent=price(order.trailingPercent) if trail else None,
+        limit_price=terms["limit_price"],
+        stop_price=terms["stop_price"],
+        trail_amount=terms["trail_amount"],
+        trail_percent=terms["trail_percent"],
         time_in_force=_time_in_force(order.tif),
         oca_group=order.ocaGroup or None,
         parent_id=parent_id,
         reason=reason,
         good_after=moment_of(order.goodAfterTime or ""),
-        adjustment=_adjustment(order),
+        adjustment=terms["adjustment"],
     )
+
+
+def _terms(kind: OrderType, order: Any) -> dict[str, Any]:
+    """Read what a change may change, as an order of such a kind has it at IB; None for what it does not have."""
+    aux, trails = price(order.auxPrice), kind == "trailing_stop"
+    return {
+        "quantity": quantity(order.totalQuantity),
+        "limit_price": price(order.lmtPrice) if kind in LIMITED else None,
+        "stop_price": aux if kind in STOPPED else price(order.trailStopPrice) if trails else None,
+        "trail_amount": aux if trails else None,
+        "trail_percent": price(order.trailingPercent) if trails else None,
+        "adjustment": _adjustment(order),
+    }
 
 
 def moment_of(text: str) -> datetime | None:
@@ -230,21 +245,23 @@ def state_of(status: str) -> State | None:
     return "working" if status in WORKING else None
 
 
-def same_terms(request: OrderRequest, order: Any) -> bool:
-    """Tell whether an order at IB has the quantity and prices of a request."""
-    if quantity(order.totalQuantity) != request.quantity:
-        return False
-    kind = request.order_type
-    if kind == "stop" and adjusts(request, order):
+def same_terms(request: OrderRequest, order: Any, before: OrderRequest | None = None) -> bool:
+    """Tell whether an order at IB has the terms of a change: all that it changes from what was `before`.
+
+    IB moves the price of a trailing stop on by itself: one that is nearer to the market than asked will do.
+    """
+    if request.order_type == "stop" and adjusts(request, order):
         return False  # it was adjusted before the change has come: the change makes a stop of it again
-    if kind in LIMITED and price(order.lmtPrice) != request.limit_price:
-        return False
-    if kind in STOPPED and price(order.auxPrice) != request.stop_price:
-        return False
-    if kind == "trailing_stop":
-        if request.trail_amount is not None:
-            return price(order.auxPrice) == request.trail_amount
-        return price(order.trailingPercent) == request.trail_percent
+    shown = _terms(request.order_type, order)
+    for name in CHANGEABLE:
+        asked, there = getattr(request, name), shown[name]
+        if before is not None and getattr(before, name) == asked:
+            continue
+        if name == "stop_price" and request.order_type == "trailing_stop" and asked is not None:
+            if there is None or (there < asked if request.side == "sell" else there > asked):
+                return False
+        elif there != asked and (asked is not None or name == "adjustment"):
+            return False
     return True
 
 

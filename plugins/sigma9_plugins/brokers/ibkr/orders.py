@@ -16,9 +16,9 @@ from typing import Any
 from sigma9_core.clock import monotonic, wall_now
 from sigma9_core.contracts import BrokerReport, ReportKind
 from sigma9_core.errors import BrokerError, BrokerRefused
-from sigma9_core.models import ApprovedOrder
+from sigma9_core.models import ApprovedOrder, OrderRequest
 from sigma9_plugins.brokers.ibkr.book import Book, End, Known, learn
-from sigma9_plugins.brokers.ibkr.codes import order_action, refuses, says
+from sigma9_plugins.brokers.ibkr.codes import action, order_action, refuses, says
 from sigma9_plugins.brokers.ibkr.contracts import Contracts
 from sigma9_plugins.brokers.ibkr.executions import Executions
 from sigma9_plugins.brokers.ibkr.figures import quantity
@@ -34,7 +34,8 @@ FIXED = ("symbol", "side", "order_type", "time_in_force", "outside_rth")
 
 
 PROTECTING = ("stop", "stop_limit", "trailing_stop")
-
+SWALLOWED = 2.0
+"""Seconds before a code 100 in which what has left may be what it was about."""
 STUCK_AFTER = 5.0
 """Seconds without any word after which a unit counts as one that did not arrive whole."""
 
@@ -142,9 +143,7 @@ class Orders:
             )
         for known in knowns:
             self.book.add(known)
-        kill = all(order.request.intent == "kill" for order in orders)
-        lane: LaneName = "urgent" if kill else "orders"
-        parcel = wire.put(lane, *calls)
+        parcel = wire.put(self._lane([order.request for order in orders]), *calls)
         for known, call in zip(knowns, calls, strict=True):
             known.parcel, known.call = parcel, None if parcel.left else call
 
@@ -175,10 +174,8 @@ class Orders:
             parent=known.parent,
         )
         contract = self._contracts.contract(wire.library, request.symbol)
-        known.change = request
-        lane: LaneName = "urgent" if request.intent == "kill" else "orders"
-        known.changes = [parcel for parcel in known.changes if not parcel.left]
-        known.changes.append(wire.put(lane, ("placeOrder", (known.number, contract, written))))
+        known.change, known.objection = request, None
+        known.changes.append(wire.put(self._lane([request]), ("placeOrder", (known.number, contract, written))))
 
     def cancel(self, order_id: str) -> None:
         """Cancel an order of ours ahead of everything that waits; one that has not left is taken back.
@@ -191,8 +188,8 @@ class Orders:
             return
         for parcel in known.changes:  # it would come behind the cancel, and bring to life what has ended
             wire.lanes.drop(parcel)
-        known.changes, known.change = [], None
-        wire.put("urgent", ("cancelOrder", (known.number, "")))
+        self._forget_change(known)
+        known.cancelling = wire.put("urgent", ("cancelOrder", (known.number, "")))
 
     # --- in ----------------------------------------------------------------------------------------------------
 
@@ -211,8 +208,10 @@ class Orders:
             return
         known.parent = order.parentId or known.parent
         known.quantity = quantity(order.totalQuantity)
-        if known.change is not None and same_terms(known.change, order) and state.status in CONFIRMED:
-            known.request, known.change, known.adjusted = known.change, None, False
+        change = known.change
+        if change is not None and same_terms(change, order, known.request) and state.status in CONFIRMED:
+            known.request, known.adjusted = change, False
+            self._forget_change(known)
             self._report(BrokerReport("replaced", known.order_id, wall_now(), known.broker_order_id))
         if not known.adjusted and state.status in CONFIRMED and adjusts(known.request, order):
             self._acknowledge(known, wall_now())
@@ -266,11 +265,14 @@ class Orders:
 
     def _on_error(self, wire: Wire, number: int, code: int, text: str, *_: Any) -> None:
         """Take a code about an order of ours: what it asks for stands in the table of codes."""
+        if action(code) == "slow_down":
+            self._look_at_newest()
+            return
         known = self.book.find(client_id=wire.client_id, number=number)
         if known is None or number <= 0:
             return
         words = says(code, text)
-        asked = order_action(code, acknowledged=known.acknowledged, changing=known.change is not None)
+        asked = order_action(code, acknowledged=known.acknowledged, changing=known.changing)
         log.warning("order %s: %s", known.order_id, words)
         if asked != "log":
             known.said = words
@@ -279,16 +281,26 @@ class Orders:
             case "reject":
                 if known.end is None:
                     self._ends(known, "rejected", words)
-            case "keep_change_off":
-                known.change = None
+            case "keep_change_off" if len(known.changes) == 1:
+                self._keeps(known, words)
                 self._look(known)
-            case "read_back":
+            case "keep_change_off" | "read_back":  # of several changes it is not told which one is meant
+                known.objection = words if known.changing else None
                 self._look(known)
             case "ask_for_ids":
                 wire.put("questions", ("reqIds", (1,)))  # the answer lifts ours, and so does the read-back
                 self._look(known)
-            case "slow_down":
-                wire.lanes.pause()
+
+    def _look_at_newest(self) -> None:
+        """Have read back what has just left and was not confirmed: one of these messages was swallowed."""
+        since = monotonic() - SWALLOWED
+        for known in self.book.open():
+            cancelling = known.cancelling
+            known.cancel_again = known.cancel_again or (cancelling is not None and _left_since(cancelling, since))
+            changed = known.changing and _left_since(known.changes[-1], since)
+            placed = not known.acknowledged and known.parcel is not None and _left_since(known.parcel, since)
+            if placed or changed or known.cancel_again:
+                self._look(known)
 
     def settle(self, known: Known, end: End, reason: str | None) -> None:
         """Take the end of an order that a read-back has shown."""
@@ -299,8 +311,8 @@ class Orders:
             else:
                 self._ends(known, end, reason)
 
-    def shown(self, known: Known, status: str, asked_at: float) -> None:
-        """Take the status with which a read-back that was asked for at some time lists an order."""
+    def shown(self, known: Known, status: str, order: Any, asked_at: float) -> None:
+        """Take the status and the terms with which a read-back that was asked for at some time lists an order."""
         if known.end is None and status == INACTIVE:
             self.inactive(known)
         elif known.end is None and status in CONFIRMED:
@@ -314,6 +326,8 @@ class Orders:
             known.inactive = known.held = known.refused = known.back = False
             report = BrokerReport("revived", known.order_id, wall_now(), known.broker_order_id, reason=why)
             self._report(report)
+        if known.end is None:
+            self._compare(known, order)
 
     def inactive(self, known: Known) -> None:
         """Take that IB has an order and does not work it: where a code has turned it down it is rejected.
@@ -329,6 +343,18 @@ class Orders:
             reason = f"IB holds it as inactive ({words or 'it does not say why'})"
             report = BrokerReport("held", known.order_id, wall_now(), known.broker_order_id, reason=reason)
             self._report(report)
+
+    def _compare(self, known: Known, order: Any) -> None:
+        """Take with which terms a read-back shows what has not ended; a change that is made was told."""
+        wire = self._wire_of(known)
+        if known.cancel_again and wire is not None:
+            known.cancel_again = False
+            known.cancelling = wire.put("urgent", ("cancelOrder", (known.number, "")))
+        change, words = known.change, known.objection
+        if not known.changing or change is None or words is None:
+            return
+        if not same_terms(change, order, known.request):
+            self._keeps(known, words)
 
     def release(self, shown: Collection[str]) -> None:
         """Cancel what may lie at TWS untransmitted: the first orders of a unit of which the last never arrived.
@@ -396,7 +422,7 @@ class Orders:
             for parcel in waiting:
                 (self._wire_of(known) or wire).lanes.drop(parcel)
             if waiting:
-                known.changes, known.change = [], None
+                self._keeps(known, why)
             if known.parcel is not None and known.waiting:
                 wire.lanes.drop(known.parcel)
                 known.parcel = known.call = None
@@ -411,12 +437,21 @@ class Orders:
         known.inactive = known.refused = False
         self._acknowledge(known, wall_now())
 
+    def _keeps(self, known: Known, words: str) -> None:
+        """Tell that a change was refused: the order stands as it was."""
+        self._forget_change(known)
+        self._report(BrokerReport("unchanged", known.order_id, wall_now(), known.broker_order_id, reason=words))
+
+    @staticmethod
+    def _forget_change(known: Known) -> None:
+        known.change, known.changes, known.objection = None, [], None
+
     def _ends(self, known: Known, kind: ReportKind, reason: str | None) -> None:
         if known.end is not None:
             return
         known.end = "rejected" if kind == "rejected" else "expired" if kind == "expired" else "cancelled"
         known.ended_at = monotonic()
-        known.change = None
+        self._forget_change(known)
         self._report(BrokerReport(kind, known.order_id, wall_now(), known.broker_order_id, reason=reason))
 
     def _connected(self) -> Wire:
@@ -453,6 +488,16 @@ class Orders:
             )
         return known.number
 
+    def _lane(self, requests: Sequence[OrderRequest]) -> LaneName:
+        """Choose by what they are for; a child whose parent waits still leaves behind it."""
+        if all(request.intent == "kill" for request in requests):
+            return "urgent"
+        for request in requests:
+            parent = None if request.parent_id is None else self.book.by_id(request.parent_id)
+            if parent is not None and parent.waiting and parent.parcel is not None:
+                return parent.parcel.lane
+        return "orders" if any(request.intent == "entry" for request in requests) else "exits"
+
     def _mine(self, order_id: str, *, ended: bool = False) -> tuple[Known, Wire]:
         """Give an order, and the connection that may change it; raise BrokerError or BrokerRefused.
 
@@ -471,6 +516,10 @@ class Orders:
                 f"IB lets only the client that has sent an order change or cancel it; {advice}"
             )
         return known, wire
+
+
+def _left_since(parcel: Parcel, moment: float) -> bool:
+    return parcel.left and parcel.left_at >= moment
 
 
 def _protects(known: Known) -> bool:

@@ -98,12 +98,13 @@ class Reading:
     async def settle(self, doubted: Sequence[Known]) -> None:
         """Look what became of orders, and tell it where it is sure."""
         asked_at = monotonic()
-        listed = {each.order.orderRef: each.status for each in await self._open() if _is_open(each.status)}
+        listed = {each.order.orderRef: each for each in await self._open() if _is_open(each.status)}
         for known in doubted:
             if known.ended_at < asked_at:
                 known.back = False
             if known.order_id in listed:
-                self._orders.shown(known, listed[known.order_id], asked_at)
+                each = listed[known.order_id]
+                self._orders.shown(known, each.status, each.order, asked_at)
         owes = self._orders.executions.owes
         if any(known.told > known.counted or owes(known) for known in doubted):
             for contract, execution in await self._executions():
@@ -162,7 +163,7 @@ class Reading:
             known.parent = order.parentId or known.parent
             if state == "working" and not known.held:
                 known.acknowledged = True  # whoever asks learns it by the answer
-            self._orders.shown(known, shown.status, asked_at)
+            self._orders.shown(known, shown.status, order, asked_at)
             if state == "held" and known.end is not None:
                 return None  # it was turned down, and IB still has it in its list
         parent = (

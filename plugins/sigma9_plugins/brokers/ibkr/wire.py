@@ -157,6 +157,11 @@ class Wire:
         for name, handler in handlers.items():
             self._handlers.setdefault(name, []).append(handler)
 
+    def off(self, handlers: Mapping[str, Handler]) -> None:
+        """Take handlers out again."""
+        for name, handler in handlers.items():
+            self._handlers[name].remove(handler)
+
     @contextmanager
     def listening(self, handlers: Mapping[str, Handler]) -> Iterator[None]:
         """Add handlers for a while."""
@@ -164,8 +169,7 @@ class Wire:
         try:
             yield
         finally:
-            for name, handler in handlers.items():
-                self._handlers[name].remove(handler)
+            self.off(handlers)
 
     def take(self, name: str, arguments: tuple[Any, ...]) -> None:
         """Take a message; what a handler raises is logged, and the next one has its turn."""
@@ -174,6 +178,7 @@ class Wire:
             return
         if name == "error":
             self._refusal(*arguments[:3])
+            self._complaint(*arguments[:3])
         elif name == "setEventsDone":
             self._ended()
             return
@@ -191,6 +196,16 @@ class Wire:
             self._refused.set_exception(ClientIdInUse(f"client id {self.client_id}: {says(code, text)}"))
         elif action(code) == "connect_again":
             self._refused.set_exception(BrokerError(says(code, text)))
+
+    def _complaint(self, request: int, code: int, text: str) -> None:
+        """Take what TWS says of an open connection: that it is used too fast, or that it is of no use any more."""
+        if not self._open:
+            return
+        if action(code) == "slow_down":
+            log.warning("%s", says(code, text))
+            self.lanes.pause()
+        elif request == NO_REQUEST and action(code) == "connect_again":
+            self.abort(says(code, text))
 
     def _ended(self) -> None:
         """Learn that the socket has closed."""

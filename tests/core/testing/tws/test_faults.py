@@ -539,6 +539,56 @@ async def test_unanswered(ib: Any, tws: FakeTws) -> None:
     assert await ib.reqPositionsAsync() == []
 
 
+async def test_refused(lib: Any, ib: Any, aapl: Any, tws: FakeTws, heard: list[Any]) -> None:
+    """refused: a new order, a change, a cancel or a question gets a code, and nothing comes of it."""
+    trade = await place(lib, ib, aapl)
+    told = {"placeOrder": 110, "cancelOrder": 161, "reqContractDetails": 200, "reqAllOpenOrders": 321}
+    for name, code in told.items():
+        tws.arm("refused", request=name, code=code, text="no")
+    trade.order.lmtPrice = 181
+    await place(lib, ib, aapl, trade.order)
+    ib.cancelOrder(trade.order)
+    assert await ib.reqContractDetailsAsync(aapl) == []
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await ib.reqAllOpenOrdersAsync()
+    assert codes(heard) == [*told.values()]
+    assert [number for number, _, _ in heard][:2] == [trade.order.orderId] * 2
+    assert heard[-1] == (-1, 321, "no")
+    (order,) = tws.orders()
+    assert order.status == "Submitted"
+    assert order.limit == 180
+
+
+async def test_modify_untold(lib: Any, ib: Any, aapl: Any, tws: FakeTws, heard: list[Any]) -> None:
+    """modify-untold: the change is made, and told to who reads back."""
+    trade = await place(lib, ib, aapl)
+    tws.arm("modify-untold")
+    before = len(tws.clients[0].sent)
+    trade.order.lmtPrice = 181
+    await place(lib, ib, aapl, trade.order)
+    assert [each[0] for each in tws.clients[0].sent[before:]] == ["49"]
+    assert tws.order().limit == 181
+    await ib.reqAllOpenOrdersAsync()
+    assert "5" in [each[0] for each in tws.clients[0].sent[before:]]
+
+
+async def test_late_answer(ib: Any, tws: FakeTws) -> None:
+    """late-answer: half of it comes at once, the rest with its end later; other answers are not late."""
+    for symbol in ("AAPL", "AMD", "MSFT"):
+        tws.set_position(symbol, 100, 10)
+    await ib.reqCurrentTimeAsync()
+    tws.arm("late-answer", request="reqPositions", seconds=0.1)
+    told = len(tws.clients[0].sent)
+    asking = asyncio.ensure_future(ib.reqPositionsAsync())
+    await tws.until_received("reqPositions", len(tws.requests("reqPositions")) + 1)
+    await ib.reqCurrentTimeAsync()
+    assert not asking.done()
+    assert [each[0] for each in tws.clients[0].sent[told:]] == ["61", "61", "49"]
+    tws.clock.advance(0.1)
+    assert len(await asking) == 3
+
+
 # --- data -------------------------------------------------------------------------------------------------------
 
 

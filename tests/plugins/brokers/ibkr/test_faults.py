@@ -14,7 +14,7 @@ import pytest
 from sigma9_core.clock import monotonic
 from sigma9_core.contracts import BrokerHealth, ReportKind
 from sigma9_core.errors import BrokerError, BrokerRefused
-from sigma9_core.models import ApprovedOrder
+from sigma9_core.models import Adjustment, ApprovedOrder
 from sigma9_core.testing.broker_contract import UP, Recorder
 from sigma9_core.testing.orders import approve, request
 from sigma9_core.testing.tws import KINDS
@@ -153,7 +153,10 @@ async def test_codes_about_a_live_order(room: IbkrRoom, name: str) -> None:
     await room.filled(order)
 
 
-@pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if kind.where == "modify"])
+UNMADE = [name for name, kind in KINDS.items() if kind.where == "modify" and name != "modify-untold"]
+
+
+@pytest.mark.parametrize("name", UNMADE)
 async def test_changes_that_are_not_made(room: IbkrRoom, name: str) -> None:
     """A change that was refused or lost is not reported as made; the order works on as it was."""
     order = await sent(room)
@@ -167,9 +170,105 @@ async def test_changes_that_are_not_made(room: IbkrRoom, name: str) -> None:
     found = await room.working(order)
     assert found is not None
     assert found.limit_price == Decimal("9.5")
-    assert room.heard.kinds(order.order_id) == ["accepted"]
+    code = KINDS[name].code
+    assert room.heard.kinds(order.order_id) == ["accepted"] + ["unchanged"] * bool(code)
+    if code:
+        assert f"(code {code})" in str(room.heard.reports[-1].reason)
     await room.broker.replace(approve(changed, order.order_id))
     await room.ended(order, "replaced")
+
+
+def adjustment(trigger: str, stop: str = "10.15", trail: str = "0.15") -> Adjustment:
+    """Make the trail that a stop becomes."""
+    return Adjustment(trigger_price=Decimal(trigger), stop_price=Decimal(stop), trail_amount=Decimal(trail))
+
+
+STOP: dict[str, Any] = {"order_type": "stop", "stop_price": 9.5, "adjustment": adjustment("10.6")}
+TRAILING: dict[str, Any] = {"order_type": "trailing_stop", "trail_amount": Decimal(1), "stop_price": 9.2}
+LESS: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    (STOP, {"adjustment": adjustment("10.3")}),
+    (STOP, {"adjustment": adjustment("10.6", stop="10.2")}),
+    (STOP, {"adjustment": adjustment("10.6", trail="0.2")}),
+    (STOP, {"stop_price": Decimal("9.6")}),
+    (STOP, {"quantity": Decimal(90)}),
+    (TRAILING, {"stop_price": Decimal("9.6")}),
+    (TRAILING, {"trail_amount": Decimal("0.9")}),
+    ({**TRAILING, "trail_amount": None, "trail_percent": Decimal(3)}, {"trail_percent": Decimal(2)}),
+    ({**RESTING, "order_type": "stop_limit", "stop_price": 9.6}, {"stop_price": Decimal("9.7")}),
+]
+"""Orders, and changes of one of their terms."""
+
+
+@pytest.mark.parametrize(("terms", "change"), LESS)
+async def test_a_change_is_made_when_all_of_it_is_there(
+    room: IbkrRoom, terms: dict[str, Any], change: dict[str, Any]
+) -> None:
+    """A change that was lost is not told as made by any other message on its order; one that is made is."""
+    await room.hold(200)
+    order = approve(request(room.symbol, "sell", 100, intent="reduce", **terms))
+    await room.broker.submit([order])
+    await room.accepted(order)
+    room.tws.arm("modify-lost")
+    changed = approve(order.request.model_copy(update=change), order.order_id)
+    await room.broker.replace(changed)
+    await room.tws.until_received("placeOrder", 3)
+    before = await room.working(order)
+
+    assert before is not None
+    assert room.heard.kinds(order.order_id) == ["accepted"]
+    await room.broker.replace(changed)
+    await room.ended(order, "replaced")
+    found = await room.working(order)
+    assert found is not None
+    for name, value in change.items():
+        assert getattr(found, name) == value
+        assert getattr(before, name) != value
+
+
+@pytest.mark.parametrize("code", [110, 201, 321, 463, 99_999])
+async def test_refusals_of_a_change(room: IbkrRoom, code: int) -> None:
+    """Whatever code refuses a change, it is told with IB's words once it is sure that the order is as it was."""
+    order = await sent(room)
+    room.tws.arm("refused", request="placeOrder", code=code, text="Not so.")
+    changed = order.request.model_copy(update={"limit_price": Decimal("9.6")})
+    await room.broker.replace(approve(changed, order.order_id))
+    report = await room.ended(order, "unchanged")
+
+    assert report.reason == f"Not so. (code {code})"
+    assert room.heard.kinds(order.order_id) == ["accepted", "unchanged"]
+    assert await room.working(order) is not None
+
+
+async def test_a_code_about_one_of_two_changes(room: IbkrRoom) -> None:
+    """Which of two changes a code refuses is not told: what the order has become says it."""
+    order = await sent(room)
+    first = order.request.model_copy(update={"limit_price": Decimal("9.6")})
+    room.tws.arm("refused", request="placeOrder", code=201, text="Not so.")
+    await room.broker.replace(approve(first, order.order_id))
+    second = order.request.model_copy(update={"limit_price": Decimal("9.55")})
+    await room.broker.replace(approve(second, order.order_id))
+    await room.ended(order, "replaced")
+    await asyncio.sleep(0.1)
+
+    assert room.heard.kinds(order.order_id) == ["accepted", "replaced"]
+    found = await room.working(order)
+    assert found is not None
+    assert found.limit_price == Decimal("9.55")
+
+
+@pytest.mark.parametrize("code", [110, 321, 463])
+async def test_codes_about_a_change_that_is_made(room: IbkrRoom, code: int) -> None:
+    """A change that a read-back shows is made, whatever code has come about it."""
+    order = await sent(room)
+    room.tws.arm("modify-untold")
+    changed = order.request.model_copy(update={"limit_price": Decimal("9.6")})
+    await room.broker.replace(approve(changed, order.order_id))
+    await room.tws.until_received("placeOrder", 2)
+    room.tws.say(code, "Not so.", order.order_id)
+    await room.ended(order, "replaced")
+    await asyncio.sleep(0.1)
+
+    assert room.heard.kinds(order.order_id) == ["accepted", "replaced"]
 
 
 CANCELS = [name for name, kind in KINDS.items() if kind.where == "cancel" and name != "cancel-late"]
@@ -226,6 +325,53 @@ async def test_rejected_while_it_works(room: IbkrRoom) -> None:
 
     report = await room.ended(order, "rejected")
     assert report.reason
+
+
+# --- too fast -----------------------------------------------------------------------------------------------
+
+
+async def test_a_swallowed_order(room: IbkrRoom) -> None:
+    """Code 100 names no order: the sender slows down, and what may have been swallowed is read back."""
+    room.tws.arm("pacing-violation", request="placeOrder")
+    burst = [approve(request(room.symbol, "buy", 1, **RESTING)) for _ in range(40)]
+    for order in burst:
+        await room.broker.submit([order])
+    asked = len(room.tws.requests("reqAllOpenOrders"))
+    await room.tws.until_received("placeOrder", 12)
+    await room.caught_up()
+    await asyncio.sleep(0.5)
+    assert len(room.tws.requests("placeOrder")) == 12
+    await room.tws.until_received("reqAllOpenOrders", asked + 1)
+    await room.tws.until_received("placeOrder", 40)
+
+    assert room.tws.orders(ref=burst[0].order_id) == []
+    assert room.heard.kinds(burst[0].order_id) == []
+    assert all(room.tws.orders(ref=order.order_id) for order in burst[1:])
+    assert room.broker.health == UP
+
+
+async def test_a_swallowed_cancel(room: IbkrRoom) -> None:
+    """A cancel that code 100 has swallowed is sent again, once a read-back shows its order as working."""
+    order = await sent(room)
+    room.tws.arm("pacing-violation", request="cancelOrder")
+    await room.broker.cancel(order.order_id)
+
+    await room.ended(order, "cancelled")
+    assert len(room.tws.requests("cancelOrder")) == 2
+
+
+async def test_a_swallowed_change(room: IbkrRoom) -> None:
+    """A change that code 100 has swallowed is not told as made, and can be asked for again."""
+    order = await sent(room)
+    room.tws.arm("pacing-violation", request="placeOrder")
+    changed = order.request.model_copy(update={"limit_price": Decimal("9.6")})
+    asked = len(room.tws.requests("reqAllOpenOrders"))
+    await room.broker.replace(approve(changed, order.order_id))
+    await room.tws.until_received("reqAllOpenOrders", asked + 1)
+    await room.caught_up()
+    assert room.heard.kinds(order.order_id) == ["accepted"]
+    await room.broker.replace(approve(changed, order.order_id))
+    await room.ended(order, "replaced")
 
 
 # --- fills --------------------------------------------------------------------------------------------------
@@ -740,6 +886,16 @@ async def test_greetings_that_fail(room: IbkrRoom, name: str) -> None:
     assert room.broker.health == UP
 
 
+@pytest.mark.parametrize("code", [504, 507, 1300])
+async def test_a_connection_of_no_use(room: IbkrRoom, code: int) -> None:
+    """What TWS says of an open connection that it gives up, such as for another port, ends it at once."""
+    room.tws.say(code, "This connection is being dropped.")
+    await room.until(lambda: room.broker.health == BrokerHealth(), "the end of the connection")
+    await again(room)
+
+    assert room.broker.health == UP
+
+
 async def test_nobody_listens(room: IbkrRoom) -> None:
     """Without a gateway a connection fails with a clear sentence, as often as it is tried."""
     await room.broker.disconnect()
@@ -780,13 +936,112 @@ async def test_half_open_after_an_outage(tmp_path: Path) -> None:
         assert monotonic() - began < 1.5
 
 
-async def test_unanswered_question(room: IbkrRoom) -> None:
-    """A question that nobody answers is an error after a time; the next one is answered."""
-    room.tws.arm("unanswered", request="reqCompletedOrders")
-    with pytest.raises(BrokerError, match="completed orders within"):
-        await room.broker.completed_orders(room.now())
+QUESTIONS = {
+    "reqAllOpenOrders": lambda room: room.broker.open_orders(),
+    "reqPositions": lambda room: room.broker.positions(),
+    "reqCompletedOrders": lambda room: room.broker.completed_orders(room.now() - timedelta(days=1)),
+}
+"""Questions that have no number, and how they are asked."""
 
-    assert await room.broker.completed_orders(room.now()) == []
+
+async def answerable(room: IbkrRoom) -> None:
+    """Leave several open orders, ended orders and positions behind."""
+    orders = [approve(request(room.symbol, "buy", 100, **RESTING)) for _ in range(8)]
+    for order in orders:
+        await room.broker.submit([order])
+    await room.tws.until_received("placeOrder", len(orders))
+    for order in orders[::2]:
+        room.tws.cancel(order.order_id)
+    for symbol in ("AAPL", "MSFT"):
+        room.tws.set_position(symbol, 100, 190)
+    await room.caught_up()
+
+
+@pytest.mark.parametrize("name", [*QUESTIONS])
+async def test_late_answers_answer_nothing_else(tmp_path: Path, name: str) -> None:
+    """What comes of an answer when nobody waits for it any more is no part of the next one, which is whole."""
+    async with open_room(tmp_path, config={"answer_seconds": 0.6}) as room:
+        await room.move(room.symbol, 10.0)
+        await answerable(room)
+        whole = len(await QUESTIONS[name](room))
+        room.tws.arm("late-answer", request=name, seconds=0.8)
+        with pytest.raises(BrokerError, match=r"did not tell the .* within 0.6 s"):
+            await QUESTIONS[name](room)
+        asked = len(room.tws.requests(name))
+
+        for number in range(3):
+            assert len(await QUESTIONS[name](room)) == whole
+            assert len(room.tws.requests(name)) == asked + number + 1
+        assert room.broker.health == UP
+
+
+@pytest.mark.parametrize("name", [*QUESTIONS])
+async def test_late_answers_to_who_has_stopped_waiting(room: IbkrRoom, name: str) -> None:
+    """A kill waits for less time than others do: the answer that it has given up is not the next one either."""
+    await answerable(room)
+    whole = len(await QUESTIONS[name](room))
+    room.tws.arm("late-answer", request=name, seconds=0.3)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await QUESTIONS[name](room)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):  # its answer is owed still: nothing is asked
+            await QUESTIONS[name](room)
+
+    assert len(await QUESTIONS[name](room)) == whole
+
+
+async def test_unanswered_question(tmp_path: Path) -> None:
+    """A question that nobody answers is an error; the next one could not be told from it, so both begin anew."""
+    async with open_room(tmp_path, config={"answer_seconds": 0.3}) as room:
+        room.tws.arm("unanswered", request="reqCompletedOrders")
+        with pytest.raises(BrokerError, match="completed orders within"):
+            await room.broker.completed_orders(room.now())
+        with pytest.raises(BrokerError, match="completed orders"):
+            await room.broker.completed_orders(room.now())
+        await room.until(lambda: room.broker.health == BrokerHealth(), "the end of the connection")
+        assert len(room.tws.requests("reqCompletedOrders")) == 1
+        await again(room)
+
+        assert await room.broker.completed_orders(room.now()) == []
+
+
+async def test_unanswered_question_in_an_outage(tmp_path: Path) -> None:
+    """A gateway without IB's servers may have nobody to ask: it owes its answer as long as that lasts."""
+    async with open_room(tmp_path, config={"answer_seconds": 0.1}) as room:
+        room.tws.lose_link()
+        await room.until(lambda: room.broker.health.link == "down", "the outage")
+        with pytest.raises(BrokerError, match="positions within"):
+            await room.broker.positions()
+        await asyncio.sleep(0.3)
+        with pytest.raises(BrokerError, match="still owes the positions"):
+            await room.broker.positions()
+        assert room.broker.health.socket == "up"
+        room.tws.regain_link(kept=True)
+
+        assert await room.broker.positions() == []
+
+
+async def test_a_complaint_that_may_be_about_another_question(tmp_path: Path) -> None:
+    """A complaint without a number fails what waits; an answer that comes all the same is not the next one."""
+    async with open_room(tmp_path, config={"answer_seconds": 0.8}) as room:
+        await room.move(room.symbol, 10.0)
+        await answerable(room)
+        room.tws.arm("late-answer", request="reqAllOpenOrders", seconds=0.3)
+        asking = asyncio.ensure_future(room.broker.open_orders())
+        await room.tws.until_received("reqAllOpenOrders", 2)
+        room.tws.say(321, "Error validating request.")
+        with pytest.raises(BrokerError, match="code 321"):
+            await asking
+
+        assert len(await room.broker.open_orders()) == 4
+        room.tws.arm("unanswered", request="reqAllOpenOrders")
+        asking = asyncio.ensure_future(room.broker.open_orders())
+        await room.tws.until_received("reqAllOpenOrders", 4)
+        room.tws.say(321, "Error validating request.")
+        with pytest.raises(BrokerError, match="code 321"):
+            await asking
+        assert len(await room.broker.open_orders()) == 4
 
 
 async def test_questions_end_with_the_connection(room: IbkrRoom) -> None:

@@ -385,6 +385,58 @@ async def test_a_leg_that_is_cancelled_before_its_unit_has_left(room: IbkrRoom, 
         await room.accepted(stop)
 
 
+async def test_exits_pass_a_burst_of_entries(room: IbkrRoom) -> None:
+    """What protects, closes or reduces, and its changes, leave before the entries that wait."""
+    room.tws.arm("rate-limit", times=None)
+    await room.hold(100)
+    guard = await room.send("sell", 40, order_type="stop", stop_price=9, intent="reduce", protective=True)
+
+    async def attempt() -> float:
+        for _ in range(100):
+            await room.broker.submit([approve(request(SYMBOL, "buy", 1, **RESTING))])
+        begun, asked = monotonic(), len(room.tws.requests("placeOrder"))
+        stop = approve(request(SYMBOL, "sell", 30, stop_price=9, order_type="stop", intent="reduce"))
+        close = approve(request(SYMBOL, "sell", 1, limit_price=11, order_type="limit", intent="reduce"))
+        await room.broker.submit([stop])
+        await room.broker.replace(approve(guard.request, guard.order_id))
+        await room.broker.submit([close])
+        wanted = {stop.order_id, close.order_id, guard.order_id}
+
+        def sent() -> set[str]:
+            return {str(each.get("orderRef")) for each in room.tws.requests("placeOrder")[asked:]}
+
+        await room.tws.until(lambda: wanted <= sent())
+        took = monotonic() - begun
+        for known in (stop, close):
+            await room.accepted(known)
+            await room.broker.cancel(known.order_id)
+        return took
+
+    assert await quickest(attempt) < LIMIT
+    assert room.tws.faults.happened["rate-limit"] == 0
+
+
+async def test_a_child_never_passes_its_parent(room: IbkrRoom) -> None:
+    """An exit that is sent after an entry which waits still leaves behind it, and the legs of a unit with it."""
+    burst = [approve(request(SYMBOL, "buy", 1, **RESTING)) for _ in range(20)]
+    parent = approve(request(SYMBOL, "buy", 100, **RESTING))
+    leg = approve(
+        request(SYMBOL, "sell", 100, stop_price=9, order_type="stop", intent="reduce", parent_id=parent.order_id)
+    )
+    child = approve(
+        request(
+            SYMBOL, "sell", 100, limit_price=11, order_type="limit", intent="reduce", parent_id=parent.order_id
+        )
+    )
+    for unit in (*([each] for each in burst), [parent, leg], [child]):
+        await room.broker.submit(unit)
+    await room.accepted(child)
+
+    refs = [each.get("orderRef") for each in room.tws.requests("placeOrder")]
+    assert refs[-3:] == [parent.order_id, leg.order_id, child.order_id]
+    assert len(room.tws.orders(live=True)) == 23
+
+
 async def test_a_change_that_waits_never_follows_the_cancel(room: IbkrRoom) -> None:
     """A change behind a burst is taken back with the cancel of its order: it would bring it to life again."""
     order = await room.send("buy", 100, **RESTING)

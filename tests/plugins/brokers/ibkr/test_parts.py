@@ -1,4 +1,4 @@
-"""The parts by themselves: the table of codes, order ids on disk, lanes, numbers and times, the library's door."""
+"""The parts by themselves: what all codes share, order ids on disk, lanes, numbers, times, the library's door."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sigma9_plugins.brokers.ibkr import book as book_module
 from sigma9_plugins.brokers.ibkr import library, recent
 from sigma9_plugins.brokers.ibkr.accounts import choose
 from sigma9_plugins.brokers.ibkr.book import Book, Known
-from sigma9_plugins.brokers.ibkr.codes import TABLE, Action, action, order_action, request_fails, says
+from sigma9_plugins.brokers.ibkr.codes import TABLE, action, order_action, request_fails, says
 from sigma9_plugins.brokers.ibkr.contracts import name_of
 from sigma9_plugins.brokers.ibkr.executions import corrected_by
 from sigma9_plugins.brokers.ibkr.figures import amount, price, quantity
@@ -30,43 +30,6 @@ from sigma9_plugins.brokers.ibkr.reading import ended_as
 from sigma9_plugins.brokers.ibkr.recent import KEPT, Recent
 
 # --- codes ----------------------------------------------------------------------------------------------------
-
-SYSTEM: dict[int, Action] = {
-    **dict.fromkeys((1100, 2110), "mark_down"),
-    1102: "reconcile",
-    1101: "resubscribe",
-    **dict.fromkeys((2103, 2105, 2157), "mark_data_down"),
-    **dict.fromkeys((2104, 2106, 2158), "mark_data_up"),
-    **dict.fromkeys((2107, 2108, 2119, 2100), "log"),
-    326: "other_client_id",
-    **dict.fromkeys((502, 504, 507, 1300), "connect_again"),
-    100: "slow_down",
-    **dict.fromkeys((162, 366, 420, 101, 354, 10089, 10090, 10167, 10168, 10197), "fail_request"),
-}
-"""What a code that is about no order asks for."""
-ABOUT_ORDERS: dict[int, tuple[Action, Action, Action]] = {
-    **dict.fromkeys((104, 105, 135, 136, 161, 463, 10147, 10148, 10311), ("read_back",) * 3),
-    103: ("ask_for_ids",) * 3,
-    **dict.fromkeys((200, 201, 203, 10289), ("reject", "read_back", "keep_change_off")),
-    202: ("await_status",) * 3,
-    **dict.fromkeys((110, 321, 399, 404, 434, 2109, 10349), ("read_back", "log", "log")),
-}
-"""What one about an order asks for: never acknowledged; acknowledged; while it is being changed."""
-
-
-@pytest.mark.parametrize("number", [*TABLE])
-def test_every_row_of_the_table(number: int) -> None:
-    """Each code has its one meaning, and what is done about it."""
-    row = TABLE[number]
-
-    assert row.text
-    if number in SYSTEM:
-        assert action(number) == SYSTEM[number]
-    else:
-        fresh, live, changing = ABOUT_ORDERS[number]
-        assert order_action(number, acknowledged=False, changing=False) == fresh
-        assert order_action(number, acknowledged=True, changing=False) == live
-        assert order_action(number, acknowledged=True, changing=True) == changing
 
 
 @pytest.mark.parametrize("number", [*TABLE, 99_999])
@@ -155,7 +118,7 @@ def test_a_disk_that_fails_stops_no_order(tmp_path: Path) -> None:
 
 
 async def test_lanes_keep_room_for_what_is_urgent() -> None:
-    """Orders get a third of the rate, cancels what is left of it; a parcel leaves whole, or not at all."""
+    """Entries get a part of the rate, cancels what is left of it; a parcel leaves whole, or not at all."""
     lanes, left = Lanes(20), list[str]()
 
     def put(lane: Any, name: str, messages: int = 1) -> Any:
@@ -180,6 +143,38 @@ async def test_lanes_keep_room_for_what_is_urgent() -> None:
     assert left[16:] == ["one cancel too many", "behind it", "question 4"]
     lanes.clear()
     assert lanes.waiting == 0
+
+
+async def test_lanes_let_exits_pass_entries() -> None:
+    """An exit leaves though entries have used up their part, and no small entry takes the room it waits for."""
+    lanes, left = Lanes(20), list[str]()
+
+    def put(lane: Any, name: str, messages: int = 1) -> None:
+        lanes.put(lane, messages, lambda: left.append(name))
+
+    for number in range(8):
+        put("orders", f"entry {number}")
+    put("exits", "stop")
+    put("exits", "pair", 2)
+    assert left == [*(f"entry {number}" for number in range(6)), "stop", "pair"]
+    for number in range(6):
+        put("questions", f"question {number}")
+        put("urgent", f"cancel {number}")
+    assert [name for name in left if name.startswith("cancel")] == [f"cancel {number}" for number in range(6)]
+    put("exits", "another pair", 2)
+    put("exits", "behind it")
+    assert left[-1] == "cancel 5"
+    await asyncio.sleep(1.05)
+    assert left[18:22] == ["another pair", "behind it", "entry 6", "entry 7"]
+    lanes.clear()
+
+    alone = Lanes(20)
+    left.clear()
+    for _ in range(12):
+        alone.put("exits", 1, lambda: left.append("exit"))
+    alone.put("orders", 1, lambda: left.append("entry"))
+    assert left == ["exit"] * 10
+    alone.clear()
 
 
 async def test_lanes_pause_and_large_parcels() -> None:

@@ -73,7 +73,7 @@ OF_THEIR_OWN: Final = frozenset(("nightly-restart", "half-open", "rate-limit", "
 FAULTS: Final = tuple(
     name
     for name, kind in KINDS.items()
-    if kind.where not in ("history", "data")
+    if kind.where not in ("history", "data", "what-if")
     and name not in {*OF_THEIR_OWN, *DOORS}
     and not name.startswith("link-")
 )
