@@ -284,11 +284,10 @@ class Orders:
             case "keep_change_off" if len(known.changes) == 1:
                 self._keeps(known, words)
                 self._look(known)
-            case "keep_change_off" | "read_back":  # of several changes it is not told which one is meant
-                known.objection = words if known.changing else None
-                self._look(known)
-            case "ask_for_ids":
-                wire.put("questions", ("reqIds", (1,)))  # the answer lifts ours, and so does the read-back
+            case "keep_change_off" | "read_back" | "ask_for_ids":
+                if asked == "ask_for_ids":
+                    wire.put("questions", ("reqIds", (1,)))  # the answer lifts ours, and so does the read-back
+                known.objection = words if known.changing else None  # of several it is not told which is meant
                 self._look(known)
 
     def _look_at_newest(self) -> None:

@@ -652,7 +652,7 @@ async def test_changes_and_cancels_that_have_not_left_when_the_link_is_lost(room
     assert {each.order_id for each in orders} & {each.ref for each in room.tws.orders(live=True)} == {
         orders[0].order_id
     }
-    assert room.heard.kinds(orders[0].order_id) == ["accepted"]
+    assert room.heard.kinds(orders[0].order_id) == ["accepted", "unchanged"]
     await room.broker.replace(approve(changed, orders[0].order_id))
     await room.ended(orders[0], "replaced")
 

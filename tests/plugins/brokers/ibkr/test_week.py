@@ -659,7 +659,9 @@ async def test_exits_that_wait_when_the_link_is_lost(tmp_path: Path) -> None:
         await trader.path.enter(held, PRICES[held.symbol])
         await until(lambda: books.position(held.symbol).protected)
         for _ in range(20):
-            await trader.broker.submit([approve(request("AAPL", "buy", 1, limit_price=1, order_type="limit"))])
+            await trader.broker.submit(
+                [approve(request("AAPL", "buy", 1, limit_price=1, order_type="limit", intent="reduce"))]
+            )
         tws.cancel(next(ticket for ticket in tws.orders(live=True) if ticket.order.kind == "STP"))
         await until(lambda: any(order.status is OrderStatus.SUBMITTED for order in desk.open_orders()))
         await trader.path.enter(waits, PRICES[waits.symbol])
