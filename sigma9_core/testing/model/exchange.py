@@ -71,6 +71,8 @@ class RoughExchange(SmallExchange):
     """The exchange; `own` and `by_hand` add up to `holdings`."""
 
     immediate: bool = False
+    reads: int = 0
+    """Lists that are being read at this moment."""
     own: dict[str, Decimal] = field(default_factory=dict)
     """What our orders' fills, and adoptions, have made."""
     by_hand: dict[str, Decimal] = field(default_factory=dict)
@@ -318,7 +320,11 @@ class RoughExchange(SmallExchange):
 
     async def _read(self) -> None:
         self._check()
-        await asyncio.sleep(self.read_seconds)
+        self.reads += 1
+        try:
+            await asyncio.sleep(self.read_seconds)
+        finally:
+            self.reads -= 1
         self._check()
         if self.old is not None and asyncio.get_running_loop().time() - self.old.since > OLDEST:
             self.old = None
@@ -539,7 +545,12 @@ class RoughExchange(SmallExchange):
         self.report("busted", fill.order_id, fill=fill, reason="clearly erroneous")
 
     def may_correct(self) -> list[Fill]:
-        """List the executions of ended orders that may have been for less, where nothing else moved as well."""
+        """List the executions of ended orders that may have been for less, where nothing else moved as well.
+
+        None in the middle of a read-back by a broker that shows everything at once: its lists are of one moment.
+        """
+        if self.immediate and self.reads:
+            return []
         odd = self.split_ever | {fill.symbol for fill in self.adoptions.values()}
         ours = (fill for fill in self.fills if fill.order_id and fill.symbol not in odd and fill.quantity > 1)
         return [f for f in ours if f.exec_id not in self.hidden and self.orders[f.order_id].state != "working"]
