@@ -68,6 +68,11 @@ async def ask(client: Client, name: str, payload: str | bytes, **more: Any) -> d
     return answers(client.heard, name)[before]
 
 
+def answered(name: str, count: int) -> Callable[[list[Heard]], bool]:
+    """Tell whether so many answers to a command have come."""
+    return lambda heard: len(answers(heard, name)) == count
+
+
 @both
 async def test_words_and_objects_are_carried_out(broker: Mosquitto, protocol: Protocol) -> None:
     """A plain word that fits and a JSON object become a command; the answer has all its keys."""
@@ -419,8 +424,8 @@ async def test_commands_wait_a_moment_while_a_kill_is_answered(
                 await client.publish("sigma9/main/command/kill_switch", f'{{"id": "k{number}"}}', qos=0)
                 await client.publish("sigma9/main/command/heartbeat", f'{{"id": "h{number}"}}', qos=0)
             sent += 20
-            await client.until(lambda heard: len(answers(heard, "heartbeat")) == sent, what="all heartbeats")
-            await client.until(lambda heard: len(answers(heard, "kill_switch")) == sent, what="all kills")
+            await client.until(answered("heartbeat", sent), what="all heartbeats")
+            await client.until(answered("kill_switch", sent), what="all kills")
         took = monotonic() - began
         assert 1 <= rested.call_count <= 1 + took / GIVE_WAY_EVERY
     assert [command.id for command in server.commands if command.name == "heartbeat"] == [
