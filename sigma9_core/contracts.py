@@ -363,7 +363,7 @@ class RiskRule(ABC):
 Kept = Literal["good_after", "adjustment"]
 """Terms of an order that only some brokers keep to by themselves, by their names in `OrderRequest`."""
 KEPT: Final[tuple[Kept, ...]] = ("good_after", "adjustment")
-ReportKind = Literal[
+OrderReport = Literal[
     "accepted",
     "filled",
     "cancelled",
@@ -373,10 +373,11 @@ ReportKind = Literal[
     "unchanged",
     "adjusted",
     "busted",
-    "commission",
     "held",
     "revived",
 ]
+"""What a report says of the order itself."""
+ReportKind = Literal[OrderReport, "commission"]
 """`unchanged`: a change was refused, and the order works on as it was; `reason` has the broker's words.
 `adjusted`: the broker has made the order's adjustment, and it is a trailing stop from here on.
 `commission`: that of an execution which was told before it was known; its `fill` is that execution, with it.

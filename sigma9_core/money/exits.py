@@ -64,7 +64,7 @@ def _slot_of(ask: OrderRequest) -> str:
     return "time_id" if ask.good_after is None else "rest_id"
 
 
-def _trails(ask: OrderRequest) -> bool:
+def _may_trail(ask: OrderRequest) -> bool:
     """Tell whether an order is a trailing stop, or becomes one at the broker."""
     return ask.order_type == "trailing_stop" or ask.adjustment is not None
 
@@ -636,8 +636,7 @@ class ExitManager:
             else entry.average_price and entry.average_price * guard.factor
         )
         slots = [getattr(guard, slot) for slot in SLOTS]
-        stops = (self._order(order_id) for order_id in (guard.stop_id, guard.trail_id))
-        guarded = guard.released or self._works(guard.time_id) or any(o.working and not o.held for o in stops if o)
+        guarded = guard.released or self._works(guard.time_id) or any(not stop.held for stop in self._stops(guard))
         if right_way and not standing_down and not guarded:
             if not entering or price is not None:
                 self._restore(guard, quantity, price)
@@ -695,9 +694,8 @@ class ExitManager:
                     self.drop(leg)
             elif leg.request.source == "exit" and not mine:
                 slot = _slot_of(leg.request)
-                stops = (self._order(order_id) for order_id in (guard.stop_id, guard.trail_id))
-                trails = any(_trails(stop.request) for stop in stops if stop is not None and stop.working)
-                if self._works(getattr(guard, slot)) or (trails and _trails(leg.request)):
+                trails = any(_may_trail(stop.request) for stop in self._stops(guard))
+                if self._works(getattr(guard, slot)) or (trails and _may_trail(leg.request)):
                     self.drop(leg)
                 else:
                     setattr(guard, slot, leg.order_id)
@@ -907,8 +905,12 @@ class ExitManager:
 
     def _trails(self, guard: Guard) -> bool:
         """Tell whether the trail is active: the server's own, or the one that the broker has made of the stop."""
-        orders = (self._order(guard.trail_id), self._order(guard.stop_id))
-        return any(order.working and order.request.order_type == "trailing_stop" for order in orders if order)
+        return any(stop.request.order_type == "trailing_stop" for stop in self._stops(guard))
+
+    def _stops(self, guard: Guard) -> list[Order]:
+        """List the stop and the trail of a guard, as far as they work."""
+        orders = (self._order(order_id) for order_id in (guard.stop_id, guard.trail_id))
+        return [order for order in orders if order is not None and order.working]
 
     def _works(self, order_id: str | None) -> bool:
         order = self._order(order_id)

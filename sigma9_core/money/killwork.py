@@ -161,11 +161,9 @@ class KillWork:
 
     def take_down(self, kill: Kill) -> None:
         """Note what of that which was asked for has come: cancelled orders, closed positions."""
-        for order_id in [*kill.failed]:
-            if (order := self._desk.orders.get(order_id)) is None or not order.working:
-                del kill.failed[order_id]
-        orders = self._desk.orders
-        kill.cancelled = [each for each in kill.cancelled if each not in orders or not orders[each].working]
+        working = {order.order_id for order in self._desk.open_orders()}
+        kill.failed = {order_id: why for order_id, why in kill.failed.items() if order_id in working}
+        kill.cancelled = [order_id for order_id in kill.cancelled if order_id not in working]
         for order_id in kill.asked:
             ended = self._desk.orders.get(order_id)
             if (

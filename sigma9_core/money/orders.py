@@ -13,24 +13,10 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any, Final, Literal
 
+from sigma9_core.contracts import OrderReport
 from sigma9_core.models import ZERO, Fill, OrderRequest, OrderStatus, OrderView, Verdict
 
-Message = Literal[
-    "accepted",
-    "filled",
-    "cancelled",
-    "rejected",
-    "expired",
-    "replaced",
-    "unchanged",
-    "adjusted",
-    "busted",
-    "held",
-    "lost",
-    "refused",
-    "absent",
-    "revived",
-]
+Message = Literal[OrderReport, "lost", "refused", "absent"]
 """What a broker reports, and what we conclude ourselves: `lost` (sent, no answer), `refused` (surely not taken),
 `absent` (the read-back finds no trace of it), `revived` (it shows what has ended as working)."""
 

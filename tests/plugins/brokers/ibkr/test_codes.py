@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from decimal import Decimal
-from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -15,10 +13,9 @@ from sigma9_core.errors import BrokerError
 from sigma9_core.models import ApprovedOrder
 from sigma9_core.testing.broker_contract import UP
 from sigma9_core.testing.orders import approve, request
-from sigma9_plugins.brokers.ibkr import broker as module
 from sigma9_plugins.brokers.ibkr.codes import TABLE
 from sigma9_plugins.brokers.ibkr.wire import ClientIdInUse
-from sigma9_plugins.testing.ibkr_room import IbkrRoom, open_room
+from sigma9_plugins.testing.ibkr_room import IbkrRoom
 
 LINK_DOWN: Final = (1100, 2110)
 LINK_BACK: Final = (1102, 1101)
@@ -44,18 +41,7 @@ QUIET: Final = 0.15
 """Seconds after which what has not been done will not be."""
 
 
-@pytest.fixture(autouse=True)
-def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Read back at once what is in doubt."""
-    monkeypatch.setattr(module, "LOOK_AFTER", 0.02)
-    monkeypatch.setattr(module, "LOOK_AGAIN", 0.05)
-
-
-@pytest.fixture(name="room")
-async def _room(tmp_path: Path) -> AsyncIterator[IbkrRoom]:
-    async with open_room(tmp_path) as room:
-        await room.move(room.symbol, 10.0)
-        yield room
+pytestmark = pytest.mark.usefixtures("soon")
 
 
 def reads(room: IbkrRoom) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -30,19 +29,10 @@ RESTING: dict[str, Any] = {"limit_price": 9.5, "order_type": "limit", "time_in_f
 
 
 @pytest.fixture(autouse=True)
-def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Read back at once what is in doubt."""
-    monkeypatch.setattr(module, "LOOK_AFTER", 0.02)
-    monkeypatch.setattr(module, "LOOK_AGAIN", 0.05)
+def _soon(soon: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Try to have the other client id without a pause as well."""
     monkeypatch.setattr(client_ids, "TRY_AGAIN", 0.1)
     monkeypatch.setattr(client_ids, "WANTED_AGAIN", 0.05)
-
-
-@pytest.fixture(name="room")
-async def _room(tmp_path: Path) -> AsyncIterator[IbkrRoom]:
-    async with open_room(tmp_path) as room:
-        await room.move(room.symbol, 10.0)
-        yield room
 
 
 async def sent(room: IbkrRoom, **more: Any) -> ApprovedOrder:

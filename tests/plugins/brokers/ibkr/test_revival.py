@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -14,25 +13,13 @@ from sigma9_core.errors import BrokerRefused
 from sigma9_core.models import ApprovedOrder
 from sigma9_core.testing.orders import approve, request
 from sigma9_core.testing.tws.answers import status_message
-from sigma9_plugins.brokers.ibkr import broker as module
 from sigma9_plugins.brokers.ibkr import orders as orders_module
 from sigma9_plugins.testing.ibkr_room import IbkrRoom, open_room
 
 RESTING: dict[str, Any] = {"limit_price": 9.5, "order_type": "limit", "time_in_force": "gtc"}
 
 
-@pytest.fixture(autouse=True)
-def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Read back at once what is in doubt."""
-    monkeypatch.setattr(module, "LOOK_AFTER", 0.02)
-    monkeypatch.setattr(module, "LOOK_AGAIN", 0.05)
-
-
-@pytest.fixture(name="room")
-async def _room(tmp_path: Path) -> AsyncIterator[IbkrRoom]:
-    async with open_room(tmp_path) as room:
-        await room.move(room.symbol, 10.0)
-        yield room
+pytestmark = pytest.mark.usefixtures("soon")
 
 
 async def sent(room: IbkrRoom, **more: Any) -> ApprovedOrder:

@@ -756,6 +756,14 @@ async def test_an_entry_that_the_list_lacked_for_a_while(tmp_path: Path) -> None
             assert not tws.orders(live=True)
 
 
+async def guarded(trader: Trader) -> Order:
+    """Hold 100 shares of IBM that are protected; give their stop."""
+    request = OrderRequest(symbol="IBM", side="buy", quantity=Decimal(100), exit_plan=ExitPlan())
+    (entry, stop, *_) = await trader.path.enter(request, PRICES["IBM"])
+    await until(lambda: entry.filled == 100 and trader.path.portfolio.position("IBM").protected)
+    return stop
+
+
 async def test_a_stop_that_the_list_lacked_for_a_while(tmp_path: Path) -> None:
     """Stops are sent in the place of what seems to be gone; once all are listed one is left, and it is ours."""
     async with (
@@ -811,9 +819,7 @@ async def test_a_stop_that_ib_has_turned_down_is_no_protection(tmp_path: Path, l
         FakeTws(cash=1_000_000, spread="0.02") as tws,
         Trader(tws, tmp_path, random.Random(1)).life() as trader,
     ):
-        request = OrderRequest(symbol="IBM", side="buy", quantity=Decimal(100), exit_plan=ExitPlan())
-        (entry, first, *_) = await trader.path.enter(request, PRICES["IBM"])
-        await until(lambda: entry.filled == 100 and trader.path.portfolio.position("IBM").protected)
+        first = await guarded(trader)
         if listed:
             tws.arm("rejected-listed", times=None)
         tws.reject(first.order_id, "Order rejected - reason:account in liquidation")
@@ -832,9 +838,7 @@ async def test_a_stop_that_ib_holds_is_no_protection(tmp_path: Path) -> None:
         FakeTws(cash=1_000_000, spread="0.02") as tws,
         Trader(tws, tmp_path, random.Random(1)).life() as trader,
     ):
-        request = OrderRequest(symbol="IBM", side="buy", quantity=Decimal(100), exit_plan=ExitPlan())
-        (entry, first, *_) = await trader.path.enter(request, PRICES["IBM"])
-        await until(lambda: entry.filled == 100 and trader.path.portfolio.position("IBM").protected)
+        first = await guarded(trader)
         tws.hold_order(first.order_id)
         await until(lambda: first.status is OrderStatus.CANCELLED)
         await until(lambda: trader.path.portfolio.position("IBM").protected)
