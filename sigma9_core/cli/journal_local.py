@@ -38,9 +38,12 @@ KINDS: Final[Mapping[str, Kind]] = {
     **dict.fromkeys(("approved", "recovered"), "flag"),
     **dict.fromkeys(("quantity", "price", "commission"), "amount"),
 }
-TRIES: Final = 3
+LOOKS: Final = 10
+"""How often the running server is looked at, until what it shows is what the fills make."""
+STANDS: Final = 5
+"""Looks in a row, with nothing moving, after which a difference is one: what is shown lags what is written."""
 LAG: Final = 0.3
-"""Seconds by which what a server shows may be behind what it has written."""
+"""Seconds between two looks."""
 
 
 @contextmanager
@@ -201,10 +204,11 @@ def verify(args: argparse.Namespace) -> int:
 
     with opened(args, checked=False) as (history, data_dir):
         client = _server(data_dir)
+        at = _moved(history)
         found = audit(history, marks=data_dir)
         if isinstance(client, Client):
             try:
-                found = _compared(client, found, lambda: audit(history, marks=data_dir))
+                found = _compared(client, history, found, at, lambda: audit(history, marks=data_dir))
             except Sigma9Error as error:
                 found.remarks.append(f"the positions of the running server were not compared: {error}")
     if args.format == "json":
@@ -229,27 +233,43 @@ def _server(data_dir: Path) -> Client | None:
         return None
 
 
-def _compared(client: Client, found: Audit, again: Callable[[], Audit]) -> Audit:
-    """Compare what the running server holds with what the fills make, at a moment when neither moves."""
+def _compared(client: Client, history: History, found: Audit, at: int, again: Callable[[], Audit]) -> Audit:
+    """Compare what the running server holds with what the fills make, at a moment when neither moves.
+
+    `at` is the newest row that had moved a position before the journal was looked at. A position may have come and
+    gone between two looks at the server, so the rows are what tells that nothing moved.
+    """
     journal_id = client.get("status")["journal_id"]
     if journal_id != found.journal_id:
         found.remarks.append(f"the server on this data folder writes another journal ({journal_id})")
         return found
-    for _ in range(TRIES):
-        before = _positions(client)
-        ours = {row["symbol"]: row["quantity"] for row in found.positions}
-        if _differences(before, ours):
-            found = again()  # they may have moved since it was looked at
-            ours = {row["symbol"]: row["quantity"] for row in found.positions}
+    stood, shown = 0, _positions(client)
+    for _ in range(LOOKS):
+        moved = _moved(history)
+        if moved != at:
+            stood, at, found = 0, moved, again()
         time.sleep(LAG)
-        if _positions(client) == before:
-            for sentence in (differences := _differences(before, ours)):
+        before, shown = shown, _positions(client)
+        if shown != before or _moved(history) != at:
+            stood = 0
+            continue
+        differences = _differences(shown, {row["symbol"]: row["quantity"] for row in found.positions})
+        if not differences:
+            found.remarks.append("the running server shows the same positions")
+            return found
+        stood += 1
+        if stood == STANDS:
+            for sentence in differences:
                 found.tell(sentence)
-            if not differences:
-                found.remarks.append("the running server shows the same positions")
             return found
     found.remarks.append("the server's positions moved all the while: they were not compared with the fills")
     return found
+
+
+def _moved(history: History) -> int:
+    from sigma9_core.money.books import NOTES
+
+    return history.newest(NOTES)
 
 
 def _positions(client: Client) -> dict[str, float]:

@@ -396,6 +396,13 @@ class History:
         )
         return (record for _, record in heapq.merge(fills, splits, key=itemgetter(0)))
 
+    def newest(self, kinds: Collection[str]) -> int:
+        """Give the number of the newest row that is a fill or a note of one of these kinds; 0 without one."""
+        fills = select(func.max(FILLS.c.n)).where(FILLS.c.node == self.node)
+        notes = select(func.max(NOTES.c.n)).where(NOTES.c.node == self.node, NOTES.c.kind.in_(kinds))
+        with self._read() as connection:
+            return max(connection.execute(query).scalar() or 0 for query in (fills, notes))
+
     def _fills(self, *, counted: bool = False) -> Iterator[tuple[int, FillRecord]]:
         columns = [FILLS.c.n, *(FILLS.c[name] for name in rows.FILL_COLUMNS)]
         query = select(*columns).where(FILLS.c.node == self.node).order_by(FILLS.c.n).limit(PAGE)

@@ -19,7 +19,7 @@ from sigma9_core.datadir import DataDir
 from sigma9_core.errors import DataError
 from sigma9_core.events import TradeEvent, WatchlistUpdate
 from sigma9_core.export import export
-from sigma9_core.models import Fill, OrderRequest
+from sigma9_core.models import Fill, OrderRequest, Side
 from sigma9_core.money.ids import OrderIds
 from sigma9_core.money.journal import Journal
 from sigma9_core.money.orders import Order
@@ -32,15 +32,15 @@ IDS = OrderIds()
 
 
 def traded(
-    symbol: str, quantity: str, price: str, *, strategy: str | None = None, cause: str = "c1"
+    symbol: str, quantity: str, price: str, *, side: Side = "buy", strategy: str | None = None, cause: str = "c1"
 ) -> list[Record]:
     """Make the records of a filled order."""
     order_id = IDS.new()
-    ask = OrderRequest(symbol=symbol, side="buy", quantity=Decimal(quantity), strategy=strategy, source="mqtt")
+    ask = OrderRequest(symbol=symbol, side=side, quantity=Decimal(quantity), strategy=strategy, source="mqtt")
     order = Order(order_id, ask, (), TS)
     intent = IntentRecord(order_id, TS, ask, (), True, cause)
     sent = EventRecord("trade_event", TradeEvent.of(order.view()), TS, cause)
-    fill = Fill(f"x-{order_id}", order_id, symbol, "buy", ask.quantity, Decimal(price), Decimal("0.35"), TS)
+    fill = Fill(f"x-{order_id}", order_id, symbol, side, ask.quantity, Decimal(price), Decimal("0.35"), TS)
     order.take("filled", fill=fill)
     filled = EventRecord("trade_event", TradeEvent.of(order.view(), trade_id=fill.exec_id), TS, order_id)
     return [intent, sent, FillRecord(fill, strategy, "mqtt"), filled]
@@ -395,6 +395,20 @@ def test_verify_beside_a_server_that_does_not_answer(cli: Any, web: Any, path: P
         result = cli("journal", "verify")
     assert result.code == 0
     assert "note: the positions of the running server were not compared: no" in result.out
+
+
+def test_verify_beside_a_position_that_comes_and_goes(
+    cli: Any, web: Any, path: Path, alone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A position that is closed between two looks, before the server has shown it, is no difference."""
+    journal_id = cli("journal", "verify", "--format", "json").json["journal_id"]
+    with writing(path) as journal, running(alone, web, {"MSFT": 0.123456789012345678, "AAPL": 100}, journal_id):
+        journal.write(traded("NVDA", "7", "10")).result()
+        sells = iter([traded("NVDA", "7", "11", side="sell")])
+        monkeypatch.setattr(time, "sleep", lambda _: [journal.write(sell).result() for sell in sells])
+        result = cli("journal", "verify")
+    assert result.code == 0, result.out
+    assert "note: the running server shows the same positions" in result.out
 
 
 def test_verify_while_positions_move(
