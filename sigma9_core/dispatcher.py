@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 from pydantic import BaseModel
 
@@ -44,6 +44,8 @@ from sigma9_core.repeats import Key, Known
 from sigma9_core.workers import Worker, WorkerStuck
 
 log = logging.getLogger("sigma9.commands")
+
+T = TypeVar("T")
 
 KEPT_FOR: Final = timedelta(hours=24)
 """How long a repeat is answered with the first answer."""
@@ -168,7 +170,7 @@ class Dispatcher:
         self._answers: dict[Key, _Answer] = {}
         """Answers whose rows are not known to be durable."""
         self._known = Known()
-        self._tasks: set[asyncio.Task[Response]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._rows = Afterwards()
         self._lines = Afterwards()
         """What is written, and told, of what was answered."""
@@ -205,8 +207,30 @@ class Dispatcher:
         anything is awaited, the gate is closed for a kill; all else happens when it is awaited. A kill that is
         never awaited does nothing else, and the gate is as it was once its coroutine is gone.
         """
+        return self._dispatch(self._held(command))
+
+    def begin(self, command: Command, answered: Callable[[Response], None]) -> None:
+        """Carry out a command beside others, as `dispatch` does; `answered` gets its answer on this loop, once.
+
+        Nobody waits for it, so it takes one task and not two.
+        """
+        command = self._held(command)
+        work = self._answer(command) if command.taken is None else self._dispatch(command)
+        self._start(self._deliver(work, command, answered), command)
+
+    async def _deliver(
+        self, work: Coroutine[Any, Any, Response], command: Command, answered: Callable[[Response], None]
+    ) -> None:
+        try:
+            response = await work
+        except asyncio.CancelledError:
+            answered(self._cut_off(command))
+            raise
+        answered(response)
+
+    def _held(self, command: Command) -> Command:
         hold = self._hold(command)
-        return self._dispatch(command if hold is None else replace(command, taken=_Held(hold).lift))
+        return command if hold is None else replace(command, taken=_Held(hold).lift)
 
     def _hold(self, command: Command) -> Hold | None:
         if self._bar is None or command.name not in ("kill_switch", "control"):
@@ -220,9 +244,7 @@ class Dispatcher:
         return self._bar(args)
 
     async def _dispatch(self, command: Command) -> Response:
-        task = asyncio.get_running_loop().create_task(self._answer(command), name=f"command[{command.name}]")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task = self._start(self._answer(command), command)
         if (lift := command.taken) is not None:
             task.add_done_callback(lambda _: lift())
         try:
@@ -233,6 +255,15 @@ class Dispatcher:
         except asyncio.CancelledError:
             if not task.cancelled():
                 raise
+        return self._cut_off(command)
+
+    def _start(self, work: Coroutine[Any, Any, T], command: Command) -> asyncio.Task[T]:
+        task = asyncio.get_running_loop().create_task(work, name=f"command[{command.name}]")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _cut_off(self, command: Command) -> Response:
         error = CommandError("internal", "the server stopped before the command was done: read the state")
         return self._failed(command, error, command.received or monotonic())
 
@@ -328,10 +359,10 @@ class Dispatcher:
 
     async def _carry_out(self, command: Command, args: Frozen, began: float) -> Response:
         spec = self._specs[command.name]
-        if command.id is None or not (spec.repeats and spec.journalled):
-            return await self._act(spec, command, args, began)
-        key = (spec.name, command.id)
-        digest = _digest(args)
+        received = self._received(command, args) if spec.journalled else None
+        if received is None or command.id is None or not spec.repeats:
+            return await self._act(spec, command, args, received, began)
+        key, digest = (spec.name, command.id), received.digest
         running = self._running.get(key)
         if running is not None:
             raise (
@@ -342,33 +373,43 @@ class Dispatcher:
         self._running[key] = digest
         try:
             first = await self._first_answer(key, digest)
-            return first if first is not None else await self._act(spec, command, args, began)
+            return first if first is not None else await self._act(spec, command, args, received, began)
         finally:
             del self._running[key]
 
-    async def _act(self, spec: CommandSpec, command: Command, args: Frozen, began: float) -> Response:
-        received = CommandRecord(
+    def _received(self, command: Command, args: Frozen) -> CommandRecord:
+        values = plain(args)
+        body = values if command.args.get("reason") is None else {**values, "reason": command.args["reason"]}
+        return CommandRecord(
             stage="received",
-            command=spec.name,
+            command=command.name,
             id=command.id,
-            digest=_digest(args),
+            digest=_digest(type(args), values),
             source=command.source,
             actor=command.actor,
             ts=self._now(),
-            body=_body_of(args, command),
+            body=body,
         )
+
+    async def _act(
+        self, spec: CommandSpec, command: Command, args: Frozen, received: CommandRecord | None, began: float
+    ) -> Response:
+        """Let a command's handler act, between its two rows; without a `received` one it has none."""
         handler = self._handlers.get(spec.name)
         if handler is None:
             raise CommandError("internal", f"nothing carries out the command {spec.name}")
+        if received is None:
+            response, _ = await self._outcome(command, handler(args, Call(command)), began)
+            return response
         joined = spec.name in JOINED
         fact = spec.name in ALWAYS
-        if command.id is not None and spec.repeats and spec.journalled:
+        if command.id is not None and spec.repeats:
             self._known.add((spec.name, command.id), received.ts)
-        if spec.journalled and not fact:
+        if not fact:
             # They must come before the rows of this command: one of them may tell that the same (command, id) was
             # refused before, and, standing last, would let it act once more after a crash.
             self._rows.flush()
-        if spec.journalled and not joined and not fact:
+        if not joined and not fact:
             try:
                 await self._journal.commit([received])
             except JournalError as error:
@@ -377,11 +418,10 @@ class Dispatcher:
                     self._keep(received, self._failed(command, refusal, began), kept=False)
                 raise refusal from error
         call = Call(command, (received,) if joined else ())
-        if spec.journalled and fact:
+        if fact:
             self._rows.do(lambda: self._write(received))
         response, kept = await self._outcome(command, handler(args, call), began)
-        if spec.journalled:
-            self._keep(received, response, kept=kept)
+        self._keep(received, response, kept=kept)
         return response
 
     async def _outcome(
@@ -457,22 +497,21 @@ class Dispatcher:
 
     def _keep(self, received: CommandRecord, response: Response, *, kept: bool) -> None:
         """Remember an answer, and write its row; once that is durable the journal remembers alone."""
-        body = {**response.body(), "kept": kept}
-        record = replace(received, stage="answered", ts=self._now(), body=body)
+        now = self._now()
         if received.id is None or not self._specs[received.command].repeats:
-            self._rows.do(lambda: self._write(record))
+            self._rows.do(lambda: self._write(_answered(received, response, now, kept=kept)))
             return
         key = (received.command, received.id)
-        answer = _Answer(received.digest, response, kept, record.ts)
-        self._forget_old(record.ts - KEPT_FOR)
+        answer = _Answer(received.digest, response, kept, now)
+        self._forget_old(now - KEPT_FOR)
         self._answers[key] = answer
         loop = asyncio.get_running_loop()
-        self._rows.do(lambda: self._write_answer(record, key, answer, loop))
+        self._rows.do(lambda: self._write_answer(received, key, answer, loop))
 
     def _write_answer(
-        self, record: CommandRecord, key: Key, answer: _Answer, loop: asyncio.AbstractEventLoop
+        self, received: CommandRecord, key: Key, answer: _Answer, loop: asyncio.AbstractEventLoop
     ) -> None:
-        written = self._write(record)
+        written = self._write(_answered(received, answer.response, answer.at, kept=answer.kept))
         if written is not None:
             written.add_done_callback(lambda future: _soon(loop, self._written, key, answer, future))
 
@@ -544,19 +583,19 @@ def _invalid(name: str, found: Sequence[Problem]) -> CommandError:
     return CommandError("invalid", f"{name}: {'; '.join(map(str, found))}", details)
 
 
-def _body_of(args: Frozen, command: Command) -> dict[str, Any]:
-    body: dict[str, Any] = plain(args)
-    if command.args.get("reason") is not None:
-        body["reason"] = command.args["reason"]
-    return body
-
-
-def _digest(args: Frozen) -> str:
+def _digest(model: type[Frozen], values: Mapping[str, Any]) -> str:
     """Tell arguments apart; the reason is none, unless the command can't do without one."""
-    field = type(args).model_fields.get("reason")
-    spared = {"reason"} if field is not None and not field.is_required() else set()
-    values = plain({key: value for key, value in args.model_dump(mode="json").items() if key not in spared})
-    return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    field = model.model_fields.get("reason")
+    if field is not None and not field.is_required():
+        values = {key: value for key, value in values.items() if key != "reason"}
+    return hashlib.sha256(_SORTED.encode(values).encode()).hexdigest()
+
+
+_SORTED: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
+
+
+def _answered(received: CommandRecord, response: Response, at: datetime, *, kept: bool) -> CommandRecord:
+    return replace(received, stage="answered", ts=at, body={**response.body(), "kept": kept})
 
 
 def _response_of(record: CommandRecord) -> Response:

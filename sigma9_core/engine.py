@@ -645,6 +645,10 @@ class Engine:
         """Carry out a command and give its answer; never raises for a bad command."""
         return self.dispatcher.dispatch(command)
 
+    def begin(self, command: Command, answered: Callable[[Response], None]) -> None:
+        """Carry out a command beside others; `answered` gets its answer on this loop, once."""
+        self.dispatcher.begin(command, answered)
+
     def kill(self, command: Command) -> Coroutine[Any, Any, Response]:
         """Carry out a `kill_switch` command at once, from any loop; the audit rows follow as facts."""
         return self.dispatcher.kill(command)

@@ -121,7 +121,8 @@ def validated(model: type[Model], data: Mapping[str, Any]) -> Model:
 
     True and false are no numbers, which pydantic would take for 1 and 0.
     """
-    flags = list(_flags_for_numbers(model, data, ""))
+    may_have = any(isinstance(value, bool | Mapping | list | tuple) for value in data.values())
+    flags = list(_flags_for_numbers(model, data, "")) if may_have else []
     try:
         taken = model.model_validate(data)
     except ValidationError as error:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import socket
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median, quantiles
@@ -41,6 +42,8 @@ SECONDS = 2.0
 """How long each publisher runs in a round."""
 WITHIN_BURST = 190
 """Commands of one name that a server takes at once: more are refused, which takes less time."""
+PAUSE = 0.01
+"""Seconds between two commands: a person's press finds a server that rests."""
 OUTSTANDING = 5000
 """Messages that may be on their way to the subscriber, of the node and of bare paho alike."""
 STEP = 100
@@ -258,6 +261,10 @@ class Asker:
                 raise AssertionError(f"no answer to {payload}")
         return (self._answer - began) * 1000
 
+    def rest(self, seconds: float) -> None:
+        """Do nothing but what keeps the connection alive."""
+        self._turn(seconds)
+
     def drop(self) -> None:
         """Hear nothing more."""
         self._client.disconnect()
@@ -266,7 +273,7 @@ class Asker:
     def _turn(self, seconds: float) -> None:
         end = time.perf_counter() + seconds
         while time.perf_counter() < end:
-            self._client.loop(0.01)
+            self._client.loop(min(seconds, 0.01))
 
     def _heard(self, _client: Any, _userdata: Any, message: paho.MQTTMessage) -> None:
         if self._answer is None and self._mark in message.payload:
@@ -280,17 +287,85 @@ def told(what: str, times: Sequence[float]) -> float:
     return median(times)
 
 
-def commit_time(folder: Path) -> float:
-    """Measure one commit of one row with synchronous FULL; give the median in milliseconds."""
-    database = sqlite3.connect(folder / "commit.db", isolation_level=None)
-    database.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; CREATE TABLE t (x)")
-    times = []
-    for _ in range(200):
+class BareCommit:
+    """One commit with synchronous FULL and nothing around it: the least that something durable takes."""
+
+    def __init__(self, path: Path, *schema: str) -> None:
+        self._database = sqlite3.connect(path, isolation_level=None)
+        self._database.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL")
+        for statement in schema:
+            self._database.execute(statement)
+
+    def __call__(self, insert: str, row: Sequence[Any]) -> float:
+        """Add a row; give milliseconds."""
         began = time.perf_counter()
-        database.execute(INSERT, ("x" * 300,))
-        times.append((time.perf_counter() - began) * 1000)
-    database.close()
-    return median(times)
+        self._database.execute(insert, row)
+        return (time.perf_counter() - began) * 1000
+
+
+class CommandRow:
+    """The row of a journalled command in a table like the journal's, with its indexes and without its triggers."""
+
+    def __init__(self, journal: Path, path: Path) -> None:
+        with contextlib.closing(sqlite3.connect(journal)) as source:
+            named = "tbl_name = 'commands' AND type <> 'trigger' AND sql IS NOT NULL"
+            schema = [sql for (sql,) in source.execute(f"SELECT sql FROM sqlite_master WHERE {named}")]  # noqa: S608
+            found = source.execute("SELECT * FROM commands WHERE stage = 'received'")
+            self._names = [column[0] for column in found.description]
+            self._row = dict(zip(self._names, found.fetchone(), strict=True))
+        self._commit = BareCommit(path, *schema)
+        self._insert = f"INSERT INTO commands VALUES ({','.join('?' * len(self._names))})"  # noqa: S608
+        self._number = itertools.count(1)
+
+    def __call__(self) -> float:
+        """Commit it once more; give milliseconds."""
+        number = next(self._number)
+        self._row |= {"n": number, "id": f"row-{number}"}
+        return self._commit(self._insert, [self._row[name] for name in self._names])
+
+
+def quiet(server: ServerProcess) -> None:
+    """Wait until a fresh server has done what it does once, at low priority: it works out the calendar."""
+    server.until(lambda: [*server.data.glob("calendar-*.json")], "the calendar")
+    time.sleep(1)
+
+
+def commands(server: ServerProcess, asker: Asker, folder: Path) -> None:
+    """Print how long commands take when nothing else happens, beside bare programs; all of them in turns."""
+    add = "main/command/watchlist_add"
+    topics: Mapping[str, tuple[Sequence[str], Mapping[str, Any]]] = {
+        "bare aiomqtt program that answers": (["bench/command/bare"], {}),
+        "the same after a commit": (["bench/command/commit"], {}),
+        "heartbeat, idle": (["main/command/heartbeat"], {}),
+        "watchlist_add (journalled), idle": ([add], {"symbol": "BEME"}),
+        "a change of the watchlist (journalled, saved)": (
+            [add, add.replace("add", "remove")],
+            {"symbol": "BENCH"},
+        ),
+    }
+    bare_commit = BareCommit(folder / "bare-commit.db", "CREATE TABLE t (x)")
+    row_commit = CommandRow(server.data / "sigma9.db", folder / "row-commit.db")
+    times: dict[str, list[float]] = {name: [] for name in (*topics, "one column", "its row")}
+    for number in range(WITHIN_BURST):
+        for name, (turns, more) in topics.items():
+            topic = turns[number % len(turns)]
+            mark = f"b{os.getpid()}-{number}-{len(name)}"
+            times[name].append(asker.ask(f"sigma9/{topic}", json.dumps({**more, "id": mark}), mark))
+            asker.rest(PAUSE)
+        times["one column"].append(bare_commit(INSERT, ("x" * 300,)))
+        asker.rest(PAUSE)
+        times["its row"].append(row_commit())
+        asker.rest(PAUSE)
+    bare, _, beat, watch, change = (told(name, times[name]) for name in topics)
+    column, row = median(times["one column"]), median(times["its row"])
+    print(f"heartbeat: {beat / bare:.2f} of the bare round trip (aim 1.5)")
+    print(f"a bare commit: {row:.2f} ms for the command's row with its indexes, {column:.2f} for one short column")
+    aim, least = 1.5 * bare + 2 * row, 1.5 * bare + 2 * column
+    print(
+        f"journalled: {watch:.2f} ms (a change, saved as well: {change:.2f}); aim: 1.5 bare round trips + two "
+        f"commits of its row: {aim:.2f} ms ({watch / aim:.2f}); with commits of one short column {least:.2f} "
+        f"({watch / least:.2f})"
+    )
 
 
 def latency(folder: Path) -> None:
@@ -305,25 +380,13 @@ def latency(folder: Path) -> None:
         time.sleep(1)
         asker = Asker(host, port, user, password)
         asker.subscribe("sigma9/main/response/#")
-        bare = told("bare aiomqtt program that answers", _times(asker, "sigma9/bench/command/bare", 500))
-        floor = told("the same after a commit", _times(asker, "sigma9/bench/command/commit", WITHIN_BURST))
-        least = told("the same after a kill's hops", _times(asker, "sigma9/bench/command/kill", WITHIN_BURST))
-        beat = told("heartbeat, idle", _times(asker, "sigma9/main/command/heartbeat", WITHIN_BURST))
-        commit = commit_time(folder)
-        watch = told(
-            "watchlist_add (journalled), idle", _times(asker, "sigma9/main/command/watchlist_add", WITHIN_BURST)
-        )
-        time.sleep(2)  # the burst of a name is there again
-        change = told("a change of the watchlist (journalled, saved)", _changes(asker, WITHIN_BURST // 2))
-        print(f"heartbeat: {beat / bare:.2f} of the bare round trip (aim 1.5)")
-        print(
-            f"journalled: {watch:.2f} ms (a change {change:.2f}); aim: 1.5 bare round trips + two commits of "
-            f"{commit:.2f} ms: {1.5 * bare + 2 * commit:.2f} ms; the bare program with one commit: {floor:.2f} ms"
-        )
+        quiet(server)
+        asker.ask("sigma9/main/command/watchlist_add", json.dumps({"symbol": "BEME", "id": "first"}), "first")
+        commands(server, asker, folder)
         killer = Asker(host, port, user, password)
         for name in ("kill_switch", "reset_kill_switch", "bare"):
             killer.subscribe(f"sigma9/main/response/{name}")
-        print(f"the bare program with a kill's hops: {least:.2f} ms")
+        told("the bare program with a kill's hops", _times(killer, "sigma9/bench/command/kill", 50))
         told("kill, idle", _kills(killer, 50))
         flood = subprocess.Popen(
             [sys.executable, "-c", FLOOD, str(port), user, password, "sigma9/main/command/heartbeat"]
@@ -348,23 +411,12 @@ def latency(folder: Path) -> None:
 
 
 def _times(asker: Asker, topic: str, count: int) -> list[float]:
-    given: dict[str, Any] = {"watchlist_add": {"symbol": "BEME"}, "events": {"after": 0, "limit": 1}}
+    given: dict[str, Any] = {"events": {"after": 0, "limit": 1}}
     more = given.get(topic.rpartition("/")[2], {})
     times = []
     for number in range(count):
         mark = f"b{os.getpid()}-{topic[-4:]}-{number}"
         times.append(asker.ask(topic, json.dumps({**more, "id": mark}), mark))
-    return times
-
-
-def _changes(asker: Asker, count: int) -> list[float]:
-    """Put a symbol on the list and take it off again, and again; both change it and are saved."""
-    times = []
-    for number in range(count):
-        for name in ("watchlist_add", "watchlist_remove"):
-            mark = f"c{os.getpid()}-{name}-{number}"
-            body = json.dumps({"symbol": "BENCH", "id": mark})
-            times.append(asker.ask(f"sigma9/main/command/{name}", body, mark))
     return times
 
 

@@ -455,7 +455,8 @@ class KillSwitch:
                 kill.phase, kill.detail, kill.error, kill.pending = "done", None, None, []
                 kill.cancels_sent.set()
                 self._trail("done", kill)
-                log.critical("kill switch done: %d cancelled, %d closed", len(kill.cancelled), len(kill.closed))
+                counts = len(kill.cancelled), len(kill.closed)
+                self._afterwards.do(partial(log.critical, "kill switch done: %d cancelled, %d closed", *counts))
                 self._tell()
                 return
             kill.pending = self._work.pending(kill)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal, Self
 
@@ -40,6 +40,7 @@ class FakeServer:
         self.journal: list[Event] = []
         self.tokens: dict[str, tuple[str, Right]] = {"secret-admin": ("admin", "admin")}
         self.answers: dict[str, Mapping[str, Any]] = {}
+        self._begun: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
         """Start the doors' lane and bind the bus to the running loop."""
@@ -70,6 +71,16 @@ class FakeServer:
         self.commands.append(command)
         result = self.answers.get(command.name, {})
         return Response(command.id, command.name, True, result, None, command.source, wall_now(), 0.1)
+
+    def begin(self, command: Command, answered: Callable[[Response], None]) -> None:
+        """Do as `dispatch` does, in a task."""
+
+        async def run() -> None:
+            answered(await self.dispatch(command))
+
+        task = asyncio.get_running_loop().create_task(run(), name=f"command[{command.name}]")
+        self._begun.add(task)
+        task.add_done_callback(self._begun.discard)
 
     def faults(self) -> Sequence[str]:
         """Name what the test says is broken."""

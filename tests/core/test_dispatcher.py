@@ -9,7 +9,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -338,6 +338,40 @@ async def test_a_stop_gives_those_who_wait_an_answer(tmp_path: Path) -> None:
     assert code_of(response) == "internal"
     assert response.error is not None
     assert response.error["message"] == "the server stopped before the command was done: read the state"
+
+
+async def test_a_command_is_begun_beside_others(bench: Bench) -> None:
+    """Whoever begins a command waits for nothing, and gets the same answer as whoever awaits one, once."""
+    answers: list[Response] = []
+    bench.dispatcher.begin(Command("start", {}, "mqtt", id="b1"), answers.append)
+    bench.dispatcher.begin(Command("start", {"what": 1}, "mqtt", id="b2"), answers.append)
+    assert answers == []
+    async with asyncio.timeout(5):
+        while len(answers) < 2:  # noqa: ASYNC110 - they come by a plain call
+            await asyncio.sleep(0.001)
+    refused, done = answers
+    assert (done.id, done.result) == ("b1", {"did": "start", "count": 1})
+    assert (refused.id, code_of(refused)) == ("b2", "invalid")
+    assert (await bench.send("start", id="b1")).body() == done.body()
+    assert len(bench.calls) == 1
+    assert [row.stage for row in await bench.rows("start", "b1")] == ["received", "answered"]
+
+
+async def test_a_stop_answers_what_was_begun(tmp_path: Path) -> None:
+    """What was begun and is still in progress at the end is cancelled, and answered once."""
+    answers: list[Response] = []
+
+    async def hang(_args: Any, _call: Call) -> None:
+        await asyncio.sleep(600)
+
+    bench = make(tmp_path / "j.db", Wall(), start=hang)
+    bench.dispatcher.begin(Command("start", {}, "mqtt"), answers.append)
+    await bench.dispatcher.stop(patience=0.01)
+    await end(bench)
+
+    (answer,) = answers
+    assert answer.error is not None
+    assert answer.error["message"] == "the server stopped before the command was done: read the state"
 
 
 # --- repeats --------------------------------------------------------------------------------------------------
@@ -687,8 +721,9 @@ async def test_the_kills_handler_begins_before_its_row_is_written() -> None:
         ("stop", {}, []),
     ],
 )
+@pytest.mark.parametrize("door", ["dispatch", "begin"])
 async def test_the_gate_is_closed_for_a_kill_when_it_is_heard(
-    name: str, args: Any, barred: list[bool | None]
+    name: str, args: Any, barred: list[bool | None], door: str
 ) -> None:
     """A valid kill bars the gate before anything is awaited; the barrier goes at the latest at the end."""
     heard: list[KillArgs] = []
@@ -713,7 +748,12 @@ async def test_the_gate_is_closed_for_a_kill_when_it_is_heard(
             return Future()
 
     dispatcher = Dispatcher(BUILT_IN, {"kill_switch": handle, "stop": handle}, journal=Quiet(), bar=bar)  # type: ignore[arg-type]
-    work = dispatcher.dispatch(Command(name, args, "mqtt"))
+    answered: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
+    work: Awaitable[Response] = answered
+    if door == "begin":
+        dispatcher.begin(Command(name, args, "mqtt"), answered.set_result)
+    else:
+        work = dispatcher.dispatch(Command(name, args, "mqtt"))
     assert [each.flatten for each in heard] == barred
 
     await work

@@ -21,6 +21,7 @@ _LOG = logging.getLogger("sigma9.mqtt")
 
 ROOM: Final = 5000
 """Messages that wait to be written; beyond that the oldest are dropped, and the log says so."""
+_COMPACT: Final = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 LONGEST_TOPIC: Final = 65535
 """Bytes of a topic at most: to publish a longer one would end the connection."""
 
@@ -50,7 +51,7 @@ class Answers:
     def give(self, response: Response, arrival: Arrival) -> None:
         """Answer a command: on `{p}/response/{name}`, and below `{base}/reply/` where it named a topic there."""
         try:
-            text = json.dumps(response.body(), separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+            text = _COMPACT.encode(response.body())
         except (TypeError, ValueError):
             _LOG.exception("the result of %s can't be written as JSON", response.command)
             error = CommandError("internal", f"the result of {response.command} can't be written as JSON")

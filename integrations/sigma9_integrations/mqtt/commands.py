@@ -8,15 +8,18 @@ that a slow `scan` or a flood of one command stands in nobody else's way, and a 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import logging
 from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 import aiomqtt
 
-from sigma9_core.clock import monotonic, wall_now
+from sigma9_core.clock import monotonic
 from sigma9_core.commands import Command, Response
 from sigma9_core.contracts import Server
 from sigma9_core.errors import CommandError
@@ -85,13 +88,16 @@ class CommandDoor:
         self._unknown = _Lane()
         self._waiting = 0
         self._work: set[asyncio.Task[None]] = set()
+        """Kills that are looked after."""
+        self._begun: dict[int, tuple[Command, Arrival]] = {}
+        """Commands that are not answered yet."""
+        self._numbers = itertools.count()
+        self._idle = asyncio.Event()
         self._stopping = False
-        self._wire: Wire | None = None
         self._gave_way = 0.0
 
     def on_message(self, arrival: Arrival) -> None:
         """Take a message: answer what can't be carried out, and start or queue what can."""
-        self._give_way(arrival.at)
         address = self._topics.address(arrival.topic)
         if address is None or not arrival.payload:
             return
@@ -109,7 +115,7 @@ class CommandDoor:
 
     async def serve(self, wire: Wire) -> None:
         """Subscribe, and answer until the connection is lost."""
-        self._wire = wire
+        wire.gives_way = self._give_way
         self._sweeper.blind = wire.protocol != "5"
         self._ledger.renew("command", monotonic() - STORED_GRACE)  # a kill may still be looked after
         try:
@@ -131,22 +137,40 @@ class CommandDoor:
                 self._refuse_stopping(name, arrival, command.id)
         try:
             async with asyncio.timeout(seconds):
-                if self._work:
-                    await asyncio.wait(set(self._work), timeout=seconds * 0.6)
-                for task in tuple(self._work):
-                    task.cancel()  # each answers that its outcome is not known
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(seconds * 0.6):
+                        await self._ended()
+                self._give_up()
                 await asyncio.gather(*self._work, return_exceptions=True)
                 if wire is not None:
                     await self._answers.written(wire)
         except TimeoutError:
             pass  # a broker that takes nothing any more gets no answers either
 
-    def _give_way(self, now: float) -> None:
-        """Let the next commands wait while a kill is being answered: they would share its interpreter."""
-        if now - self._ledger.heard_at < GIVE_WAY and now - self._gave_way >= GIVE_WAY_EVERY:
-            self._gave_way = now
-            if self._wire is not None:
-                self._wire.rest(GIVE_WAY)
+    async def _ended(self) -> None:
+        """Wait until everything that was begun is answered."""
+        if self._work:
+            await asyncio.wait(set(self._work))
+        while self._begun:
+            self._idle.clear()
+            await self._idle.wait()
+
+    def _give_up(self) -> None:
+        """Answer what is still in work, here and now; it goes on without this door."""
+        for task in tuple(self._work):
+            task.cancel()
+        begun, self._begun = self._begun, {}
+        for command, arrival in begun.values():
+            error = CommandError("internal", "the server is stopping: whether this was done is not known")
+            self._answers.refuse(command.name, arrival, error, command.id)
+
+    def _give_way(self) -> float:
+        """Tell for how long nothing is to be read: a kill that is being answered shares this interpreter."""
+        now = monotonic()
+        if now - self._ledger.heard_at >= GIVE_WAY or now - self._gave_way < GIVE_WAY_EVERY:
+            return 0.0
+        self._gave_way = now
+        return GIVE_WAY
 
     # --- ordinary commands ------------------------------------------------------------------------------------
 
@@ -180,25 +204,19 @@ class CommandDoor:
 
     def _start(self, lane: _Lane, command: Command, arrival: Arrival) -> None:
         lane.running += 1
-        self._spawn(self._dispatch(lane, command, arrival), command.name)
+        number = next(self._numbers)
+        self._begun[number] = command, arrival
+        self._server.begin(command, partial(self._answered, lane, number, arrival))
 
-    async def _dispatch(self, lane: _Lane, command: Command, arrival: Arrival) -> None:
-        try:
-            response = await self._server.dispatch(command)
-        except asyncio.CancelledError:
-            error = CommandError("internal", "the server is stopping: whether this was done is not known")
-            self._answers.refuse(command.name, arrival, error, command.id)
-            raise
-        except Exception as error:  # noqa: BLE001 - every command is answered, whatever a handler raised
-            _LOG.exception("the command %s raised", command.name)
-            failure = CommandError("internal", f"{command.name} failed: {error}")
-            took = (monotonic() - arrival.at) * 1000
-            response = Response.failed(command, failure, ts=wall_now(), duration_ms=took)
-        finally:
-            lane.running -= 1
-            self._next(lane)
+    def _answered(self, lane: _Lane, number: int, arrival: Arrival, response: Response) -> None:
+        lane.running -= 1
+        self._next(lane)
+        if self._begun.pop(number, None) is None:
+            return  # this door is closed, and has said that nobody knows
         self._answers.give(response, arrival)
         self._answers.hasten()
+        if not self._begun:
+            self._idle.set()
 
     def _next(self, lane: _Lane) -> None:
         while lane.waiting and lane.running < PLACES:

@@ -161,10 +161,14 @@ class Wire(aiomqtt.Client):
         """The largest packet that the broker takes, in bytes."""
         self.on_subscribed: Callable[[], None] = lambda: None
         """Called at once when a subscription is confirmed, before a message that follows it is handled."""
+        self.gives_way: Callable[[], float] = lambda: 0.0
+        """Tells, before anything is read, for how many seconds it is to wait in the machine."""
         self._handle = on_message
         self._thread = threading.get_ident()
         self._acks: dict[int, Callable[[int], None]] = {}
         self._unwritten = 0
+        self._full = False
+        """The socket took no more: the selector says when it does again."""
         self._room = asyncio.Event()
         self._window = WINDOW
         self._given_up = False
@@ -398,19 +402,19 @@ class Wire(aiomqtt.Client):
     def _on_socket_close(self, client: Any, userdata: Any, sock: Any) -> None:
         if sock.fileno() > -1:
             self._loop.remove_reader(sock.fileno())
+            self._loop.remove_writer(sock.fileno())
+        self._full = False
         if self._misc_task is not None and not self._misc_task.done():
             self._misc_task.cancel()
 
     def _on_socket_register_write(self, client: Any, userdata: Any, sock: Any) -> None:
         if threading.get_ident() == self._thread:
-            self._loop.add_writer(sock.fileno(), self.write)
+            self._loop.call_soon(self.write)  # the socket nearly always takes it: the selector need not be asked
             return
         with contextlib.suppress(RuntimeError):  # the loop has ended while this thread was connecting
             self._loop.call_soon_threadsafe(self._start_writing, sock)
 
     def _on_socket_unregister_write(self, client: Any, userdata: Any, sock: Any) -> None:
-        if sock.fileno() > -1:
-            self._loop.remove_writer(sock.fileno())
         self._unwritten = 0
         self._room.set()
 
@@ -427,9 +431,8 @@ class Wire(aiomqtt.Client):
         self._loop.add_reader(current.fileno(), self._read)
 
     def _start_writing(self, sock: Any) -> None:
-        current = self._client.socket()
-        if current is not None and current is sock:
-            self._loop.add_writer(current.fileno(), self.write)
+        if self._client.socket() is sock:
+            self.write()
 
     async def _misc_loop(self) -> None:
         while self._client.loop_misc() == paho.MQTT_ERR_SUCCESS:
@@ -438,10 +441,14 @@ class Wire(aiomqtt.Client):
             await asyncio.sleep(1)
 
     def _read(self) -> None:
+        seconds = self.gives_way()
+        if seconds:
+            self._rest(seconds)
+            return
         self._notice_a_standstill()
         self._guarded(self._read_all)
 
-    def rest(self, seconds: float) -> None:
+    def _rest(self, seconds: float) -> None:
         """Read nothing for a moment: what comes meanwhile waits in the machine."""
         sock: Any = self._client.socket()
         open_now = sock is not None and sock.fileno() > -1
@@ -476,7 +483,16 @@ class Wire(aiomqtt.Client):
 
     def write(self) -> None:
         """Write now what was posted, as far as the socket takes it; never from a callback of the connection."""
+        if not self._client.want_write():
+            return
         self._guarded(self._client.loop_write)
+        sock: Any = self._client.socket()
+        full = sock is not None and sock.fileno() > -1 and self._client.want_write()
+        if full and not self._full:
+            self._loop.add_writer(sock.fileno(), self.write)
+        elif self._full and not full and sock is not None:
+            self._loop.remove_writer(sock.fileno())
+        self._full = full
 
     def _guarded(self, step: Callable[[], object]) -> None:
         try:

@@ -28,7 +28,7 @@ both = pytest.mark.parametrize("protocol", ["5", "3.1.1"])
 
 
 class SlowServer(FakeServer):
-    """A fake whose scan takes until it is let go, and whose `pause` handler is broken."""
+    """A fake whose scan takes until it is let go."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -39,8 +39,6 @@ class SlowServer(FakeServer):
     async def dispatch(self, command: Command) -> Response:
         if command.name == "scan":
             await self.scanned.wait()
-        if command.name == "pause":
-            raise RuntimeError("the handler is broken")
         return await super().dispatch(command)
 
     async def kill(self, command: Command) -> Response:
@@ -236,15 +234,6 @@ async def test_a_slow_scan_holds_nobody_up(broker: Mosquitto) -> None:
         await client.until(lambda heard: len(answers(heard, "scan")) == 40)
 
 
-async def test_a_handler_that_raises_is_answered(broker: Mosquitto) -> None:
-    """Even a broken dispatcher gives an answer: `internal`."""
-    settings = settings_for(broker)
-    async with serving(settings, SlowServer(settings)), Client.of(broker, "operator") as client:
-        await client.subscribe("sigma9/main/response/+")
-        answer = await ask(client, "pause", '{"id": "p"}')
-        assert (answer["id"], answer["error"]["code"]) == ("p", "internal")
-
-
 async def test_commands_in_work_are_answered_at_the_stop(broker: Mosquitto) -> None:
     """A stop answers what it interrupts, outcome unknown, and what had not begun: nothing was done."""
     settings = settings_for(broker)
@@ -414,7 +403,7 @@ async def test_commands_wait_a_moment_while_a_kill_is_answered(
     broker: Mosquitto, protocol: Protocol, mocker: MockerFixture
 ) -> None:
     """They are not read meanwhile, at most for one pause in a while however many kills come, and none is lost."""
-    rested = mocker.spy(Wire, "rest")
+    rested = mocker.spy(Wire, "_rest")
     settings = settings_for(broker, protocol=protocol)
     async with serving(settings) as server, Client.of(broker, "operator", protocol) as client:
         await client.subscribe("sigma9/main/response/+")

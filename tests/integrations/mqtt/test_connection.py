@@ -75,6 +75,30 @@ async def test_messages_of_any_size_leave_as_one_write(broker: Mosquitto, protoc
         await wire.close()
 
 
+@pytest.mark.mosquitto
+async def test_what_a_full_socket_does_not_take_leaves_when_it_does(broker: Mosquitto) -> None:
+    """A broker that reads nothing for a while gets all of it afterwards, whole and in order."""
+    large = "x" * 300_000
+    async with Client.of(broker, "viewer") as client:
+        await client.subscribe("sigma9/x")
+        wire = await open_wire(endpoint_of(broker), "test", ("5",), ignore)
+        broker.freeze()
+        posted = 0
+        while not wire._full:
+            wire.post("sigma9/x", f"{posted} {large}", qos=1)
+            posted += 1
+            await asyncio.sleep(0.001)
+        wire.post("sigma9/x", f"{posted} last", qos=1)
+        assert wire._unwritten
+        broker.thaw()
+        async with asyncio.timeout(10):
+            await wire.settled()
+        await client.until(lambda heard: len(heard) == posted + 1)
+        assert [text.partition(" ")[0] for text in client.payloads("sigma9/x")] == [*map(str, range(posted + 1))]
+        assert not wire._full
+        await wire.close()
+
+
 @pytest.mark.parametrize("text", ["", "a/+", "#", "nul\0", "half \ud800", "x" * 65_536])
 def test_what_no_topic_can_be_is_known(text: str) -> None:
     """A wildcard, a NUL, half a character or too many of them: the broker would end the connection for it."""

@@ -350,6 +350,9 @@ class Recording(FakeServer):
     async def dispatch(self, command: Command) -> Response:
         return await self.dispatcher.dispatch(command)
 
+    def begin(self, command: Command, answered: Callable[[Response], None]) -> None:
+        self.dispatcher.begin(command, answered)
+
     async def kill(self, command: Command) -> Response:
         return await self.dispatcher.kill(command)
 
@@ -567,7 +570,7 @@ class Doors:
             if case.name == KILL:
                 self.server.doors.post(self.kill.on_message, arrival)
             self.command.on_message(arrival)
-        while self.command._work or self.command._answers._letters:  # noqa: ASYNC110 - they tell nobody
+        while self.command._begun or self.command._work or self.command._answers._letters:  # noqa: ASYNC110 - they tell nobody
             await asyncio.sleep(0.001)
         await self.server.doors.call(self._kills_done())
         await asyncio.sleep(0)
