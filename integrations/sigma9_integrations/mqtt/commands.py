@@ -27,6 +27,7 @@ from sigma9_core.payload import read_command
 from sigma9_integrations.mqtt.answers import Answers, id_of
 from sigma9_integrations.mqtt.connection import Arrival, Wire
 from sigma9_integrations.mqtt.kill import KillLedger, carry_out_kill, read_kill, refuse_stored
+from sigma9_integrations.mqtt.survey import Findings
 from sigma9_integrations.mqtt.sweep import Sweeper
 from sigma9_integrations.mqtt.topics import KILL, Topics
 
@@ -112,6 +113,11 @@ class CommandDoor:
             return
         self._take(name, arrival)
         self._sweeper.after_live(name, own=address.own, retain=arrival.retain)
+
+    def expect(self, findings: Findings) -> None:
+        """Learn which commands the broker has stored: they never act, and they go."""
+        for name in sorted(findings.commands):
+            self._sweeper.clear(name)
 
     async def serve(self, wire: Wire) -> None:
         """Subscribe, and answer until the connection is lost."""
