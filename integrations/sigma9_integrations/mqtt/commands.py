@@ -194,8 +194,11 @@ class CommandDoor:
             if not admitted and not is_kill:
                 raise CommandError("rate_limited", f"more than {RATE:g} {name} commands a second: send fewer")
             if arrival.stale and not is_kill:
-                raise CommandError("expired", "the server stood still since this was sent: it is not carried out")
-            if self._stopping:
+                raise CommandError(
+                    "expired",
+                    "the server, or the network to it, stood still since this was sent: it is not carried out",
+                )
+            if self._stopping and not is_kill:
                 raise CommandError("not_running", "the server is stopping; nothing was done")
             if lane.running >= PLACES and not is_kill and self._waiting >= WAITING:
                 raise CommandError("busy", f"{WAITING} commands are waiting already: try again soon")

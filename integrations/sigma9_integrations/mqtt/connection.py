@@ -109,7 +109,7 @@ class Arrival:
     stored: bool
     """The broker had kept it: it is not new. Only MQTT 3.1.1 delivers such commands, 5 is asked not to."""
     stale: bool
-    """It may be old: this process, or the whole machine, stood still, and it waited in the machine meanwhile."""
+    """It may be old: this process, the whole machine or the network stood still, and it waited meanwhile."""
     at: float
     """Monotonic seconds."""
     reply_to: str | None = None
@@ -174,6 +174,8 @@ class Wire(aiomqtt.Client):
         self._given_up = False
         self._opened = False
         self._awake_at = awake_or_not()
+        self._heard_at = monotonic()
+        """When something was read last."""
         self._stale = False
 
     # --- life -------------------------------------------------------------------------------------------------
@@ -240,6 +242,8 @@ class Wire(aiomqtt.Client):
             if self._endpoint.tls == MqttTls():
                 raise
             raise OSError("the broker hung up before it spoke TLS: is it the port for TLS?") from error
+        except ValueError as error:  # an empty name, or one with an empty or a long label
+            raise OSError(f"'{self._endpoint.host}' can't be the name or the address of a machine") from error
 
     # --- messages ---------------------------------------------------------------------------------------------
 
@@ -446,7 +450,9 @@ class Wire(aiomqtt.Client):
             self._rest(seconds)
             return
         self._notice_a_standstill()
+        self._notice_a_silence()
         self._guarded(self._read_all)
+        self._heard_at = monotonic()
 
     def _rest(self, seconds: float) -> None:
         """Read nothing for a moment: what comes meanwhile waits in the machine."""
@@ -464,12 +470,20 @@ class Wire(aiomqtt.Client):
     def _notice_a_standstill(self) -> None:
         """Take what waits to be read for old where this process, or the machine, stood still for too long."""
         if not self._stale and awake_or_not() - self._awake_at > AWAY_SECONDS:
-            self._stale = True
-            self._loop.call_later(STALE_SECONDS, self._end_stale)
+            self._make_stale("this process, or the machine, stood still")
 
-    def _end_stale(self) -> None:
+    def _notice_a_silence(self) -> None:
+        """Take what comes for old where nothing had come for too long, not even the answer to a ping."""
+        if not self._stale and monotonic() - self._heard_at > max(AWAY_SECONDS, 1.5 * self._client.keepalive):
+            self._make_stale("nothing had come for so long that the broker says the node was away")
+
+    def _make_stale(self, why: str) -> None:
+        self._stale = True
+        self._loop.call_later(STALE_SECONDS, self._end_stale, why)
+
+    def _end_stale(self, why: str) -> None:
         if not self._disconnected.done():
-            self._disconnected.set_exception(aiomqtt.MqttError("this process, or the machine, stood still"))
+            self._disconnected.set_exception(aiomqtt.MqttError(why))
         self._room.set()
 
     def _read_all(self) -> None:

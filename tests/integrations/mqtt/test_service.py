@@ -235,6 +235,15 @@ async def test_a_broker_that_comes_later_is_found(broker: Mosquitto) -> None:
             assert json.loads(event.payload)["late"] is True
 
 
+@pytest.mark.parametrize("host", ["", "mqtt..lan", ".lan", f"{'a' * 64}.lan"])
+async def test_a_name_that_no_machine_can_have(host: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A mistyped `mqtt.host` is told in one sentence, and the server runs without its broker."""
+    settings = Settings(mqtt=MqttSettings(broker="external", host=host))
+    async with serving(settings) as server:
+        assert server.mqtt == "disconnected"
+    assert f"'{host}' can't be the name or the address of a machine" in caplog.text
+
+
 @pytest.mark.mosquitto
 async def test_a_second_server_of_the_same_node_is_refused(broker: Mosquitto) -> None:
     """Two servers on one {base}/{node}: the second is refused with the reason, the first is not disturbed."""
