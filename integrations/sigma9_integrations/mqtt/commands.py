@@ -39,6 +39,8 @@ BURST: Final = 200.0
 """Commands of one name that are taken at once."""
 PLACES: Final = 16
 """Commands of one name that are worked on at once."""
+ONE_BY_ONE: Final = frozenset(("events",))
+"""Commands whose answers are long: to write several in a row would hold up everything else on the loop."""
 WAITING: Final = 500
 """Commands that wait for a place, all names together."""
 KILLS_WATCHED: Final = 5000
@@ -61,6 +63,7 @@ class _Lane:
     at: float = field(default_factory=monotonic)
     waiting: deque[tuple[Command, Arrival]] = field(default_factory=deque)
     running: int = 0
+    places: int = PLACES
 
     def admit(self) -> bool:
         """Take one token, unless none is left."""
@@ -181,7 +184,7 @@ class CommandDoor:
     # --- ordinary commands ------------------------------------------------------------------------------------
 
     def _take(self, name: str, arrival: Arrival) -> None:
-        lane = self._lanes.setdefault(name, _Lane()) if name in self._server.specs else self._unknown
+        lane = self._lane(name)
         admitted = lane.admit()
         if not admitted and name != "control":
             self._answers.refuse_with(
@@ -200,16 +203,23 @@ class CommandDoor:
                 )
             if self._stopping and not is_kill:
                 raise CommandError("not_running", "the server is stopping; nothing was done")
-            if lane.running >= PLACES and not is_kill and self._waiting >= WAITING:
+            if lane.running >= lane.places and not is_kill and self._waiting >= WAITING:
                 raise CommandError("busy", f"{WAITING} commands are waiting already: try again soon")
         except CommandError as error:
             self._answers.refuse(name, arrival, error, id_of(arrival.payload))
             return
-        if lane.running < PLACES or is_kill:
+        if lane.running < lane.places or is_kill:
             self._start(lane, command, arrival)
         else:
             self._waiting += 1
             lane.waiting.append((command, arrival))
+
+    def _lane(self, name: str) -> _Lane:
+        if name not in self._server.specs:
+            return self._unknown
+        if name not in self._lanes:
+            self._lanes[name] = _Lane(places=1 if name in ONE_BY_ONE else PLACES)
+        return self._lanes[name]
 
     def _start(self, lane: _Lane, command: Command, arrival: Arrival) -> None:
         lane.running += 1
@@ -228,7 +238,7 @@ class CommandDoor:
             self._idle.set()
 
     def _next(self, lane: _Lane) -> None:
-        while lane.waiting and lane.running < PLACES:
+        while lane.waiting and lane.running < lane.places:
             self._waiting -= 1
             self._start(lane, *lane.waiting.popleft())
 

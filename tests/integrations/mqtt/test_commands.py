@@ -237,6 +237,31 @@ async def test_a_slow_scan_holds_nobody_up(broker: Mosquitto) -> None:
         await client.until(lambda heard: len(answers(heard, "scan")) == 40)
 
 
+async def test_long_answers_are_made_one_at_a_time(broker: Mosquitto) -> None:
+    """A flood of `events`, which have the longest answers, never makes more than one of them at a time."""
+    settings = settings_for(broker)
+    server = FakeServer(settings)
+    at_once: set[int] = set()
+    running = 0
+
+    async def dispatch(command: Command) -> Response:
+        nonlocal running
+        running += 1
+        at_once.add(running)
+        await asyncio.sleep(0.002)
+        running -= 1
+        return Response(command.id, command.name, True, {}, None, "mqtt", wall_now(), 2.0)
+
+    server.dispatch = dispatch  # type: ignore[method-assign]
+    async with serving(settings, server), Client.of(broker, "operator") as client:
+        await client.subscribe("sigma9/main/response/events")
+        for number in range(50):
+            await client.publish("sigma9/main/command/events", f'{{"after": 0, "id": "{number}"}}', qos=0)
+        await client.until(lambda heard: len(heard) == 50)
+    assert at_once == {1}
+    assert [answer["id"] for answer in answers(client.heard, "events")] == [*map(str, range(50))]
+
+
 async def test_commands_in_work_are_answered_at_the_stop(broker: Mosquitto) -> None:
     """A stop answers what it interrupts, outcome unknown, and what had not begun: nothing was done."""
     settings = settings_for(broker)
