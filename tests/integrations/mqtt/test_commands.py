@@ -407,6 +407,20 @@ async def test_a_kill_that_its_own_connection_misses_is_carried_out_once(broker:
         assert len(server.kills) == len(answers(client.heard, "kill_switch")) == 1
 
 
+async def test_a_kill_that_the_command_connection_hears_late_is_carried_out_once(
+    broker: Mosquitto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind a flood of commands a kill reaches the command connection when its own has long answered it."""
+    monkeypatch.setattr("sigma9_integrations.mqtt.kill.MEMORY_SECONDS", 0.2)
+    monkeypatch.setattr("sigma9_integrations.mqtt.commands.KILL_GRACE", 0.6)
+    async with serving(settings_for(broker)) as server, Client.of(broker, "operator") as client:
+        await client.subscribe("sigma9/main/response/+")
+        await client.publish("sigma9/main/command/kill_switch", "PRESS")
+        await client.until_heard("sigma9/main/response/kill_switch")
+        await asyncio.sleep(1)
+        assert len(server.kills) == len(answers(client.heard, "kill_switch")) == 1
+
+
 async def test_kills_one_after_another_are_each_answered(broker: Mosquitto) -> None:
     """A button with a constant payload works every time: each press is carried out and answered once."""
     async with serving(settings_for(broker)) as server, Client.of(broker, "operator") as client:
