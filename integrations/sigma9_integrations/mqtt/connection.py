@@ -62,6 +62,8 @@ PAUSE_MOST: Final = 15.0
 """The shortest and longest pause between two attempts, in seconds."""
 STEADY_SECONDS: Final = 5.0
 """A connection that lasted this long starts the pauses anew."""
+SHORT_MOST: Final = 4
+"""Connections in a row that were made and lost at once: then somebody else may have this node's client id."""
 LONGEST_TOPIC: Final = 0xFFFF
 LARGEST: Final = 1024 * 1024
 """Bytes that a broker takes which does not say: the `message_size_limit` of mosquitto.conf, which Mosquitto keeps
@@ -692,6 +694,9 @@ class Link:
         self._pause = PAUSE_LEAST
         self._hurry = asyncio.Event()
         self._last_said = ""
+        self._made = False
+        self._short = 0
+        """Connections in a row that were made and did not last."""
 
     def hurry(self) -> None:
         """End a pause: the broker is back."""
@@ -701,7 +706,7 @@ class Link:
     async def run(self) -> NoReturn:
         """Connect, serve, and connect again, until cancelled."""
         while True:
-            began = monotonic()
+            began, self._made = monotonic(), False
             try:
                 await self._once()
             except* (aiomqtt.MqttError, OSError) as group:
@@ -710,6 +715,9 @@ class Link:
                 self._say(_first(group), trace=True)
             if monotonic() - began > STEADY_SECONDS:
                 self._pause = PAUSE_LEAST
+                self._short = 0
+            elif self._made:
+                self._note_short()
             await self._rest()
 
     async def _once(self) -> None:
@@ -721,6 +729,7 @@ class Link:
             self._session.on_message,
             self._session.will,
         )
+        self._made = True
         if self.wire.protocol != self._protocols[0] and not endpoint.is_amqtt:
             _LOG.info("%s speaks MQTT %s, not %s", endpoint, self.wire.protocol, self._protocols[0])
             self._protocols = (self.wire.protocol, self._protocols[0])
@@ -735,6 +744,16 @@ class Link:
         finally:
             wire, self.wire = self.wire, None
             await wire.drop()
+
+    def _note_short(self) -> None:
+        self._short += 1
+        if self._short == SHORT_MOST:
+            _LOG.error(
+                "the MQTT connection for %s was made and lost %d times in a row: does a second server run as this "
+                "node, and each throws the other out? Stop one of them, or give it another node name",
+                self._purpose,
+                self._short,
+            )
 
     async def _rest(self) -> None:
         self._hurry.clear()

@@ -261,6 +261,22 @@ async def test_a_second_server_of_the_same_node_is_refused(broker: Mosquitto) ->
 
 
 @pytest.mark.mosquitto
+async def test_two_servers_that_start_together_are_told(
+    broker: Mosquitto, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither sees the other at its start; that each throws the other out is said."""
+    settings = settings_for(broker)
+    services = [service_for(settings) for _ in range(2)]
+    async with FakeServer(settings) as first, FakeServer(settings) as second:
+        await asyncio.gather(*(each.start(server) for each, server in zip(services, (first, second), strict=True)))
+        deadline = monotonic() + 10
+        while "does a second server run as this node" not in caplog.text:
+            assert monotonic() < deadline
+            await asyncio.sleep(0.05)
+        await asyncio.gather(*(each.stop() for each in services))
+
+
+@pytest.mark.mosquitto
 async def test_a_leftover_online_is_no_second_server(broker: Mosquitto, monkeypatch: pytest.MonkeyPatch) -> None:
     """`online` that a broker kept of a node which died together with it does not keep the node out."""
     monkeypatch.setattr("sigma9_integrations.mqtt.survey.ANSWER_SECONDS", 0.2)
