@@ -87,6 +87,8 @@ class KillLedger:
                 marks.popleft()
             if not marks:
                 self._taken.pop(key, None)
+        if not self._order:
+            self._taken = {}  # one that was full once stays as large
 
 
 class KillDoor:
