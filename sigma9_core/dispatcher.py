@@ -171,6 +171,7 @@ class Dispatcher:
         """Answers whose rows are not known to be durable."""
         self._known = Known()
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._stopping = False
         self._rows = Afterwards()
         self._lines = Afterwards()
         """What is written, and told, of what was answered."""
@@ -290,7 +291,11 @@ class Dispatcher:
         self._known.recall((((command, id_), at) for command, id_, at in known), after=after)
 
     async def stop(self, patience: float = 5.0) -> None:
-        """Let commands in progress on this loop finish for a while, cancel what is left, end the workers."""
+        """Let commands in progress on this loop finish for a while, cancel what is left, end the workers.
+
+        From now on nothing is begun any more but what ends, cancels or only reads.
+        """
+        self._stopping = True
         loop = asyncio.get_running_loop()
         mine = {
             task for task in tuple(self._tasks) if task.get_loop() is loop and task is not asyncio.current_task()
@@ -359,6 +364,8 @@ class Dispatcher:
 
     async def _carry_out(self, command: Command, args: Frozen, began: float) -> Response:
         spec = self._specs[command.name]
+        if self._stopping and spec.journalled and spec.name not in ALWAYS:
+            raise CommandError("not_running", "the server is stopping; nothing was done")
         received = self._received(command, args) if spec.journalled else None
         if received is None or command.id is None or not spec.repeats:
             return await self._act(spec, command, args, received, began)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from sigma9_core.commands import (
@@ -27,11 +28,15 @@ from sigma9_core.commands import (
 )
 from sigma9_core.dispatcher import Call, Handler
 from sigma9_core.errors import CommandError
+from sigma9_core.plain import Plain
 
 if TYPE_CHECKING:
     from sigma9_core.engine import Engine
 
 Result = Mapping[str, Any]
+EVENTS_SIZE: Final = 256 * 1024
+"""Characters of events in one answer of `events`: brokers take no more than 1 MiB, and 2 MiB take the outer
+loop a third of a second."""
 NOT_KEPT: Final = (
     "the list can't be saved now: until it is, which is tried again, a restart brings back the one before it"
 )
@@ -231,7 +236,7 @@ class Handlers:
         return {"acknowledged": known}
 
     async def events(self, args: EventsArgs, _call: Call) -> Result:
-        """Give durable events after a number."""
+        """Give durable events after a number: as many as are asked for, and no more than one answer holds."""
         page = await self._engine.events(args.after, args.limit)
         if args.after > page.last or args.after < page.first - 1:
             raise CommandError(
@@ -239,8 +244,22 @@ class Handlers:
                 f"after={args.after} is outside of what is kept ({page.first} to {page.last})",
                 {"first": page.first, "last": page.last, "journal_id": page.journal_id},
             )
+        events = await asyncio.to_thread(_first, page.events)
+        more = len(events) < len(page.events)
         return {
-            "events": [json.loads(raw) for raw in page.events],
-            "next": page.next,
+            "events": events,
+            "next": events[-1]["seq"] if more else page.next,
             "journal_id": page.journal_id,
         }
+
+
+def _first(events: Sequence[str]) -> list[Plain]:
+    """Read the first of the encoded events, and as many more as fit into one answer."""
+    found: list[Plain] = []
+    size = 0
+    for raw in events:
+        size += len(raw)
+        if found and size > EVENTS_SIZE:
+            break
+        found.append(Plain(json.loads(raw)))
+    return found

@@ -14,6 +14,10 @@ from pydantic import BaseModel
 from sigma9_core.clock import rfc3339
 
 
+class Plain(dict[str, Any]):
+    """An object of JSON's types alone, such as one just read from JSON: it is not gone through again."""
+
+
 def plain(value: Any) -> Any:
     """Turn a value into JSON's types: models and mappings into objects, money into numbers, times into RFC 3339.
 
@@ -31,6 +35,8 @@ def plain(value: Any) -> Any:
         if not value.is_finite():
             return None
         return int(value) if value == value.to_integral_value() else float(value)
+    if isinstance(value, Plain):
+        return value
     if isinstance(value, BaseModel):
         return plain(value.model_dump(mode="json"))
     if isinstance(value, Mapping):

@@ -366,12 +366,39 @@ async def test_a_stop_answers_what_was_begun(tmp_path: Path) -> None:
 
     bench = make(tmp_path / "j.db", Wall(), start=hang)
     bench.dispatcher.begin(Command("start", {}, "mqtt"), answers.append)
+    await asyncio.sleep(0)
     await bench.dispatcher.stop(patience=0.01)
     await end(bench)
 
     (answer,) = answers
     assert answer.error is not None
     assert answer.error["message"] == "the server stopped before the command was done: read the state"
+
+
+async def test_nothing_is_begun_while_it_stops(tmp_path: Path) -> None:
+    """While a stop waits for what is in progress an order is refused; a stop, a kill and what reads are not."""
+    begun, let_go = asyncio.Event(), asyncio.Event()
+
+    async def slow(_args: Any, _call: Call) -> None:
+        begun.set()
+        await let_go.wait()
+
+    bench = make(tmp_path / "j.db", Wall(), scan=slow)
+    scan = asyncio.create_task(bench.send("scan"))
+    await begun.wait()
+    stopping = asyncio.create_task(bench.dispatcher.stop(patience=5))
+    await asyncio.sleep(0)
+    refused = [await bench.send(name) for name in ("start", "resume")]
+    refused.append(await bench.send("control", {"command": "start"}))
+    done = [await bench.send(name) for name in ("stop", "kill_switch", "cancel_all", "heartbeat")]
+    done.append(await bench.send("control", {"command": "kill"}))
+    let_go.set()
+    done.append(await scan)
+    await stopping
+    await end(bench)
+
+    assert [code_of(answer) for answer in refused] == ["not_running"] * 3
+    assert [answer.error for answer in done] == [None] * 6
 
 
 # --- repeats --------------------------------------------------------------------------------------------------

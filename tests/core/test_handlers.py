@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -117,8 +118,11 @@ async def test_without_a_timeout_a_heartbeat_arms_nothing(room: EngineRoom) -> N
     assert await room.do("heartbeat") == {"armed": False}
 
 
-async def test_events_after_a_number(room: EngineRoom) -> None:
-    """Pages go on where the last one ended; a number that is not kept, or ahead, is a conflict with the range."""
+async def test_events_after_a_number(room: EngineRoom, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages go on where the last one ended, at what was asked for or at what one answer holds.
+
+    A number that is not kept, or ahead, is a conflict with the range.
+    """
     for symbol in ("A", "B", "C"):
         await room.do("watchlist_add", symbol=symbol)
     await room.until(lambda: room.engine.journal.last_seq >= 3)
@@ -126,6 +130,14 @@ async def test_events_after_a_number(room: EngineRoom) -> None:
     assert [event["seq"] for event in page["events"]] == [1, 2]
     following = await room.do("events", after=page["next"], limit=1)
     assert [event["seq"] for event in following["events"]] == [3]
+
+    journal = [json.loads(raw) for raw in (await room.engine.events(0, 3)).events]
+    sizes = [len(raw) for raw in (await room.engine.events(0, 3)).events]
+    for room_for, expected in ((sum(sizes[:2]), 2), (sum(sizes[:2]) - 1, 1), (1, 1)):
+        monkeypatch.setattr("sigma9_core.handlers.EVENTS_SIZE", room_for)
+        page = await room.do("events", after=0, limit=1000)
+        assert page["events"] == journal[:expected]
+        assert page["next"] == expected
 
     response = await room.send("events", after=10**6)
     assert response.error is not None

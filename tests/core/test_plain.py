@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sigma9_core.models import OrderStatus, RuleUsage
-from sigma9_core.plain import plain
+from sigma9_core.plain import Plain, plain
 
 
 class Level(IntEnum):
@@ -68,3 +68,9 @@ def test_plain_values_are_json_and_stay_as_they_are(value: Any) -> None:
     json.dumps(once, allow_nan=False)
 
     assert plain(once) == once
+
+
+def test_what_was_read_from_json_is_taken_as_it_is() -> None:
+    """A page of events is not gone through value by value once more."""
+    event = Plain({"seq": 1, "data": {"items": [1.5, None, "x"]}})
+    assert plain({"events": [event]})["events"][0] is event

@@ -20,7 +20,10 @@ from sigma9_integrations.mqtt.topics import Topics
 _LOG = logging.getLogger("sigma9.mqtt")
 
 ROOM: Final = 5000
-"""Messages that wait to be written; beyond that the oldest are dropped, and the log says so."""
+"""Messages that wait to be written; beyond that the oldest are dropped, and the log says so: of a flood's refusals
+first, and only of those while other answers have room."""
+FLOOD: Final = frozenset(("rate_limited", "busy"))
+"""Refusals for being one too many: they wait behind all other answers."""
 _COMPACT: Final = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 LONGEST_TOPIC: Final = 65535
 """Bytes of a topic at most: to publish a longer one would end the connection."""
@@ -43,6 +46,8 @@ class Answers:
     def __init__(self, topics: Topics) -> None:
         self._topics = topics
         self._letters: deque[_Letter] = deque()
+        self._refusals: deque[_Letter] = deque()
+        """Those of a flood: it must cost nobody else an answer."""
         self._wake = asyncio.Event()
         self._wire: Wire | None = None
         """The connection that takes them."""
@@ -59,11 +64,12 @@ class Answers:
             text = json.dumps(
                 Response.failed(command, error, ts=response.ts, duration_ms=response.duration_ms).body()
             )
+        row = self._letters if response.error is None or response.error["code"] not in FLOOD else self._refusals
         if arrival.reply_to is not None and self._topics.may_reply(arrival.reply_to):
-            self._put(_Letter(arrival.reply_to, text, arrival.correlation))
+            self._put(_Letter(arrival.reply_to, text, arrival.correlation), row)
         topic = self._topics.response(response.command)
         if len(topic.encode()) <= LONGEST_TOPIC:
-            self._put(_Letter(topic, text))
+            self._put(_Letter(topic, text), row)
         else:  # its command's topic was the longest that there is
             _LOG.warning("a command whose name has %d characters has no answer", len(response.command))
 
@@ -79,14 +85,14 @@ class Answers:
 
     def clear(self, topic: str) -> None:
         """Clear a retained topic of this node."""
-        self._put(_Letter(topic, "", retain=True))
+        self._put(_Letter(topic, "", retain=True), self._letters)
 
     async def write(self, wire: Wire) -> NoReturn:
         """Send what is there and what comes, until cancelled."""
         self._wire = wire
         try:
             while True:
-                while not self._letters:
+                while not self._waits:
                     self._wake.clear()
                     await self._wake.wait()
                 await wire.room()
@@ -98,16 +104,17 @@ class Answers:
         """Send at once what the connection takes at once; not to be called by what it calls itself."""
         wire = self._wire
         try:
-            while wire is not None and self._letters and wire.has_room:
+            while wire is not None and self._waits and wire.has_room:
                 self._post(wire)
                 wire.write()
         except aiomqtt.MqttError:
             pass  # `write` has heard of it as well
 
     def _post(self, wire: Wire) -> None:
-        if not self._letters:
+        row = self._letters or self._refusals
+        if not row:
             return  # it was hastened meanwhile
-        letter = self._letters.popleft()
+        letter = row.popleft()
         payload = letter.payload
         if not wire.fits(letter.topic, payload, letter.correlation):
             payload = _too_large(payload, wire.largest)
@@ -117,24 +124,29 @@ class Answers:
         try:
             wire.post(letter.topic, payload, qos=1, retain=letter.retain, correlation=letter.correlation)
         except aiomqtt.MqttError:  # the connection is gone and has not taken it: it waits for the next one
-            self._letters.appendleft(letter)
+            row.appendleft(letter)
             raise
 
     async def written(self, wire: Wire) -> None:
         """Wait until everything is sent and acknowledged; the caller sets the deadline."""
-        while self._letters:  # noqa: ASYNC110 - `write` empties it
+        while self._waits:  # noqa: ASYNC110 - `write` empties it
             await asyncio.sleep(0.005)
         await wire.settled()
 
-    def _put(self, letter: _Letter) -> None:
-        if len(self._letters) >= ROOM:
-            self._letters.popleft()
+    @property
+    def _waits(self) -> bool:
+        """Tell whether there is anything to send."""
+        return bool(self._letters or self._refusals)
+
+    def _put(self, letter: _Letter, row: deque[_Letter]) -> None:
+        if len(row) >= ROOM:
+            row.popleft()
             if not self._dropped:
                 _LOG.warning("more than %d answers wait for the MQTT broker: the oldest are dropped", ROOM)
             self._dropped += 1
-        else:
+        elif max(len(self._letters), len(self._refusals)) < ROOM // 2:
             self._dropped = 0
-        self._letters.append(letter)
+        row.append(letter)
         self._wake.set()
 
 

@@ -27,6 +27,7 @@ from sigma9_core.payload import read_command
 from sigma9_integrations.mqtt.answers import Answers, id_of
 from sigma9_integrations.mqtt.connection import Arrival, Wire
 from sigma9_integrations.mqtt.kill import KillLedger, carry_out_kill, read_kill, refuse_stored
+from sigma9_integrations.mqtt.survey import Findings
 from sigma9_integrations.mqtt.sweep import Sweeper
 from sigma9_integrations.mqtt.topics import KILL, Topics
 
@@ -38,6 +39,8 @@ BURST: Final = 200.0
 """Commands of one name that are taken at once."""
 PLACES: Final = 16
 """Commands of one name that are worked on at once."""
+ONE_BY_ONE: Final = frozenset(("events",))
+"""Commands whose answers are long: to write several in a row would hold up everything else on the loop."""
 WAITING: Final = 500
 """Commands that wait for a place, all names together."""
 KILLS_WATCHED: Final = 5000
@@ -60,6 +63,7 @@ class _Lane:
     at: float = field(default_factory=monotonic)
     waiting: deque[tuple[Command, Arrival]] = field(default_factory=deque)
     running: int = 0
+    places: int = PLACES
 
     def admit(self) -> bool:
         """Take one token, unless none is left."""
@@ -112,6 +116,11 @@ class CommandDoor:
             return
         self._take(name, arrival)
         self._sweeper.after_live(name, own=address.own, retain=arrival.retain)
+
+    def expect(self, findings: Findings) -> None:
+        """Learn which commands the broker has stored: they never act, and they go."""
+        for name in sorted(findings.commands):
+            self._sweeper.clear(name)
 
     async def serve(self, wire: Wire) -> None:
         """Subscribe, and answer until the connection is lost."""
@@ -175,7 +184,7 @@ class CommandDoor:
     # --- ordinary commands ------------------------------------------------------------------------------------
 
     def _take(self, name: str, arrival: Arrival) -> None:
-        lane = self._lanes.setdefault(name, _Lane()) if name in self._server.specs else self._unknown
+        lane = self._lane(name)
         admitted = lane.admit()
         if not admitted and name != "control":
             self._answers.refuse_with(
@@ -188,19 +197,29 @@ class CommandDoor:
             if not admitted and not is_kill:
                 raise CommandError("rate_limited", f"more than {RATE:g} {name} commands a second: send fewer")
             if arrival.stale and not is_kill:
-                raise CommandError("expired", "the server stood still since this was sent: it is not carried out")
-            if self._stopping:
+                raise CommandError(
+                    "expired",
+                    "the server, or the network to it, stood still since this was sent: it is not carried out",
+                )
+            if self._stopping and not is_kill:
                 raise CommandError("not_running", "the server is stopping; nothing was done")
-            if lane.running >= PLACES and not is_kill and self._waiting >= WAITING:
+            if lane.running >= lane.places and not is_kill and self._waiting >= WAITING:
                 raise CommandError("busy", f"{WAITING} commands are waiting already: try again soon")
         except CommandError as error:
             self._answers.refuse(name, arrival, error, id_of(arrival.payload))
             return
-        if lane.running < PLACES or is_kill:
+        if lane.running < lane.places or is_kill:
             self._start(lane, command, arrival)
         else:
             self._waiting += 1
             lane.waiting.append((command, arrival))
+
+    def _lane(self, name: str) -> _Lane:
+        if name not in self._server.specs:
+            return self._unknown
+        if name not in self._lanes:
+            self._lanes[name] = _Lane(places=1 if name in ONE_BY_ONE else PLACES)
+        return self._lanes[name]
 
     def _start(self, lane: _Lane, command: Command, arrival: Arrival) -> None:
         lane.running += 1
@@ -219,7 +238,7 @@ class CommandDoor:
             self._idle.set()
 
     def _next(self, lane: _Lane) -> None:
-        while lane.waiting and lane.running < PLACES:
+        while lane.waiting and lane.running < lane.places:
             self._waiting -= 1
             self._start(lane, *lane.waiting.popleft())
 

@@ -62,6 +62,8 @@ PAUSE_MOST: Final = 15.0
 """The shortest and longest pause between two attempts, in seconds."""
 STEADY_SECONDS: Final = 5.0
 """A connection that lasted this long starts the pauses anew."""
+SHORT_MOST: Final = 4
+"""Connections in a row that were made and lost at once: then somebody else may have this node's client id."""
 LONGEST_TOPIC: Final = 0xFFFF
 LARGEST: Final = 1024 * 1024
 """Bytes that a broker takes which does not say: the `message_size_limit` of mosquitto.conf, which Mosquitto keeps
@@ -109,7 +111,7 @@ class Arrival:
     stored: bool
     """The broker had kept it: it is not new. Only MQTT 3.1.1 delivers such commands, 5 is asked not to."""
     stale: bool
-    """It may be old: this process, or the whole machine, stood still, and it waited in the machine meanwhile."""
+    """It may be old: this process, the whole machine or the network stood still, and it waited meanwhile."""
     at: float
     """Monotonic seconds."""
     reply_to: str | None = None
@@ -174,6 +176,8 @@ class Wire(aiomqtt.Client):
         self._given_up = False
         self._opened = False
         self._awake_at = awake_or_not()
+        self._heard_at = monotonic()
+        """When something was read last."""
         self._stale = False
 
     # --- life -------------------------------------------------------------------------------------------------
@@ -240,6 +244,8 @@ class Wire(aiomqtt.Client):
             if self._endpoint.tls == MqttTls():
                 raise
             raise OSError("the broker hung up before it spoke TLS: is it the port for TLS?") from error
+        except ValueError as error:  # an empty name, or one with an empty or a long label
+            raise OSError(f"'{self._endpoint.host}' can't be the name or the address of a machine") from error
 
     # --- messages ---------------------------------------------------------------------------------------------
 
@@ -446,7 +452,9 @@ class Wire(aiomqtt.Client):
             self._rest(seconds)
             return
         self._notice_a_standstill()
+        self._notice_a_silence()
         self._guarded(self._read_all)
+        self._heard_at = monotonic()
 
     def _rest(self, seconds: float) -> None:
         """Read nothing for a moment: what comes meanwhile waits in the machine."""
@@ -464,12 +472,20 @@ class Wire(aiomqtt.Client):
     def _notice_a_standstill(self) -> None:
         """Take what waits to be read for old where this process, or the machine, stood still for too long."""
         if not self._stale and awake_or_not() - self._awake_at > AWAY_SECONDS:
-            self._stale = True
-            self._loop.call_later(STALE_SECONDS, self._end_stale)
+            self._make_stale("this process, or the machine, stood still")
 
-    def _end_stale(self) -> None:
+    def _notice_a_silence(self) -> None:
+        """Take what comes for old where nothing had come for too long, not even the answer to a ping."""
+        if not self._stale and monotonic() - self._heard_at > max(AWAY_SECONDS, 1.5 * self._client.keepalive):
+            self._make_stale("nothing had come for so long that the broker says the node was away")
+
+    def _make_stale(self, why: str) -> None:
+        self._stale = True
+        self._loop.call_later(STALE_SECONDS, self._end_stale, why)
+
+    def _end_stale(self, why: str) -> None:
         if not self._disconnected.done():
-            self._disconnected.set_exception(aiomqtt.MqttError("this process, or the machine, stood still"))
+            self._disconnected.set_exception(aiomqtt.MqttError(why))
         self._room.set()
 
     def _read_all(self) -> None:
@@ -678,6 +694,9 @@ class Link:
         self._pause = PAUSE_LEAST
         self._hurry = asyncio.Event()
         self._last_said = ""
+        self._made = False
+        self._short = 0
+        """Connections in a row that were made and did not last."""
 
     def hurry(self) -> None:
         """End a pause: the broker is back."""
@@ -687,7 +706,7 @@ class Link:
     async def run(self) -> NoReturn:
         """Connect, serve, and connect again, until cancelled."""
         while True:
-            began = monotonic()
+            began, self._made = monotonic(), False
             try:
                 await self._once()
             except* (aiomqtt.MqttError, OSError) as group:
@@ -696,6 +715,9 @@ class Link:
                 self._say(_first(group), trace=True)
             if monotonic() - began > STEADY_SECONDS:
                 self._pause = PAUSE_LEAST
+                self._short = 0
+            elif self._made:
+                self._note_short()
             await self._rest()
 
     async def _once(self) -> None:
@@ -707,6 +729,7 @@ class Link:
             self._session.on_message,
             self._session.will,
         )
+        self._made = True
         if self.wire.protocol != self._protocols[0] and not endpoint.is_amqtt:
             _LOG.info("%s speaks MQTT %s, not %s", endpoint, self.wire.protocol, self._protocols[0])
             self._protocols = (self.wire.protocol, self._protocols[0])
@@ -721,6 +744,16 @@ class Link:
         finally:
             wire, self.wire = self.wire, None
             await wire.drop()
+
+    def _note_short(self) -> None:
+        self._short += 1
+        if self._short == SHORT_MOST:
+            _LOG.error(
+                "the MQTT connection for %s was made and lost %d times in a row: does a second server run as this "
+                "node, and each throws the other out? Stop one of them, or give it another node name",
+                self._purpose,
+                self._short,
+            )
 
     async def _rest(self) -> None:
         self._hurry.clear()

@@ -32,6 +32,10 @@ _LOG = logging.getLogger("sigma9.mqtt")
 Door = Literal["kill", "command"]
 MEMORY_SECONDS: Final = 5.0
 """How long a message that one door took is remembered, for the other one to meet it."""
+MEMORY_UP_SECONDS: Final = 300.0
+"""The same while the kill's own connection is up: behind a flood of commands the other one meets it much later."""
+MEMORY_MOST: Final = 20_000
+"""Messages that are remembered at most."""
 ASIDE: Final = 64
 """Kills of a narrower scope that are worked on at once; a global one is never held back."""
 
@@ -53,7 +57,9 @@ class KillLedger:
         key = (arrival.topic, hashlib.blake2b(arrival.payload, digest_size=16).digest())
         now = monotonic()
         with self._lock:
-            self._forget(now - MEMORY_SECONDS)
+            # With the kill's connection down a message that is forgotten is at worst carried out twice; remembered
+            # for too long it could swallow the next kill of the same words, which only one door hears.
+            self._forget(now - (MEMORY_UP_SECONDS if self.up else MEMORY_SECONDS))
             marks = self._taken.setdefault(key, deque())
             if marks and marks[0][0] != door:
                 marks.popleft()
@@ -74,13 +80,15 @@ class KillLedger:
                 marks.extend(kept)
 
     def _forget(self, before: float) -> None:
-        while self._order and self._order[0][0] < before:
+        while self._order and (self._order[0][0] < before or len(self._order) >= MEMORY_MOST):
             at, key = self._order.popleft()
             marks = self._taken.get(key)
             if marks and marks[0][1] == at:
                 marks.popleft()
             if not marks:
                 self._taken.pop(key, None)
+        if not self._order:
+            self._taken = {}  # one that was full once stays as large
 
 
 class KillDoor:

@@ -101,6 +101,7 @@ class Node:
 
     async def _connect(self, found: Findings) -> None:
         self._publisher.expect(found)
+        self._commands.expect(found)
         for name, link in (("publisher", self._publisher_link), ("commands", self._command_link)):
             self._tasks.append(asyncio.create_task(link.run(), name=f"mqtt-{name}"))
         await self._server.doors.call(self._start_kill())

@@ -32,6 +32,8 @@ class Findings:
     """What is stored of the node below Home Assistant's prefix, by topic."""
     occupied: bool
     """Whether another server answers as this node."""
+    commands: frozenset[str] = frozenset()
+    """Commands stored on the node's own topics, as far as MQTT 5 would hide them from who listens for new ones."""
 
 
 class Survey:
@@ -45,6 +47,7 @@ class Survey:
         self._topics = topics
         self._protocols = protocols
         self._states: set[str] = set()
+        self._commands: set[str] = set()
         self._filters = discovery
         self._discovery: dict[str, str] = {}
         self._online = False
@@ -58,6 +61,11 @@ class Survey:
         wire = await open_wire(self._endpoint, name, self._protocols, self._note)
         try:
             await wire.fetch((self._topics.availability, self._topics.states, self._topics.response("events")))
+            if wire.protocol == "5":
+                await wire.fetch(self._topics.commands[:1])
+                await wire.unsubscribe(
+                    self._topics.commands[0]
+                )  # who sends one now is to hear that nobody is there
             if self._filters:
                 with contextlib.suppress(Refused):  # a broker may keep the prefix from this user
                     await wire.fetch(self._filters)
@@ -65,7 +73,7 @@ class Survey:
             occupied = self._online and await self._somebody_answers(wire)
         finally:
             await wire.close()
-        return Findings(frozenset(self._states), dict(self._discovery), occupied)
+        return Findings(frozenset(self._states), dict(self._discovery), occupied, frozenset(self._commands))
 
     async def _until_quiet(self, wire: Wire) -> None:
         """Wait for the end of the stored messages.
@@ -96,6 +104,11 @@ class Survey:
         return self._answered.is_set()
 
     def _note(self, arrival: Arrival) -> None:
+        command = self._topics.address(arrival.topic)
+        if command is not None:
+            if not arrival.retain:
+                return  # it is new, and the node is not there yet
+            self._commands.add(command.name)
         self._news.set()
         if arrival.topic == self._topics.availability:
             self._online = arrival.payload == b"online"

@@ -83,7 +83,7 @@ class Mosquitto:
 
 
 class Proxy:
-    """A piece of network between a server and its broker: it can be cut, and mended."""
+    """A piece of network between a server and its broker: it can be cut, and hold what is sent."""
 
     def __init__(self, broker: Mosquitto) -> None:
         self.port = 0
@@ -92,6 +92,8 @@ class Proxy:
         self._streams: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._open = True
+        self._flows = asyncio.Event()
+        self._flows.set()
 
     async def start(self) -> None:
         """Listen on a free port."""
@@ -101,6 +103,7 @@ class Proxy:
     async def stop(self) -> None:
         """Stop listening and end what is open."""
         self.cut()
+        self.let_go()
         if self._listener is not None:
             self._listener.close()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -114,6 +117,14 @@ class Proxy:
     def mend(self) -> None:
         """Let connections through again."""
         self._open = True
+
+    def hold(self) -> None:
+        """Keep everything that is sent, the end of a connection as well, until it is let go."""
+        self._flows.clear()
+
+    def let_go(self) -> None:
+        """Pass on what was held."""
+        self._flows.set()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if not self._open:
@@ -136,8 +147,10 @@ class Proxy:
     ) -> None:
         try:
             while data := await source.read(65536):
+                await self._flows.wait()
                 sink.write(data)
                 await sink.drain()
+            await self._flows.wait()
         except OSError:
             pass  # it was cut
         finally:

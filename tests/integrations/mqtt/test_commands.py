@@ -7,19 +7,22 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 import aiomqtt
 import pytest
 from pytest_mock import MockerFixture
 
-from sigma9_core.clock import monotonic
+from sigma9_core.clock import monotonic, wall_now
 from sigma9_core.commands import Command, Response
 from sigma9_core.testing.fakes import FakeServer
+from sigma9_integrations.mqtt.answers import Answers
 from sigma9_integrations.mqtt.commands import BURST, GIVE_WAY_EVERY
-from sigma9_integrations.mqtt.connection import Wire
+from sigma9_integrations.mqtt.connection import Arrival, Endpoint, Wire, open_wire
 from sigma9_integrations.mqtt.kill import KillDoor
-from sigma9_integrations.mqtt.testing import Client, Heard, Mosquitto, serving, settings_for
+from sigma9_integrations.mqtt.testing import Client, Heard, Mosquitto, Proxy, service_for, serving, settings_for
+from sigma9_integrations.mqtt.topics import Topics
 
 pytestmark = pytest.mark.mosquitto
 
@@ -234,6 +237,31 @@ async def test_a_slow_scan_holds_nobody_up(broker: Mosquitto) -> None:
         await client.until(lambda heard: len(answers(heard, "scan")) == 40)
 
 
+async def test_long_answers_are_made_one_at_a_time(broker: Mosquitto) -> None:
+    """A flood of `events`, which have the longest answers, never makes more than one of them at a time."""
+    settings = settings_for(broker)
+    server = FakeServer(settings)
+    at_once: set[int] = set()
+    running = 0
+
+    async def dispatch(command: Command) -> Response:
+        nonlocal running
+        running += 1
+        at_once.add(running)
+        await asyncio.sleep(0.002)
+        running -= 1
+        return Response(command.id, command.name, True, {}, None, "mqtt", wall_now(), 2.0)
+
+    server.dispatch = dispatch  # type: ignore[method-assign]
+    async with serving(settings, server), Client.of(broker, "operator") as client:
+        await client.subscribe("sigma9/main/response/events")
+        for number in range(50):
+            await client.publish("sigma9/main/command/events", f'{{"after": 0, "id": "{number}"}}', qos=0)
+        await client.until(lambda heard: len(heard) == 50)
+    assert at_once == {1}
+    assert [answer["id"] for answer in answers(client.heard, "events")] == [*map(str, range(50))]
+
+
 async def test_commands_in_work_are_answered_at_the_stop(broker: Mosquitto) -> None:
     """A stop answers what it interrupts, outcome unknown, and what had not begun: nothing was done."""
     settings = settings_for(broker)
@@ -247,6 +275,24 @@ async def test_commands_in_work_are_answered_at_the_stop(broker: Mosquitto) -> N
         await client.until(lambda heard: len(answers(heard, "scan")) == 20)
     codes = {answer["id"]: answer["error"]["code"] for answer in answers(client.heard, "scan")}
     assert codes == {f"s{number}": "internal" if number < 16 else "not_running" for number in range(20)}
+
+
+async def test_a_stop_keeps_no_kill_out(broker: Mosquitto) -> None:
+    """While a stop waits for a command, `control kill` still kills, and all else is refused."""
+    settings = settings_for(broker)
+    server = SlowServer(settings)
+    service = service_for(settings)
+    async with Client.of(broker, "operator") as client:
+        await client.subscribe("sigma9/main/response/+", "sigma9/main/availability")
+        async with serving(settings, server, service=service):
+            await client.publish("sigma9/main/command/scan", "PRESS")
+            await ask(client, "heartbeat", "PRESS")
+            stopping = asyncio.create_task(service.stop())
+            await asyncio.sleep(0.05)
+            assert (await ask(client, "control", "start"))["error"]["code"] == "not_running"
+            assert (await ask(client, "control", "kill"))["ok"]
+            await stopping
+    assert [command.name for command in server.commands] == ["heartbeat", "control"]
 
 
 @both
@@ -287,6 +333,30 @@ async def test_a_kill_passes_a_flood_by(broker: Mosquitto, protocol: Protocol) -
         await asyncio.sleep(0.3)
         assert len(server.kills) == 1
         assert len(answers(client.heard, "kill_switch")) == 1
+
+
+async def test_the_refusals_of_a_flood_cost_nobody_an_answer(
+    broker: Mosquitto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where more wait than there is room for, refusals for being too many go, the oldest first, and no others."""
+    monkeypatch.setattr("sigma9_integrations.mqtt.answers.ROOM", 20)
+    waiting = Answers(Topics("sigma9", "main"))
+    started = Arrival("sigma9/main/command/start", b"PRESS", False, False, False, monotonic())
+    waiting.give(Response("mine", "start", True, {}, None, "mqtt", wall_now(), 1.0), started)
+    for number in range(100):
+        beat = replace(started, payload=json.dumps({"id": str(number)}).encode())
+        waiting.refuse_with("heartbeat", beat, "rate_limited", "too many")
+    async with Client.of(broker, "viewer") as client:
+        await client.subscribe("sigma9/main/response/+")
+        endpoint = Endpoint(broker.host, broker.port, "sigma9", broker.passwords["sigma9"])
+        wire = await open_wire(endpoint, "test", ("5",), lambda _: None)
+        writing = asyncio.create_task(waiting.write(wire))
+        async with asyncio.timeout(5):
+            await waiting.written(wire)
+        await client.until(lambda heard: len(heard) >= 21)
+        writing.cancel()
+        await wire.close()
+    assert [json.loads(one.payload)["id"] for one in client.heard] == ["mine", *map(str, range(80, 100))]
 
 
 async def test_control_kill_is_never_rate_limited(broker: Mosquitto) -> None:
@@ -334,6 +404,20 @@ async def test_a_kill_that_its_own_connection_misses_is_carried_out_once(broker:
         await client.publish("sigma9/main/command/kill_switch", "PRESS")
         await client.until_heard("sigma9/main/response/kill_switch")
         await asyncio.sleep(0.3)
+        assert len(server.kills) == len(answers(client.heard, "kill_switch")) == 1
+
+
+async def test_a_kill_that_the_command_connection_hears_late_is_carried_out_once(
+    broker: Mosquitto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind a flood of commands a kill reaches the command connection when its own has long answered it."""
+    monkeypatch.setattr("sigma9_integrations.mqtt.kill.MEMORY_SECONDS", 0.2)
+    monkeypatch.setattr("sigma9_integrations.mqtt.commands.KILL_GRACE", 0.6)
+    async with serving(settings_for(broker)) as server, Client.of(broker, "operator") as client:
+        await client.subscribe("sigma9/main/response/+")
+        await client.publish("sigma9/main/command/kill_switch", "PRESS")
+        await client.until_heard("sigma9/main/response/kill_switch")
+        await asyncio.sleep(1)
         assert len(server.kills) == len(answers(client.heard, "kill_switch")) == 1
 
 
@@ -396,6 +480,32 @@ async def test_what_waited_for_a_process_that_stood_still_does_not_act(
             lambda heard: [m.payload for m in heard if "avail" in m.topic][-2:] == ["offline", "online"]
         )
         assert (await ask(client, "start", "PRESS"))["ok"] is True
+
+
+@both
+async def test_what_waited_in_a_network_that_stood_still_does_not_act(
+    broker: Mosquitto, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, protocol: Protocol
+) -> None:
+    """What comes when the broker takes the node for gone is not carried out, but for a kill; then all is well."""
+    monkeypatch.setattr("sigma9_integrations.mqtt.connection.KEEPALIVE", 3)
+    monkeypatch.setattr("sigma9_integrations.mqtt.connection.AWAY_SECONDS", 4.5)
+    settings = settings_for(broker, protocol=protocol, port=proxy.port)
+    async with serving(settings) as server, Client.of(broker, "operator", protocol) as client:
+        await client.subscribe("sigma9/main/response/+", "sigma9/main/availability")
+        await client.until_heard("sigma9/main/availability", "online")
+        proxy.hold()
+        await client.publish("sigma9/main/command/start", "PRESS")
+        await client.publish("sigma9/main/command/kill_switch", "PRESS")
+        await asyncio.sleep(5)  # the node itself gives up after 6
+        proxy.let_go()
+        await client.until(
+            lambda heard: [m.payload for m in heard if "avail" in m.topic][-2:] == ["offline", "online"]
+        )
+        assert len(server.kills) == 1
+        assert (await ask(client, "stop", "PRESS"))["ok"] is True
+        assert [command.name for command in server.commands] == ["stop"]
+        codes = {answer["error"]["code"] for answer in answers(client.heard, "start")}
+        assert codes <= {"expired"}, "the broker may have closed the connection before the answer"
 
 
 @both

@@ -206,6 +206,28 @@ async def test_a_retained_command_never_stays(
     assert "sigma9/all" not in caplog.text
 
 
+@both
+async def test_a_command_stored_while_the_node_was_away_goes_at_its_start(
+    broker: Mosquitto, protocol: Protocol, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It never acts, whatever it is, and does not stay for a client that shows it; others are left alone."""
+    settings = settings_for(broker, protocol=protocol)
+    async with Client.of(broker, "admin", protocol) as client, Client.of(broker, "viewer") as viewer:
+        for topic in ("main/command/start", "main/command/kill_switch", "main/command/strat", "all/command/stop"):
+            await client.publish(f"sigma9/{topic}", "PRESS", retain=True)
+        async with serving(settings) as server:
+            await client.subscribe("sigma9/main/response/events")
+            await asker(client)("events", '{"after": 0}')
+            await asyncio.sleep(0.1)
+            await viewer.subscribe("sigma9/+/command/+", "sigma9/main/availability")
+            await viewer.until_heard("sigma9/main/availability")
+            assert {one.topic for one in viewer.heard} == {"sigma9/all/command/stop", "sigma9/main/availability"}
+        assert [command.name for command in server.commands] == ["events"]
+        assert not server.kills
+    assert "sigma9/main/command/start was published with the retain flag" in caplog.text
+    assert "sigma9/all" not in caplog.text
+
+
 async def test_a_stop_clears_what_would_have_been_cleared_later(broker: Mosquitto) -> None:
     """On MQTT 3.1.1 a second retained command just before a stop is not left for the next start to find."""
     settings = settings_for(broker, protocol="3.1.1")

@@ -570,7 +570,7 @@ class Doors:
             if case.name == KILL:
                 self.server.doors.post(self.kill.on_message, arrival)
             self.command.on_message(arrival)
-        while self.command._begun or self.command._work or self.command._answers._letters:  # noqa: ASYNC110 - they tell nobody
+        while self.command._begun or self.command._work or self.command._answers._waits:  # noqa: ASYNC110 - they tell nobody
             await asyncio.sleep(0.001)
         await self.server.doors.call(self._kills_done())
         await asyncio.sleep(0)
@@ -596,7 +596,7 @@ class Doors:
         return tracemalloc.get_traced_memory()[0]
 
     async def _kills_done(self) -> None:
-        while self.kill._work or self.kill._answers._letters:  # noqa: ASYNC110 - they tell nobody
+        while self.kill._work or self.kill._answers._waits:  # noqa: ASYNC110 - they tell nobody
             await asyncio.sleep(0.001)
 
 

@@ -53,6 +53,32 @@ def test_a_new_connection_is_no_debtor(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(ledger._taken) == len(ledger._order) == 1
 
 
+def test_a_kill_that_is_met_late_is_not_carried_out_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the kill's connection is up, the other one may come to a message minutes later, behind a flood."""
+    now = [100.0]
+    monkeypatch.setattr(kill, "monotonic", lambda: now[0])
+    ledger = KillLedger()
+    ledger.up = True
+    assert ledger.take("kill", message())
+    now[0] += kill.MEMORY_UP_SECONDS - 1
+    assert not ledger.take("command", message())
+
+    assert ledger.take("kill", message())
+    now[0] += kill.MEMORY_SECONDS + 1
+    ledger.up = False
+    assert ledger.take("command", message()), "only this door hears, and it is a new one"
+
+
+def test_a_flood_of_kills_fills_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many come, no more than so many are remembered."""
+    monkeypatch.setattr(kill, "MEMORY_MOST", 10)
+    ledger = KillLedger()
+    ledger.up = True
+    for number in range(100):
+        assert ledger.take("kill", message(str(number).encode()))
+    assert len(ledger._taken) == len(ledger._order) == 10
+
+
 def test_old_marks_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     """A message that the other door never saw does not swallow a later one, nor fill the memory."""
     now = [100.0]

@@ -235,6 +235,15 @@ async def test_a_broker_that_comes_later_is_found(broker: Mosquitto) -> None:
             assert json.loads(event.payload)["late"] is True
 
 
+@pytest.mark.parametrize("host", ["", "mqtt..lan", ".lan", f"{'a' * 64}.lan"])
+async def test_a_name_that_no_machine_can_have(host: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A mistyped `mqtt.host` is told in one sentence, and the server runs without its broker."""
+    settings = Settings(mqtt=MqttSettings(broker="external", host=host))
+    async with serving(settings) as server:
+        assert server.mqtt == "disconnected"
+    assert f"'{host}' can't be the name or the address of a machine" in caplog.text
+
+
 @pytest.mark.mosquitto
 async def test_a_second_server_of_the_same_node_is_refused(broker: Mosquitto) -> None:
     """Two servers on one {base}/{node}: the second is refused with the reason, the first is not disturbed."""
@@ -249,6 +258,22 @@ async def test_a_second_server_of_the_same_node_is_refused(broker: Mosquitto) ->
         other = settings.model_copy(update={"node": "second"})
         async with serving(other) as second:
             assert second.mqtt == "connected"
+
+
+@pytest.mark.mosquitto
+async def test_two_servers_that_start_together_are_told(
+    broker: Mosquitto, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither sees the other at its start; that each throws the other out is said."""
+    settings = settings_for(broker)
+    services = [service_for(settings) for _ in range(2)]
+    async with FakeServer(settings) as first, FakeServer(settings) as second:
+        await asyncio.gather(*(each.start(server) for each, server in zip(services, (first, second), strict=True)))
+        deadline = monotonic() + 10
+        while "does a second server run as this node" not in caplog.text:
+            assert monotonic() < deadline
+            await asyncio.sleep(0.05)
+        await asyncio.gather(*(each.stop() for each in services))
 
 
 @pytest.mark.mosquitto
