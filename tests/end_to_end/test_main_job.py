@@ -93,7 +93,7 @@ def test_the_embedded_broker_dies_with_its_server(server: ServerProcess) -> None
         states = subprocess.run(ask, capture_output=True, text=True, check=False).stdout.split()
         return all(state.startswith("Z") for state in states)  # its heir may be slow to reap it
 
-    server.until(gone, "the end of the broker", within=5)
+    server.until(gone, "the end of the broker, and of the child that works out the calendar")
 
 
 def test_a_second_server_on_the_same_data_is_refused(server: ServerProcess) -> None:

@@ -319,9 +319,7 @@ async def test_a_kill_passes_a_flood_by(broker: Mosquitto, protocol: Protocol) -
         took = monotonic() - began
         await flood
         assert answer["ok"]
-        assert (
-            took < 2
-        )  # the flood, its answers and this client share one loop; the kill itself does not wait for it
+        assert took < 6  # the flood, its answers and this client share one loop, and on a busy machine a slow one
         assert server.kill_threads == {"sigma9-doors"}
         await viewer.until(lambda heard: len(heard) >= 2000, 10, what="2,000 answers")
         assert server.killed_at < monotonic() - 0.05, "the kill came no earlier than the end of the flood"
