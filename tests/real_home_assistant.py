@@ -27,7 +27,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,23 +44,15 @@ MONEY: Final = {"device_class": "monetary", "state_class": "total", "unit_of_mea
 TIME: Final = {"device_class": "timestamp"}
 ENTITIES: Final[Mapping[str, Mapping[str, Any]]] = {
     "switch.sigma9_engine": {},
-    "button.sigma9_kill_switch": {},
-    "button.sigma9_scan": {},
-    "button.sigma9_cancel_all": {},
+    "binary_sensor.sigma9_market_open": {},
+    **{f"button.sigma9_{name}": {} for name in ("kill_switch", "scan", "cancel_all")},
+    **{f"sensor.sigma9_{name}": MONEY for name in ("equity", "cash", "day_pnl", "unrealized_pnl")},
+    **{f"sensor.sigma9_{name}": COUNT for name in ("positions", "open_orders", "watchlist")},
+    **{f"sensor.sigma9_{name}": TIME for name in ("last_scan", "next_scan")},
+    "sensor.sigma9_engine_state": {"device_class": "enum", "options": STATES},
+    "sensor.sigma9_last_error": {},
     "binary_sensor.sigma9_killed": {"device_class": "safety"},
     "binary_sensor.sigma9_broker": {"device_class": "connectivity"},
-    "binary_sensor.sigma9_market_open": {},
-    "sensor.sigma9_engine_state": {"device_class": "enum", "options": STATES},
-    "sensor.sigma9_equity": MONEY,
-    "sensor.sigma9_cash": MONEY,
-    "sensor.sigma9_day_pnl": MONEY,
-    "sensor.sigma9_unrealized_pnl": MONEY,
-    "sensor.sigma9_positions": COUNT,
-    "sensor.sigma9_open_orders": COUNT,
-    "sensor.sigma9_watchlist": COUNT,
-    "sensor.sigma9_last_scan": TIME,
-    "sensor.sigma9_next_scan": TIME,
-    "sensor.sigma9_last_error": {},
     "event.sigma9_trade": {},
     "event.sigma9_watchlist_update": {"event_types": ["scan", "manual", "restored"]},
 }
@@ -131,6 +123,7 @@ class Trial:
 
     def __init__(self, folder: Path, hass: Path, form: str, program: str) -> None:
         self.failed = 0
+        self.began = (datetime.now(UTC) - timedelta(minutes=5)).isoformat()
         self.form = form
         self.broker = Broker(folder / "mosquitto", program)
         self.server = ServerProcess(folder / "sigma9", "plugins.settings.simulated.speed=600")
@@ -243,17 +236,9 @@ class Trial:
         """Tell whether every entity is unavailable."""
         return set(self.home.followed().values()) == {"unavailable"}
 
-    def reads(self, entity: str, state: str, within: float = 20) -> None:
-        """Wait until an entity has a state."""
-        wait(lambda: self.home.state(entity) == state, f"{entity} = {state}", within)
-
     def colour(self, wanted: list[int]) -> None:
         """Wait until the lamp has a colour."""
         wait(lambda: list(self.home.attributes(LAMP)["rgb_color"] or ()) == wanted, f"the colour {wanted}")
-
-    def told(self, pattern: str) -> None:
-        """Wait for a notification."""
-        wait(lambda: any(re.search(pattern, note) for note in self.home.notes()), f"a notification '{pattern}'")
 
     def heard(self, entity: str, since: int) -> list[int]:
         """Give the numbers of the events after one that an event entity has shown, in order."""
@@ -325,7 +310,7 @@ class Trial:
             assert len(ours) == len(AUTOMATIONS)
             assert not [each for each in ours.values() if "error" in each], ours
             for name in AUTOMATIONS:
-                self.reads(f"automation.{name}", "off" if name in ASLEEP else "on")
+                self.home.reads(f"automation.{name}", "off" if name in ASLEEP else "on")
         with self.check("the dashboard is taken, and every entity in it exists"):
             board = json.dumps(self.home.ask("lovelace/config", url_path="the-dashboard"))
             named = set(re.findall(r"\b(?:sensor|binary_sensor|switch|button|event)\.sigma9_\w+", board))
@@ -345,14 +330,18 @@ class Trial:
             assert any(entity.startswith(POSITION) and None in seen for entity, seen in self.home.seen.items())
         with self.check("a position's sensor has the attributes of the position"):
             wait(self._position_is_shown, "a position with its attributes", 60)
+        with self.check("the dashboard's cards with text render"):
+            texts = self.home.dashboard_texts()
+            shown = [str(self.home.rest("POST", "/api/template", {"template": text})) for text in texts]
+            assert "| Symbol |" in "".join(shown)
         with self.check("stopped and flat, every state is the server's, and the lists are in the attributes"):
             self.quiet()
             self.agree()
             assert self.home.attributes("sensor.sigma9_positions")["positions"] == []
             assert self.home.attributes("sensor.sigma9_open_orders")["orders"] == []
-            shown = self.home.attributes("sensor.sigma9_watchlist")["items"]
+            rows = self.home.attributes("sensor.sigma9_watchlist")["items"]
             items = self.server.get("/api/watchlist")["items"]
-            assert [row["symbol"] for row in shown] == [item["symbol"] for item in items]
+            assert [row["symbol"] for row in rows] == [item["symbol"] for item in items]
         for kind in ("trade", "watchlist_update"):
             with self.check(f"event.sigma9_{kind} has fired for each event of the journal, in order, once"):
                 name = "trade_event" if kind == "trade" else kind
@@ -362,8 +351,8 @@ class Trial:
                 entity = f"event.sigma9_{kind}"
                 wait(lambda e=entity, w=wanted: self.heard(e, since) == w, "each of them")  # type: ignore[misc]
         with self.check("notify_on_fill tells of fills, daily_summary of the day"):
-            self.told(r"^Sigma9: (BUY|SELL) \w+ filled: \d")
-            self.told(r"^Sigma9: .*USD today: Equity ")
+            self.home.told(r"^Sigma9: (BUY|SELL) \w+ filled: \d")
+            self.home.told(r"^Sigma9: .*USD today: Equity ")
 
     def _position_is_shown(self) -> bool:
         for held in self.server.get("/api/positions")["positions"]:
@@ -378,8 +367,8 @@ class Trial:
         with self.check("the switch starts and stops the engine"):
             for service, engine in (("turn_on", "running"), ("turn_off", "stopped"), ("turn_on", "running")):
                 self.home.call(f"switch.{service}", entity_id="switch.sigma9_engine")
-                self.reads("sensor.sigma9_engine_state", engine)
-                self.reads("switch.sigma9_engine", service.removeprefix("turn_"))
+                self.home.reads("sensor.sigma9_engine_state", engine)
+                self.home.reads("switch.sigma9_engine", service.removeprefix("turn_"))
                 assert self.server.get("/api/status")["engine"] == engine
         with self.check("the button scan scans"):
             before = self.server.get("/api/status")["seq"]
@@ -410,26 +399,26 @@ class Trial:
         """Let those blueprints run that act on the server."""
         with self.check("pause_when_nobody_is_home pauses, and resumes what it has paused"):
             self.come("home")
-            self.reads("zone.home", "1")
+            self.home.reads("zone.home", "1")
             self.home.call("automation.turn_on", entity_id="automation.pause_when_nobody_is_home")
             self.command("POST", "/api/engine/start")
-            self.reads("sensor.sigma9_engine_state", "running")
+            self.home.reads("sensor.sigma9_engine_state", "running")
             for where, engine, memory in (("not_home", "paused", "on"), ("home", "running", "off")):
                 self.come(where)
-                self.reads("sensor.sigma9_engine_state", engine)
-                self.reads("input_boolean.away", memory)
+                self.home.reads("sensor.sigma9_engine_state", engine)
+                self.home.reads("input_boolean.away", memory)
             self.home.call("automation.turn_off", entity_id="automation.pause_when_nobody_is_home")
         with self.check("kill_on_day_loss kills beyond its limit, and says so"):
             self.home.call("automation.turn_on", entity_id="automation.kill_on_day_loss")
             self.command("POST", "/api/engine/start")
-            self.reads("binary_sensor.sigma9_killed", "on", within=180)  # a day begins without a loss
+            self.home.reads("binary_sensor.sigma9_killed", "on", within=180)  # a day begins without a loss
             assert "day loss in Home Assistant" in self.server.get("/api/status")["kill_switch"]["reason"]
-            self.told("^Sigma9: killed, the day loss is beyond its limit")
+            self.home.told("^Sigma9: killed, the day loss is beyond its limit")
             self.home.call("automation.turn_off", entity_id="automation.kill_on_day_loss")
         with self.check("light_red_when_killed: red, and after the reset as before"):
             self.colour(RED)
             assert self.server.sigma9("reset-kill", "--reason", "trial").returncode == 0
-            self.reads("binary_sensor.sigma9_killed", "off")
+            self.home.reads("binary_sensor.sigma9_killed", "off")
             self.colour(GREEN)
 
     def come(self, where: str) -> None:
@@ -443,16 +432,16 @@ class Trial:
             self.command("POST", "/api/engine/start")
             wait(lambda: self.server.get("/api/positions")["count"], "a position", 60)
             self.press("kill_switch")
-            self.reads("binary_sensor.sigma9_killed", "on")
+            self.home.reads("binary_sensor.sigma9_killed", "on")
             wait(lambda: self.home.attributes("binary_sensor.sigma9_killed")["phase"] == "done", "its end")
             assert self.home.attributes("binary_sensor.sigma9_killed")["reason"] == "kill button in Home Assistant"
             self.agree()
             assert self.server.get("/api/positions")["count"] == 0
-            self.told("kill button in Home Assistant")
+            self.home.told("kill button in Home Assistant")
         with self.check("the switch goes back to off while killed"):
             self.home.call("switch.turn_on", entity_id="switch.sigma9_engine")
             time.sleep(3)
-            self.reads("switch.sigma9_engine", "off")
+            self.home.reads("switch.sigma9_engine", "off")
         with self.check("Home Assistant restarted, now as admin: the same entities, with their states; light red"):
             self.home.ask("config/entity_registry/update", entity_id=RESET, disabled_by=None)
             before = self.places()
@@ -465,8 +454,8 @@ class Trial:
             self.colour(RED)
         with self.check("the admin's button reset_kill_switch resets; the light gets its colour"):
             self.press("reset_kill_switch")
-            self.reads("binary_sensor.sigma9_killed", "off")
-            self.reads("sensor.sigma9_engine_state", "stopped")
+            self.home.reads("binary_sensor.sigma9_killed", "off")
+            self.home.reads("sensor.sigma9_engine_state", "stopped")
             self.colour(BLUE)
 
     def survive(self) -> None:
@@ -475,7 +464,7 @@ class Trial:
         with self.check("kill -9 of the server makes everything unavailable, its restart heals it"):
             self.server.stop(signal.SIGKILL)
             wait(self.all_away, "unavailable")
-            self.told("^Sigma9.*away")
+            self.home.told("^Sigma9.*away")
             self.server.start()
             wait(lambda: self.all_there(RESET), "everything")
             self.agree()
@@ -497,8 +486,10 @@ class Trial:
 
     def _has_statistics(self) -> bool:
         time.sleep(2)
-        known = {each["statistic_id"] for each in self.home.ask("recorder/list_statistic_ids")}
-        return {entity for entity, wanted in ENTITIES.items() if wanted is MONEY} <= known
+        money = [entity for entity, wanted in ENTITIES.items() if wanted is MONEY]
+        asked = {"start_time": self.began, "period": "5minute", "statistic_ids": money}
+        found = self.home.ask("recorder/statistics_during_period", **asked)
+        return all(found.get(entity) for entity in money)
 
     def change_form(self) -> None:
         """Move to the other form and back."""
@@ -513,7 +504,7 @@ class Trial:
                 assert self.places() == before
         with self.check("the switch still acts after that"):
             self.home.call("switch.turn_off", entity_id="switch.sigma9_engine")
-            self.reads("sensor.sigma9_engine_state", "stopped")
+            self.home.reads("sensor.sigma9_engine_state", "stopped")
 
     def clear(self) -> None:
         """Retire the node."""

@@ -14,7 +14,7 @@ import subprocess
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -203,6 +203,18 @@ class HomeAssistant:
         """Give the states of the entities that are followed."""
         return {entity: str(state["state"]) for entity, state in tuple(self.states.items()) if self._about(entity)}
 
+    def dashboard_texts(self) -> list[str]:
+        """Give the texts of the dashboard's markdown cards."""
+        return list(_contents(self.ask("lovelace/config", url_path="the-dashboard")))
+
+    def reads(self, entity: str, state: str, within: float = 20) -> None:
+        """Wait until an entity has a state."""
+        wait(lambda: self.state(entity) == state, f"{entity} = {state}", within)
+
+    def told(self, pattern: str) -> None:
+        """Wait for a persistent notification."""
+        wait(lambda: any(re.search(pattern, note) for note in self.notes()), f"a notification '{pattern}'")
+
     def registry(self) -> dict[str, Any]:
         """Give the entries of the registry for the entities that are followed."""
         entries = self.ask("config/entity_registry/list")
@@ -248,6 +260,16 @@ class HomeAssistant:
     def _read_log(self, process: subprocess.Popen[str]) -> None:
         for line in process.stdout or ():
             self.lines.append(line.rstrip("\n"))
+
+
+def _contents(part: Any) -> Iterator[str]:
+    if isinstance(part, dict):
+        if "content" in part:
+            yield part["content"]
+        part = list(part.values())
+    if isinstance(part, list):
+        for each in part:
+            yield from _contents(each)
 
 
 def wait(what: Callable[[], Any], why: str, within: float = 30) -> Any:
