@@ -411,7 +411,7 @@ class Trial:
         with self.check("kill_on_day_loss kills beyond its limit, and says so"):
             self.home.call("automation.turn_on", entity_id="automation.kill_on_day_loss")
             self.command("POST", "/api/engine/start")
-            self.home.reads("binary_sensor.sigma9_killed", "on", within=180)  # a day begins without a loss
+            self.home.reads("binary_sensor.sigma9_killed", "on", within=300)  # a day begins without a loss
             assert "day loss in Home Assistant" in self.server.get("/api/status")["kill_switch"]["reason"]
             self.home.told("^Sigma9: killed, the day loss is beyond its limit")
             self.home.call("automation.turn_off", entity_id="automation.kill_on_day_loss")
