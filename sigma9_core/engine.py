@@ -374,6 +374,7 @@ class Engine:
         for scope in self.path.killswitch.body()["scopes"]:  # narrower kills that were latched before a restart
             if "strategy" in scope:
                 self.runner.stopped.add(scope["strategy"])
+        self.schedule.recall()
         self._show_all()
         self.notifying.start(self.bus)
         self._undo.append(("notifiers", self.notifying.stop))

@@ -34,7 +34,7 @@ log = logging.getLogger("sigma9.schedule")
 Run = Callable[[str], Awaitable[str]]
 """Carries out the job of an id; the text that it gives is the job's last result."""
 Marks = Mapping[str, Mapping[str, Any]]
-"""By job id: `last_run` (RFC 3339, market time) and `last_result`."""
+"""By job id: `last_run` and `next_run` (RFC 3339, market time; the second may be null) and `last_result`."""
 
 
 class Trigger(Protocol):
@@ -122,6 +122,8 @@ def at_time(calendar: Calendar, time: str, timezone: str) -> SessionTrigger:
 class _Mark:
     last_run: datetime
     last_result: str
+    next_run: datetime | None
+    """When it was to run next, as seen from there."""
 
 
 @dataclass(slots=True)
@@ -176,12 +178,18 @@ class Schedule:
         if not self._settings.enabled:
             return
         job = self._jobs[job_id] = _Job(job_id, trigger, run)
+        self._take_mark(job)
         if self._scheduler is not None:
-            self._take_mark(job)
             self._enter(job)
             self._changed()
 
     # --- life -------------------------------------------------------------------------------------------------
+
+    def recall(self) -> None:
+        """Load the marks: what was known before a restart is shown until the calendar is there."""
+        self._marks = dict(self._load_marks())
+        for job in self._jobs.values():
+            self._take_mark(job)
 
     async def start(self) -> None:
         """Wait for the calendar, load the marks, and let the jobs run from now on."""
@@ -190,7 +198,8 @@ class Schedule:
         await self._calendar.ready()
         from apscheduler.schedulers.asyncio import AsyncIOScheduler  # noqa: PLC0415 - only a server that starts pays
 
-        self._marks = dict(self._load_marks())
+        if not self._marks:
+            self.recall()
         live = self._clock.kind == "live"
         # However late it is, a job is run, once: whether that is still worth it is decided in _fire.
         self._scheduler = AsyncIOScheduler(
@@ -198,7 +207,6 @@ class Schedule:
         )
         self._scheduler.start(paused=not live)
         for job in self._jobs.values():
-            self._take_mark(job)
             self._enter(job)
         if live:
             self._ticker = asyncio.get_running_loop().create_task(self._tick(), name="schedule")
@@ -264,7 +272,8 @@ class Schedule:
 
     def _next_run(self, job: _Job) -> datetime | None:
         if self._scheduler is None:
-            return None
+            planned = None if job.mark is None else job.mark.next_run
+            return None if planned is None or planned <= self._clock.now() else planned
         if isinstance(job.trigger, SessionTrigger):
             return job.trigger.next(self._clock.now())
         entry = self._scheduler.get_job(job.id)
@@ -335,8 +344,8 @@ class Schedule:
             log.exception("%s failed", job.id)
         finally:
             job.running = False
-        job.mark = _Mark(started, result)
-        self._marks[job.id] = {"last_run": rfc3339(started), "last_result": result}
+        job.mark = _Mark(started, result, self._next_run(job))
+        self._marks[job.id] = {key: value for key, value in self._row(job).items() if key != "id"}
         try:
             saving = self._save_marks(dict(self._marks))
             if saving is not None:
@@ -352,7 +361,9 @@ class Schedule:
             return
         try:
             last_run, result = datetime.fromisoformat(mark["last_run"]), str(mark["last_result"])
+            following = mark.get("next_run")
             if last_run <= self._clock.now():
-                job.mark = _Mark(last_run, result)
+                next_run = None if following is None else max(last_run, datetime.fromisoformat(following))
+                job.mark = _Mark(last_run, result, next_run)
         except (KeyError, TypeError, ValueError) as error:
             log.warning("the mark of %s can't be read (%r): it counts as never run", job.id, error)

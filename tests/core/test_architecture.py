@@ -52,7 +52,7 @@ THIRD_PARTY: Mapping[str, frozenset[str] | None] = {
     "apscheduler": frozenset(("schedule",)),
     "exchange_calendars": frozenset(("calendar_build",)),
     "rich": frozenset(("cli",)),
-    "websockets": frozenset(("cli",)),
+    "websockets": frozenset(("cli", "testing")),
     "hypothesis": frozenset(("testing",)),
     "pytest": frozenset(("testing",)),
 }

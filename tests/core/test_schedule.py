@@ -356,7 +356,8 @@ async def test_marks_survive_a_restart(xnys: Calendar) -> None:
     await desk.schedule.start()
     await desk.walk("2026-11-27 10:00")
     await desk.schedule.stop()
-    assert desk.saved == {"market_open_scan": {"last_run": "2026-11-27T14:45:00.000000Z", "last_result": "run 1"}}
+    scan = {"next_run": "2026-11-30T14:45:00.000000Z", "last_run": "2026-11-27T14:45:00.000000Z"}
+    assert desk.saved == {"market_open_scan": {**scan, "last_result": "run 1"}}
 
     desk.schedule = desk.make()
     await desk.schedule.start()
@@ -403,8 +404,32 @@ async def test_a_mark_of_the_future_does_not_count(xnys: Calendar) -> None:
     await desk.schedule.stop()
 
 
+async def test_what_was_known_is_shown_until_the_calendar_is_there(xnys: Calendar) -> None:
+    """Recalled after a restart, last and next run are told before the start; a next run that is over is not."""
+    desk = Desk(xnys, "2026-11-27 09:00")
+    await desk.schedule.start()
+    await desk.walk("2026-11-27 10:00")
+    known = desk.row("market_open_scan")
+    assert known["next_run"] == "2026-11-30T14:45:00.000000Z"
+    await desk.schedule.stop()
+
+    desk.schedule = desk.make()
+    desk.schedule.recall()
+    assert desk.row("market_open_scan") == known
+    desk.clock.advance(ny("2026-11-30 11:00"))
+    assert desk.row("market_open_scan") == {**known, "next_run": None}
+
+
 @pytest.mark.parametrize(
-    "mark", [{}, {"last_run": 5, "last_result": ""}, {"last_run": "x", "last_result": ""}, [], "?"]
+    "mark",
+    [
+        {},
+        {"last_run": 5, "last_result": ""},
+        {"last_run": "x", "last_result": ""},
+        {"last_run": "2026-11-25T14:46:00Z", "last_result": "", "next_run": "2026-11-26T14:45:00"},
+        [],
+        "?",
+    ],
 )
 async def test_a_broken_mark_counts_as_never_run(xnys: Calendar, mark: Any) -> None:
     """The schedule starts all the same, and makes the scan good."""

@@ -16,7 +16,7 @@ from sigma9_core.cli.client import Refused, Unreachable, WrongUsage
 from sigma9_core.config import HomeAssistantSettings
 from sigma9_integrations.broker.accounts import covers
 from sigma9_integrations.cli.reach import Reach, connected, find_broker
-from sigma9_integrations.homeassistant.discovery import Discovery
+from sigma9_integrations.homeassistant.discovery import LET_GO_SECONDS, Discovery
 from sigma9_integrations.mqtt.connection import FAILURE, Arrival, Wire
 from sigma9_integrations.mqtt.survey import Survey
 from sigma9_integrations.mqtt.topics import Topics
@@ -114,17 +114,10 @@ async def _clear(reach: Reach, topics: Topics, found: Found) -> Found:
     async with connected(reach, holder.note) as wire:
         refused: set[str] = set()
         try:
-            for topic in (*holder.letters(found.discovery), *sorted(found.topics)):
-                await wire.room()
-                wire.post(
-                    topic,
-                    "",
-                    qos=1,
-                    retain=True,
-                    on_ack=lambda code, topic=topic: refused.add(topic) if code >= FAILURE else None,  # type: ignore[misc]
-                )
-            async with asyncio.timeout(LOOK * 4):
-                await wire.settled()
+            if letters := holder.letters(found.discovery):
+                await _empty(wire, letters, refused)
+                await asyncio.sleep(LET_GO_SECONDS)
+            await _empty(wire, sorted(found.topics), refused)
         except (aiomqtt.MqttError, TimeoutError) as error:
             raise _lost(reach, error) from error
     again = _Holder(reach, topics)
@@ -139,6 +132,21 @@ async def _clear(reach: Reach, topics: Topics, found: Found) -> Found:
             "server (the role sigma9)"
         )
     return left
+
+
+async def _empty(wire: Wire, topics: Iterable[str], refused: set[str]) -> None:
+    """Empty topics and wait for the broker; note which it does not let us empty."""
+    for topic in topics:
+        await wire.room()
+        wire.post(
+            topic,
+            "",
+            qos=1,
+            retain=True,
+            on_ack=lambda code, topic=topic: refused.add(topic) if code >= FAILURE else None,  # type: ignore[misc]
+        )
+    async with asyncio.timeout(LOOK * 4):
+        await wire.settled()
 
 
 class _Holder:

@@ -46,6 +46,9 @@ ORDERS: Final = _rows(
     40,
 )
 WATCHLIST: Final = _rows("items", ("symbol", "score", "stage", "last", "no_trade"), 100, "updated_at")
+QUANTITY: Final = "{{ value_json.quantity if value_json is defined else none }}"
+"""A Home Assistant that is slow to let go of a position hears its topic become empty, and must not trip over that."""
+POSITION: Final = "{{ value_json | to_json if value_json is defined else '{}' }}"
 KILLED: Final = (
     "{{ dict(value_json, cancelled=value_json.cancelled | count, closed=value_json.closed | count, "
     "pending=value_json.pending | count) | to_json }}"
@@ -107,8 +110,8 @@ ENTITIES: Final[tuple[EntitySpec, ...]] = (
 def position(symbol: str) -> EntitySpec:
     """Give the entity of one held position; its state topic has the symbol in it."""
     return _entity(
-        "sensor", f"position_{object_of(symbol)}", f"Position {symbol}", state="position", value="quantity",
-        attributes="position", state_class="measurement", unit="shares", icon="mdi:chart-line",
+        "sensor", f"position_{object_of(symbol)}", f"Position {symbol}", state="position", template=QUANTITY,
+        attributes="position", attributes_template=POSITION, state_class="measurement", unit="shares", icon="mdi:chart-line",
     )  # fmt: skip
 
 

@@ -47,8 +47,10 @@ _JINJA.filters["to_json"] = json.dumps
 
 def render(template: str, payload: str) -> str:
     """Render a template over a payload, as Home Assistant does; a missing key is a fault here."""
-    value = json.loads(payload)
-    return str(_JINJA.from_string(template).render(value=payload, value_json=value))
+    variables = {"value": payload}
+    if payload:  # an empty one has no value_json
+        variables["value_json"] = json.loads(payload)
+    return str(_JINJA.from_string(template).render(variables))
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import os
 import pty
@@ -10,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from sigma9_core.clock import monotonic
 from sigma9_core.config import HomeAssistantSettings
 from sigma9_core.testing.fakes import FakeServer
+from sigma9_integrations.homeassistant.discovery import LET_GO_SECONDS
 from sigma9_integrations.homeassistant.table import ENTITIES
 from sigma9_integrations.mqtt.testing import Client, Mosquitto, serving, settings_for
 
@@ -75,6 +78,30 @@ async def test_a_node_that_is_gone(cli: Any, broker: Mosquitto, login: tuple[str
     assert {line.strip() for line in lines} == added
     again = await cli("discovery", "clear", "--node", "old", "--yes", *login)
     assert (again.code, "holds nothing of sigma9/old" in again.out) == (0, True)
+
+
+@pytest.mark.parametrize("form", ["device", "entity"])
+async def test_home_assistant_lets_go_first(
+    cli: Any, broker: Mosquitto, login: tuple[str, ...], form: str
+) -> None:
+    """No state topic is emptied before Home Assistant had its second to unsubscribe: it would trip over it."""
+    await live_for_a_while(broker, "main", form)
+    times: list[tuple[float, str, bool]] = []
+    async with Client.of(broker, "viewer") as viewer:
+
+        async def note() -> None:
+            while True:
+                new = viewer.heard[len(times) :]
+                times.extend((monotonic(), message.topic, message.retain) for message in new)
+                await asyncio.sleep(0.01)
+
+        await viewer.subscribe("sigma9/main/state/#", "homeassistant/#")
+        noting = asyncio.create_task(note(), name="noting")
+        assert (await cli("discovery", "clear", "--yes", *login)).code == 0
+        noting.cancel()
+    told = max(at for at, topic, stored in times if not stored and topic.startswith("homeassistant/"))
+    emptied = min(at for at, topic, stored in times if not stored and topic.startswith("sigma9/"))
+    assert emptied - told > LET_GO_SECONDS * 0.9
 
 
 async def test_a_node_that_is_online(cli: Any, broker: Mosquitto, login: tuple[str, ...]) -> None:

@@ -131,6 +131,10 @@ def test_positions_come_and_go(form: Form) -> None:
     assert config["state_topic"] == config["json_attributes_topic"] == "sigma9/main/state/position/BRK.B"
     assert config["default_entity_id"] == "sensor.sigma9_position_brk_b"
     assert room.home.state("sigma9_main_position_BRK_B", '{"quantity": 3}') == "3"
+    assert room.home.attributes("sigma9_main_position_BRK_B", '{"quantity": 3}') == {"quantity": 3}
+    # A Home Assistant that is slow to let go of it hears the empty topic as well.
+    assert room.home.state("sigma9_main_position_BRK_B", "") == "None"
+    assert room.home.attributes("sigma9_main_position_BRK_B", "") == {}
 
     assert room.put("position/AAPL", {"symbol": "AAPL", "quantity": 2}) == []  # it only moved
     assert room.put("position/BRK.B", None) != []
