@@ -474,13 +474,19 @@ class Trial:
             self.broker.start()
             wait(lambda: self.all_there(RESET), "everything", 60)
             self.agree()
-        with self.check("Home Assistant restarted: everything is there again"):
+        with self.check(
+            "Home Assistant restarted: everything is there again, and nothing of positions that ended"
+        ):
+            wait(lambda: any(entity.startswith(POSITION) for entity in self.home.followed()), "a position", 60)
             before = self.places()
             self.home.stop()
+            self.quiet()
             self.home.start()
             wait(lambda: self.all_there(RESET), "everything", 60)
             self.agree()
             assert self.places() == before
+            assert not [entity for entity in self.home.registry() if entity.startswith(POSITION)]
+            self.command("POST", "/api/engine/start")
         with self.check("the recorder makes statistics of the money"):
             wait(self._has_statistics, "statistics, which are made every five minutes", 330)
 

@@ -165,6 +165,35 @@ def test_a_closed_position_is_removed_again_at_each_announcement(form: Form) -> 
     assert "sigma9_main_position_BRK_B" in room.home.configs
 
 
+@both
+def test_a_position_that_ended_while_home_assistant_was_away_is_removed(form: Form) -> None:
+    """It is told of once more, so that its place in the registry can be removed; one that is held again stays."""
+    room = Room(form)
+    room.send(room.discovery.announce())
+    for symbol in ("BRK.B", "AAPL", "MSFT"):
+        room.put(f"position/{symbol}", {"symbol": symbol, "quantity": 3})
+    room.put("position/MSFT", None)
+    assert not room.discovery.hear("homeassistant/status", b"offline")
+    home, room.home = room.home, Home()
+    for symbol in ("BRK.B", "AAPL"):
+        room.put(f"position/{symbol}", None)
+    room.put("position/AAPL", {"symbol": "AAPL", "quantity": 1})
+    room.home = home
+    room.home.restart(room.retained)
+    assert {"sensor.position_BRK_B", "sensor.position_AAPL"} < room.objects()
+    assert room.discovery.hear("homeassistant/status", b"online")
+    kept = dict(room.retained)
+    told = len(room.home.log)
+    letters = room.discovery.revive()
+    assert letters[-1].pause
+    room.send(letters)
+    room.send(room.discovery.announce())
+    assert room.objects() == CONTRACT | {"sensor.position_AAPL"}
+    assert room.home.log[told:] == ["-sigma9_main_position_BRK_B"]
+    assert room.retained == kept
+    assert room.discovery.revive() == []
+
+
 def test_changes_of_a_moment_are_one_message() -> None:
     """Home Assistant loses what comes while it is at work on the last message: no second one follows at once."""
     room = Room("device")
