@@ -44,6 +44,8 @@ LET_GO_SECONDS: Final = 1.0
 """How long Home Assistant has to let go of an entity before the topic is emptied that it would trip over."""
 REVIVE_SECONDS: Final = 2.0
 """How long Home Assistant has, when it has just come up, to take up entities that it then removes."""
+DEAF_SECONDS: Final = 60.0
+"""So long before its last word Home Assistant may have heard nothing any more: it was going down."""
 _EVENTS: Final[Mapping[str, str]] = {
     "trade_event": (
         "{% set data = value_json.data %}"
@@ -114,6 +116,8 @@ class Discovery:
         """The board names of the positions that the last message has."""
         self._away = False
         """Whether Home Assistant has said, or its last will, that it is gone."""
+        self._ended: dict[str, float] = {}
+        """When each position has ended."""
         self._missed: set[str] = set()
         """The board names of positions that ended while it was away."""
         self._leaving: dict[str, float] = {}
@@ -170,6 +174,9 @@ class Discovery:
         if topic != self.birth:
             return False
         self._away = payload == b"offline"
+        if self._away:
+            since = self._clock() - DEAF_SECONDS
+            self._missed |= {name for name, at in self._ended.items() if at >= since}
         return payload == b"online"
 
     # --- what to publish --------------------------------------------------------------------------------------
@@ -328,6 +335,7 @@ class Discovery:
         until = self._clock() + LET_GO_SECONDS
         ended = self._told_held - held
         self._leaving |= dict.fromkeys(ended, until)
+        self._ended |= dict.fromkeys(ended, self._clock())
         if self._away:
             self._missed |= ended
         self._told_held = held
