@@ -142,6 +142,7 @@ class Trial:
         self.set_form(self.form)
         self.broker.start()
         self.server.start()
+        wait(lambda: self.scan()["last_run"], "the first scan")
         self.home.start()
         version = self.home.rest("GET", "/api/config")["version"]
         knows_device = tuple(map(int, version.split(".")[:2])) >= (2024, 11)
@@ -181,7 +182,7 @@ class Trial:
         """Give the state that each entity should have, from the server's own REST interface."""
         get = self.server.get
         status, account = get("/api/status"), get("/api/account")
-        scan = next(job for job in get("/api/schedule")["jobs"] if job["id"] == "market_open_scan")
+        scan = self.scan()
         running = status["engine"] in ("starting", "running", "paused")
         error = status["last_error"]
         found: dict[str, Any] = {
@@ -201,6 +202,10 @@ class Trial:
         for held in get("/api/positions")["positions"]:
             found[position_of(held["symbol"])] = held["quantity"]
         return found
+
+    def scan(self) -> Any:
+        """Give the times of the daily scan."""
+        return next(job for job in self.server.get("/api/schedule")["jobs"] if job["id"] == "market_open_scan")
 
     def agree(self, within: float = 20) -> None:
         """Wait until each entity has shown the server's own state at some moment, and none is too many."""
@@ -321,9 +326,9 @@ class Trial:
         """Let the market pass from one daily scan to the next."""
         since = self.server.get("/api/status")["seq"]
         with self.check("it follows a simulated day: states right all day, positions come and go"):
-            scanned = self.truth()["sensor.sigma9_last_scan"]
+            scanned = self.scan()["last_run"]
             looks = 0
-            while self.truth()["sensor.sigma9_last_scan"] == scanned:
+            while self.scan()["last_run"] == scanned:
                 self.agree()
                 looks += 1
             assert looks > 5
@@ -474,13 +479,19 @@ class Trial:
             self.broker.start()
             wait(lambda: self.all_there(RESET), "everything", 60)
             self.agree()
-        with self.check("Home Assistant restarted: everything is there again"):
+        with self.check(
+            "Home Assistant restarted: everything is there again, and nothing of positions that ended"
+        ):
+            wait(lambda: any(entity.startswith(POSITION) for entity in self.home.followed()), "a position", 60)
             before = self.places()
             self.home.stop()
+            self.quiet()
             self.home.start()
             wait(lambda: self.all_there(RESET), "everything", 60)
             self.agree()
             assert self.places() == before
+            assert not [entity for entity in self.home.registry() if entity.startswith(POSITION)]
+            self.command("POST", "/api/engine/start")
         with self.check("the recorder makes statistics of the money"):
             wait(self._has_statistics, "statistics, which are made every five minutes", 330)
 

@@ -42,6 +42,10 @@ REPEAT_SECONDS: Final = 10.0
 """After so long a change is told once more, for a Home Assistant that was slower than that."""
 LET_GO_SECONDS: Final = 1.0
 """How long Home Assistant has to let go of an entity before the topic is emptied that it would trip over."""
+REVIVE_SECONDS: Final = 2.0
+"""How long Home Assistant has, when it has just come up, to take up entities that it then removes."""
+DEAF_SECONDS: Final = 60.0
+"""So long before its last word Home Assistant may have heard nothing any more: it was going down."""
 _EVENTS: Final[Mapping[str, str]] = {
     "trade_event": (
         "{% set data = value_json.data %}"
@@ -110,6 +114,12 @@ class Discovery:
         """The positions' entities that were told of in this run, the closed ones as well."""
         self._told_held: frozenset[str] = frozenset()
         """The board names of the positions that the last message has."""
+        self._away = False
+        """Whether Home Assistant has said, or its last will, that it is gone."""
+        self._ended: dict[str, float] = {}
+        """When each position has ended."""
+        self._missed: set[str] = set()
+        """The board names of positions that ended while it was away."""
         self._leaving: dict[str, float] = {}
         """Until when the topics of positions stay whose entities were just removed."""
         self._calm_at = 0.0
@@ -159,9 +169,15 @@ class Discovery:
         except OSError as error:
             _LOG.warning("%s can't be written (%s)", self._memory, error)
 
-    def is_birth(self, topic: str, payload: bytes) -> bool:
-        """Tell whether a message says that Home Assistant has come up."""
-        return topic == self.birth and payload == b"online"
+    def hear(self, topic: str, payload: bytes) -> bool:
+        """Take what Home Assistant says of itself; tell whether it has come up."""
+        if topic != self.birth:
+            return False
+        self._away = payload == b"offline"
+        if self._away:
+            since = self._clock() - DEAF_SECONDS
+            self._missed |= {name for name, at in self._ended.items() if at >= since}
+        return payload == b"online"
 
     # --- what to publish --------------------------------------------------------------------------------------
 
@@ -174,6 +190,28 @@ class Discovery:
         if not self.enabled:
             return self._take_away(self._stored)
         return self._whole() if self._settings.format == "device" else self._single()
+
+    def revive(self) -> list[Letter]:
+        """Give what a birth needs before everything is announced: positions that ended while nobody heard it.
+
+        Home Assistant keeps them in its registry, and removes only what it has been told of since its start.
+        """
+        missed = [(position(name.removeprefix(POSITION)), name) for name in sorted(self._missed - self._held())]
+        self._missed.clear()
+        missed = [(spec, name) for spec, name in missed if spec.object in self._once_held]
+        if not missed or not self.enabled:
+            return []
+        self._calm_at = self._clock() + REVIVE_SECONDS
+        self._repeat_at = self._calm_at + REPEAT_SECONDS
+        if self._settings.format == "device":
+            components = {
+                spec.object: {"platform": spec.platform, **self._body(spec, name)}
+                for spec, name in (*self._all(), *missed)
+            }
+            return [Letter(self._device, self._message(components), retain=False, pause=REVIVE_SECONDS)]
+        letters = [Letter(topic, json.dumps(body), retain=False) for topic, body in map(self._config_of, missed)]
+        letters[-1] = replace(letters[-1], pause=REVIVE_SECONDS)
+        return letters
 
     def patience(self, name: str) -> float:
         """Give the seconds that a position's topic has to wait: for its entity to come, or to be let go of."""
@@ -295,7 +333,11 @@ class Discovery:
         """Give every entity with the board name that it shows."""
         held = self._held()
         until = self._clock() + LET_GO_SECONDS
-        self._leaving |= dict.fromkeys(self._told_held - held, until)
+        ended = self._told_held - held
+        self._leaving |= dict.fromkeys(ended, until)
+        self._ended |= dict.fromkeys(ended, self._clock())
+        if self._away:
+            self._missed |= ended
         self._told_held = held
         taken: dict[str, str] = {}
         for spec in self._entities:

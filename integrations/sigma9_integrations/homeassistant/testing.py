@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -127,6 +128,12 @@ class Home:
         for unique in uniques:
             self.log.append(f"-{unique}")
             del self.configs[unique], self.origin_of[unique]
+
+    def restart(self, retained: Mapping[str, str]) -> None:
+        """Start anew on what the broker has: the registry stays, and what is not told again can't be removed."""
+        self.origin_of.clear()
+        for topic, payload in retained.items():
+            self.hear(topic, payload)
 
     # --- states -----------------------------------------------------------------------------------------------
 

@@ -109,7 +109,7 @@ class Publisher:
 
     def on_message(self, arrival: Arrival) -> None:
         """Hear that Home Assistant has come up; what a broker had stored of it says nothing new."""
-        if self._discovery.is_birth(arrival.topic, arrival.payload) and not arrival.stored:
+        if not arrival.stored and self._discovery.hear(arrival.topic, arrival.payload):
             self._birth.set()
 
     async def serve(self, wire: Wire) -> None:
@@ -229,6 +229,7 @@ class Publisher:
             await self._birth.wait()
             self._birth.clear()
             _LOG.info("Home Assistant has come up: it is told everything again")
+            await self._post_letters(wire, self._discovery.revive())
             await self._post_letters(wire, self._discovery.announce())
             self._state.all_again(removals=False)
 

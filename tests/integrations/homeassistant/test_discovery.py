@@ -17,6 +17,7 @@ from sigma9_core.config import HomeAssistantSettings
 from sigma9_core.entities import EntitySpec
 from sigma9_integrations.homeassistant.discovery import (
     CALM_SECONDS,
+    DEAF_SECONDS,
     LET_GO_SECONDS,
     REPEAT_SECONDS,
     Discovery,
@@ -163,6 +164,36 @@ def test_a_closed_position_is_removed_again_at_each_announcement(form: Form) -> 
     room.put("position/BRK.B", {"symbol": "BRK.B", "quantity": 1})
     room.send(room.discovery.announce())
     assert "sigma9_main_position_BRK_B" in room.home.configs
+
+
+@both
+def test_a_position_that_ended_while_home_assistant_was_away_is_removed(form: Form) -> None:
+    """It is told of once more, so that its place in the registry can be removed; one that is held again stays."""
+    room = Room(form)
+    room.send(room.discovery.announce())
+    for symbol in ("BRK.B", "AAPL", "MSFT"):
+        room.put(f"position/{symbol}", {"symbol": symbol, "quantity": 3})
+    room.put("position/MSFT", None)
+    room.now += DEAF_SECONDS
+    home, room.home = room.home, Home()  # it hears nothing any more
+    room.put("position/BRK.B", None)
+    assert not room.discovery.hear("homeassistant/status", b"offline")
+    room.put("position/AAPL", None)
+    room.put("position/AAPL", {"symbol": "AAPL", "quantity": 1})
+    room.home = home
+    room.home.restart(room.retained)
+    assert {"sensor.position_BRK_B", "sensor.position_AAPL"} < room.objects()
+    assert room.discovery.hear("homeassistant/status", b"online")
+    kept = dict(room.retained)
+    told = len(room.home.log)
+    letters = room.discovery.revive()
+    assert letters[-1].pause
+    room.send(letters)
+    room.send(room.discovery.announce())
+    assert room.objects() == CONTRACT | {"sensor.position_AAPL"}
+    assert room.home.log[told:] == ["-sigma9_main_position_BRK_B"]
+    assert room.retained == kept
+    assert room.discovery.revive() == []
 
 
 def test_changes_of_a_moment_are_one_message() -> None:

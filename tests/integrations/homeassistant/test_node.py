@@ -81,6 +81,31 @@ async def test_a_birth_brings_everything_again(broker: Mosquitto) -> None:
         assert len(follow(home, client.heard).configs) == len(ENTITIES)
 
 
+@pytest.mark.parametrize("form", ["device", "entity"])
+async def test_a_position_that_ended_while_home_assistant_was_away(broker: Mosquitto, form: Form) -> None:
+    """After the birth its entity is told of for a moment, and then removed: the registry keeps nothing of it."""
+    server = served(broker, form)
+    async with serving(server.settings, server), Client.of(broker, "admin") as client:
+        home = await watcher(client)
+        server.board.set(POSITION, {"symbol": "BRK.B", "quantity": 3})
+        await client.until_heard(STATE)
+        follow(home, client.heard)
+        assert "sigma9_main_position_BRK_B" in home.configs
+        await client.publish("homeassistant/status", "offline")
+        client.heard.clear()
+        server.board.set(POSITION, None)
+        await client.until_heard(STATE, "")
+        async with Client.of(broker, "viewer") as reader:
+            await reader.subscribe("homeassistant/#")
+            await reader.until(lambda heard: len(configs(heard)) >= (1 if form == "device" else len(ENTITIES)))
+            home.restart({message.topic: message.payload for message in reader.heard if message.retain})
+        assert "sigma9_main_position_BRK_B" in home.configs, "only a registry that forgets would not keep it"
+        client.heard.clear()
+        await client.publish("homeassistant/status", "online")
+        await client.until_heard("sigma9/main/state/account")
+        assert set(follow(home, client.heard).configs) == {f"sigma9_main_{spec.object}" for spec in ENTITIES}
+
+
 async def test_a_stored_birth_is_no_news(broker: Mosquitto) -> None:
     """A birth message that somebody retained does not make a node announce in circles."""
     async with Client.of(broker, "admin") as client:
