@@ -369,9 +369,9 @@ async def test_the_risk_rules_hear_how_often_a_feed_has_failed_to_come_back(room
     await room.until(lambda: "outer done 1" in room.names())
     room.feed.refuse = [OSError("no route"), OSError("no route")]
     room.feed.put(ConnectionError("gone"))
-    await room.until(lambda: room.health[-1] == ("connected", 2, None))
+    await room.until(lambda: room.health[-1:] == [("connected", 2, None)])
     room.feed.put(at(2))
-    await room.until(lambda: room.health[-1] == ("connected", 0, None))
+    await room.until(lambda: room.health[-1:] == [("connected", 0, None)])
 
     told = "OSError: no route"
     assert room.health == [
