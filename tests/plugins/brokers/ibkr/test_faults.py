@@ -987,7 +987,7 @@ async def test_unanswered_question(tmp_path: Path) -> None:
         room.tws.arm("unanswered", request="reqCompletedOrders")
         with pytest.raises(BrokerError, match="completed orders within"):
             await room.broker.completed_orders(room.now())
-        with pytest.raises(BrokerError, match="completed orders"):
+        with pytest.raises(BrokerError, match=r"completed orders|not connected"):
             await room.broker.completed_orders(room.now())
         await room.until(lambda: room.broker.health == BrokerHealth(), "the end of the connection")
         assert len(room.tws.requests("reqCompletedOrders")) == 1

@@ -54,8 +54,8 @@ STEPS: Final = 250
 """Things that happen in a day."""
 PACE: Final = 0.03
 """Seconds between them."""
-EVENING: Final = 25.0
-"""Seconds until both sides must agree."""
+EVENING: Final = 60.0
+"""Seconds until both sides must agree: a missing execution is looked for after 10 s, 19 s and 38 s."""
 KILL_WITHIN: Final = 0.1
 """Seconds until the cancels of a kill have left."""
 KILL_LIMIT: Final = 15.0
