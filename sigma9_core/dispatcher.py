@@ -60,6 +60,7 @@ PLUGIN_BUDGET: Final = 10.0
 READ_BUDGET: Final = 5.0
 """Seconds that the journal may take to say whether a command is a repeat."""
 LONGEST_REASON: Final = 500
+_SORTED: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 KILL_ANSWERED: Final = 3.0
 """Seconds until a kill is answered although its work has not: it answers within 2 where the money lane runs."""
 STUCK: Final = (
@@ -596,9 +597,6 @@ def _digest(model: type[Frozen], values: Mapping[str, Any]) -> str:
     if field is not None and not field.is_required():
         values = {key: value for key, value in values.items() if key != "reason"}
     return hashlib.sha256(_SORTED.encode(values).encode()).hexdigest()
-
-
-_SORTED: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 
 
 def _answered(received: CommandRecord, response: Response, at: datetime, *, kept: bool) -> CommandRecord:

@@ -225,14 +225,15 @@ class CommandDoor:
         lane.running += 1
         number = next(self._numbers)
         self._begun[number] = command, arrival
-        self._server.begin(command, partial(self._answered, lane, number, arrival))
+        self._server.begin(command, partial(self._answered, lane, number))
 
-    def _answered(self, lane: _Lane, number: int, arrival: Arrival, response: Response) -> None:
+    def _answered(self, lane: _Lane, number: int, response: Response) -> None:
         lane.running -= 1
         self._next(lane)
-        if self._begun.pop(number, None) is None:
+        begun = self._begun.pop(number, None)
+        if begun is None:
             return  # this door is closed, and has said that nobody knows
-        self._answers.give(response, arrival)
+        self._answers.give(response, begun[1])
         self._answers.hasten()
         if not self._begun:
             self._idle.set()

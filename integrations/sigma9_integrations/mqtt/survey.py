@@ -62,10 +62,9 @@ class Survey:
         try:
             await wire.fetch((self._topics.availability, self._topics.states, self._topics.response("events")))
             if wire.protocol == "5":
-                await wire.fetch(self._topics.commands[:1])
-                await wire.unsubscribe(
-                    self._topics.commands[0]
-                )  # who sends one now is to hear that nobody is there
+                own = self._topics.commands[0]
+                await wire.fetch((own,))
+                await wire.unsubscribe(own)  # who sends one now is to hear that nobody is there
             if self._filters:
                 with contextlib.suppress(Refused):  # a broker may keep the prefix from this user
                     await wire.fetch(self._filters)
