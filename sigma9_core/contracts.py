@@ -644,7 +644,10 @@ class Server(Protocol):
         """Carry out a command and give its answer; never raises for a bad command."""
 
     def begin(self, command: Command, answered: Callable[[Response], None]) -> None:
-        """Carry out a command beside others; `answered` gets its answer, once, as soon as it is there."""
+        """Carry out a command beside others; `answered` gets its answer on this loop, once.
+
+        A `kill_switch` may come on any loop; the gate is closed when the call returns.
+        """
 
     def kill(self, command: Command) -> Coroutine[Any, Any, Response]:
         """Carry out a `kill_switch` command, from any loop; the gate is closed when the call returns."""

@@ -17,7 +17,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any, Final, Protocol, TypeVar
+from functools import cache, partial
+from typing import Any, Final, Protocol
 
 from pydantic import BaseModel
 
@@ -45,7 +46,6 @@ from sigma9_core.workers import Worker, WorkerStuck
 
 log = logging.getLogger("sigma9.commands")
 
-T = TypeVar("T")
 
 KEPT_FOR: Final = timedelta(hours=24)
 """How long a repeat is answered with the first answer."""
@@ -119,6 +119,21 @@ class _Held:
     def __del__(self) -> None:
         """Take it off; nothing is logged, because garbage may be collected while the log holds a lock."""
         self._hold.lift()
+
+
+class _Once:
+    """Hands on the first answer to a command, and no other: a kill may have one before its work has."""
+
+    __slots__ = ("_answered",)
+
+    def __init__(self, answered: Callable[[Response], None]) -> None:
+        self._answered: Callable[[Response], None] | None = answered
+
+    def give(self, response: Callable[[], Response]) -> None:
+        """Hand on what `response` makes, unless there was an answer before."""
+        answered, self._answered = self._answered, None
+        if answered is not None:
+            answered(response())
 
 
 class CommandJournal(Protocol):
@@ -209,61 +224,57 @@ class Dispatcher:
         anything is awaited, the gate is closed for a kill; all else happens when it is awaited. A kill that is
         never awaited does nothing else, and the gate is as it was once its coroutine is gone.
         """
-        return self._dispatch(self._held(command))
+        return self._dispatch(*self._held(command))
 
     def begin(self, command: Command, answered: Callable[[Response], None]) -> None:
         """Carry out a command beside others, as `dispatch` does; `answered` gets its answer on this loop, once.
 
-        Nobody waits for it, so it takes one task and not two.
+        Once this returns the gate is closed for a kill.
         """
-        command = self._held(command)
-        work = self._answer(command) if command.taken is None else self._dispatch(command)
-        self._start(self._deliver(work, command, answered), command)
+        self._begin(*self._held(command), answered)
 
-    async def _deliver(
-        self, work: Coroutine[Any, Any, Response], command: Command, answered: Callable[[Response], None]
-    ) -> None:
-        try:
-            response = await work
-        except asyncio.CancelledError:
-            answered(self._cut_off(command))
-            raise
-        answered(response)
+    def _begin(self, command: Command, args: Frozen | None, answered: Callable[[Response], None]) -> None:
+        """Carry out a command in a task of its own: each further one would cost a kill a turn of the loop."""
+        loop, lift = asyncio.get_running_loop(), command.taken
+        first = _Once(answered)
+        task = loop.create_task(self._deliver(command, args, first), name=f"command[{command.name}]")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        if lift is not None:
+            timer = loop.call_later(KILL_ANSWERED, lambda: first.give(partial(self._stuck, command)))
+            task.add_done_callback(lambda _: timer.cancel())
+            task.add_done_callback(lambda _: lift())
+        # It may be cancelled before its first step.
+        task.add_done_callback(lambda _: first.give(partial(self._cut_off, command)))
 
-    def _held(self, command: Command) -> Command:
-        hold = self._hold(command)
-        return command if hold is None else replace(command, taken=_Held(hold).lift)
+    async def _deliver(self, command: Command, args: Frozen | None, first: _Once) -> None:
+        response = await self._answer(command, args)
+        first.give(lambda: response)
 
-    def _hold(self, command: Command) -> Hold | None:
+    def _held(self, command: Command) -> tuple[Command, Frozen | None]:
+        """Close the gate for a valid kill; give its arguments too, None where nobody has validated them yet."""
         if self._bar is None or command.name not in ("kill_switch", "control"):
-            return None
+            return command, None
         try:
             args = self.validate(command)
         except CommandError:
-            return None  # it is told in its answer
+            return command, None  # it is told in its answer
+        kill = args
         if isinstance(args, ControlArgs):
-            return self._bar(KillArgs(reason=args.reason)) if args.command == "kill" else None
-        return self._bar(args)
+            if args.command != "kill":
+                return command, args
+            kill = KillArgs(reason=args.reason)
+        return replace(command, taken=_Held(self._bar(kill)).lift), args
 
-    async def _dispatch(self, command: Command) -> Response:
-        task = self._start(self._answer(command), command)
-        if (lift := command.taken) is not None:
-            task.add_done_callback(lambda _: lift())
-        try:
-            async with asyncio.timeout(None if command.taken is None else KILL_ANSWERED):
-                return await asyncio.shield(task)
-        except TimeoutError:
-            return self._stuck(command)  # the kill goes on, and the gate stays closed until its work has begun
-        except asyncio.CancelledError:
-            if not task.cancelled():
-                raise
-        return self._cut_off(command)
+    async def _dispatch(self, command: Command, args: Frozen | None) -> Response:
+        answer: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
 
-    def _start(self, work: Coroutine[Any, Any, T], command: Command) -> asyncio.Task[T]:
-        task = asyncio.get_running_loop().create_task(work, name=f"command[{command.name}]")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+        def answered(response: Response) -> None:
+            if not answer.done():
+                answer.set_result(response)
+
+        self._begin(command, args, answered)
+        return await answer  # a caller that is cancelled while it waits takes nothing of the command with it
 
     def _cut_off(self, command: Command) -> Response:
         error = CommandError("internal", "the server stopped before the command was done: read the state")
@@ -345,10 +356,11 @@ class Dispatcher:
 
     # --- one command ------------------------------------------------------------------------------------------
 
-    async def _answer(self, command: Command) -> Response:
+    async def _answer(self, command: Command, args: Frozen | None) -> Response:
         began = command.received or monotonic()
         try:
-            args = self.validate(command)
+            if args is None:
+                args = self.validate(command)
             if isinstance(args, ControlArgs) and command.name == "control":
                 # It is the command that it stands for, with that command's row and repeats.
                 inner = replace(command, name=CONTROLS[args.command], args={"reason": args.reason})
@@ -367,6 +379,8 @@ class Dispatcher:
         spec = self._specs[command.name]
         if self._stopping and spec.journalled and spec.name not in ALWAYS:
             raise CommandError("not_running", "the server is stopping; nothing was done")
+        if spec.name in ALWAYS and not spec.repeats:
+            return await self._act_first(spec, command, args, began)
         received = self._received(command, args) if spec.journalled else None
         if received is None or command.id is None or not spec.repeats:
             return await self._act(spec, command, args, received, began)
@@ -385,7 +399,7 @@ class Dispatcher:
         finally:
             del self._running[key]
 
-    def _received(self, command: Command, args: Frozen) -> CommandRecord:
+    def _received(self, command: Command, args: Frozen, at: datetime | None = None) -> CommandRecord:
         values = plain(args)
         body = values if command.args.get("reason") is None else {**values, "reason": command.args["reason"]}
         return CommandRecord(
@@ -395,7 +409,7 @@ class Dispatcher:
             digest=_digest(type(args), values),
             source=command.source,
             actor=command.actor,
-            ts=self._now(),
+            ts=at or self._now(),
             body=body,
         )
 
@@ -403,9 +417,7 @@ class Dispatcher:
         self, spec: CommandSpec, command: Command, args: Frozen, received: CommandRecord | None, began: float
     ) -> Response:
         """Let a command's handler act, between its two rows; without a `received` one it has none."""
-        handler = self._handlers.get(spec.name)
-        if handler is None:
-            raise CommandError("internal", f"nothing carries out the command {spec.name}")
+        handler = self._handler(spec)
         if received is None:
             response, _ = await self._outcome(command, handler(args, Call(command)), began)
             return response
@@ -431,6 +443,22 @@ class Dispatcher:
         response, kept = await self._outcome(command, handler(args, call), began)
         self._keep(received, response, kept=kept)
         return response
+
+    async def _act_first(self, spec: CommandSpec, command: Command, args: Frozen, began: float) -> Response:
+        """Let a command's handler act before anything is written; its rows are made once its answer has left."""
+        handler, at = self._handler(spec), self._now()
+        received = cache(lambda: self._received(command, args, at))
+        self._rows.do(lambda: self._write(received()))
+        response, kept = await self._outcome(command, handler(args, Call(command)), began)
+        then = self._now()
+        self._rows.do(lambda: self._write(_answered(received(), response, then, kept=kept)))
+        return response
+
+    def _handler(self, spec: CommandSpec) -> Handler:
+        handler = self._handlers.get(spec.name)
+        if handler is None:
+            raise CommandError("internal", f"nothing carries out the command {spec.name}")
+        return handler
 
     async def _outcome(
         self, command: Command, work: Awaitable[Mapping[str, Any] | None], began: float

@@ -647,7 +647,10 @@ class Engine:
         return self.dispatcher.dispatch(command)
 
     def begin(self, command: Command, answered: Callable[[Response], None]) -> None:
-        """Carry out a command beside others; `answered` gets its answer on this loop, once."""
+        """Carry out a command beside others; `answered` gets its answer on this loop, once.
+
+        A `kill_switch` may come on any loop; the gate is closed when this returns.
+        """
         self.dispatcher.begin(command, answered)
 
     def kill(self, command: Command) -> Coroutine[Any, Any, Response]:

@@ -65,7 +65,6 @@ class StatusTeller:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._last = asyncio.get_running_loop().time()
         changed, self._changed = self._changed, {}
         body = self.refresh()
         self._kill_told = self._kill(body)
@@ -73,6 +72,7 @@ class StatusTeller:
         self._emit(
             StatusUpdate(changed=tuple(changed), reason="; ".join(reasons) or None, status=dict(body)),
         )
+        self._last = asyncio.get_running_loop().time()
 
     @staticmethod
     def _kill(body: Mapping[str, Any]) -> tuple[Any, ...]:

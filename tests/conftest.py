@@ -11,7 +11,7 @@ import pytest
 from sigma9_core.testing.postgres_server import PostgresServer, missing
 
 LONG: Final = ("test_both_libraries", "test_week", "test_crash_torture", "test_crash_torture_ibkr", "test_model")
-"""Files with tests of a minute and more: one that came last would have one of two workers wait for it."""
+"""Files with tests of a minute and more: one that came last would have all other workers wait for it."""
 
 
 @pytest.hookimpl(trylast=True)

@@ -178,19 +178,18 @@ class KillSwitch:
         self._afterwards.do(
             partial(log.critical, "KILL SWITCH (%s) by %s: %s", told_key(kill.key), source, reason)
         )
-        await self._latching.write(kill)
-        self._begin(kill)
+        latched = self._latching.write(kill)
         self._say(lambda: self._fired(kill.key))
+        await latched
+        self._begin(kill)
         for _ in range(TURNS):
-            await asyncio.sleep(0)
+            if not kill.cancels_sent.is_set():
+                await asyncio.sleep(0)
         self._trail("joined" if joined else "fired", kill, source=source, reason=reason)
         if kill.told != kill.phase:
             self._enter(kill, kill.phase)
-        try:
-            async with asyncio.timeout(ANSWER_WITHIN):
-                await kill.cancels_sent.wait()
-        except TimeoutError:
-            log.warning("the kill's cancels have not all left after %g s; it goes on", ANSWER_WITHIN)
+        if not kill.cancels_sent.is_set():
+            await self._cancels_of(kill)
         if kill.phase != "done":
             self._work.take_down(kill)  # a report may have come since its round looked: the answer knows of it too
             kill.pending = self._work.pending(kill)
@@ -203,6 +202,13 @@ class KillSwitch:
         if note is not None and not (kill.cancelled or kill.closed or kill.pending):
             result["note"] = note
         return result
+
+    async def _cancels_of(self, kill: Kill) -> None:
+        try:
+            async with asyncio.timeout(ANSWER_WITHIN):
+                await kill.cancels_sent.wait()
+        except TimeoutError:
+            log.warning("the kill's cancels have not all left after %g s; it goes on", ANSWER_WITHIN)
 
     def _nothing_of(self, key: Key) -> str | None:
         """Say that nothing of ours has the symbol of a kill, and which one was perhaps meant; else None."""
@@ -454,7 +460,8 @@ class KillSwitch:
             if done:
                 kill.phase, kill.detail, kill.error, kill.pending = "done", None, None, []
                 kill.cancels_sent.set()
-                self._trail("done", kill)
+                # A first round that finds nothing to do is over before the trail says that the kill was fired.
+                self._afterwards.do(partial(self._trail, "done", kill))
                 counts = len(kill.cancelled), len(kill.closed)
                 self._afterwards.do(partial(log.critical, "kill switch done: %d cancelled, %d closed", *counts))
                 self._tell()
@@ -510,7 +517,8 @@ class KillSwitch:
             "wall": rfc3339(wall_now()),
             **more,
         }
-        self._desk.note([NoteRecord("kill", self._clock.now(), body)])  # before the answer: the trail is evidence
+        note = NoteRecord("kill", self._clock.now(), body)
+        self._say(lambda: self._desk.note([note]))  # before the answer: the trail is evidence
 
     def _wake(self) -> None:
         for kill in self._kills.values():

@@ -96,6 +96,8 @@ class Latch:
         self._descriptor: int | None = None
         self._identity: tuple[int, int] | None = None
         """Device and inode of the descriptor's file."""
+        self._whole: dict[bytes, _Slot] = {}
+        """The slots that were read last, by their bytes: they need not be taken apart again."""
         self._lock = threading.Lock()
 
     def create(self) -> None:
@@ -183,11 +185,15 @@ class Latch:
         """Read both slots; give the whole ones, and what is wrong with the file."""
         size = os.fstat(descriptor).st_size
         raw = os.pread(descriptor, self._size, 0)
-        slots = [
-            slot
-            for index in (0, 1)
-            if (slot := _parse(index, raw[index * self._slot_size :][: self._slot_size], self._slot_size))
-        ]
+        slots: list[_Slot] = []
+        whole: dict[bytes, _Slot] = {}
+        for index in (0, 1):
+            frame = raw[index * self._slot_size :][: self._slot_size]
+            slot = self._whole.get(frame) or _parse(index, frame, self._slot_size)
+            if slot is not None:
+                whole[frame] = slot
+                slots.append(slot if slot.index == index else replace(slot, index=index))
+        self._whole = whole
         if size != self._size or len(raw) != self._size:
             return slots, f"{self.path} has {size} bytes instead of {self._size}"
         if len(slots) < 2:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final
+from typing import Any, Final
 
 from sigma9_core.lanes import hurry
 from sigma9_core.money.kill import Key, Kill
@@ -35,18 +35,21 @@ class Latching:
         self._again: asyncio.Task[None] | None = None
         """Tries to write a latch that could not be written."""
 
-    async def write(self, kill: Kill) -> None:
-        """Write the kills in force, and note in this one whether a restart would know of it."""
-        write = asyncio.get_running_loop().run_in_executor(self._disk, self._latch.write, self._state())
-        try:
-            async with asyncio.timeout(LATCH_BUDGET):
-                await asyncio.shield(write)
-            kill.latched, kill.latch_error = True, None
-        except TimeoutError:
+    def write(self, kill: Kill) -> Coroutine[Any, Any, None]:
+        """Write the kills in force; await what is given to note in this one whether a restart would know of it.
+
+        The disk is at work when this returns.
+        """
+        loop = asyncio.get_running_loop()
+        return self._wait(kill, loop.run_in_executor(self._disk, self._latch.write, self._state()))
+
+    async def _wait(self, kill: Kill, write: asyncio.Future[None]) -> None:
+        await asyncio.wait([write], timeout=LATCH_BUDGET)
+        if write.done():
+            self._written(kill, write)
+        else:
             write.add_done_callback(lambda done: self._late(kill, done))
             log.error("the latch file is slow; the kill goes on without waiting for it")
-        except Exception as error:  # noqa: BLE001 - whatever the latch runs into, the kill goes on
-            self._failed(kill, error)
 
     async def put_back(self, kill: Kill) -> None:
         """Write a kill that the file may not hold any more, because a reset of it has failed."""
@@ -74,12 +77,17 @@ class Latching:
         self._disk.shutdown(wait=False)
 
     def _late(self, kill: Kill, done: asyncio.Future[None]) -> None:
-        error = None if done.cancelled() else done.exception()
-        if error is not None:
-            self._failed(kill, error)
-        elif not done.cancelled():
-            kill.latched, kill.latch_error = True, None
+        self._written(kill, done)
         self._tell()
+
+    def _written(self, kill: Kill, done: asyncio.Future[None]) -> None:
+        if done.cancelled():
+            return  # the lane ends
+        error = done.exception()
+        if error is not None:  # whatever the latch ran into, the kill goes on
+            self._failed(kill, error)
+        else:
+            kill.latched, kill.latch_error = True, None
 
     def _failed(self, kill: Kill, error: BaseException) -> None:
         """Say that a restart would not know of the kill, and keep trying until it would."""

@@ -73,10 +73,11 @@ class FakeServer:
         return Response(command.id, command.name, True, result, None, command.source, wall_now(), 0.1)
 
     def begin(self, command: Command, answered: Callable[[Response], None]) -> None:
-        """Do as `dispatch` does, in a task."""
+        """Do as `dispatch` or `kill` does, in a task."""
 
         async def run() -> None:
-            answered(await self.dispatch(command))
+            work = self.kill if command.name == "kill_switch" else self.dispatch
+            answered(await work(command))
 
         task = asyncio.get_running_loop().create_task(run(), name=f"command[{command.name}]")
         self._begun.add(task)

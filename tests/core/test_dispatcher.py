@@ -375,6 +375,26 @@ async def test_a_stop_answers_what_was_begun(tmp_path: Path) -> None:
     assert answer.error["message"] == "the server stopped before the command was done: read the state"
 
 
+@pytest.mark.parametrize("door", ["dispatch", "begin"])
+async def test_what_is_cancelled_before_its_first_step_is_answered(bench: Bench, door: str) -> None:
+    """A stop may come between a command and the first step of its work: its caller must not wait for ever."""
+    answer: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
+    command = Command("start", {}, "mqtt")
+    if door == "begin":
+        bench.dispatcher.begin(command, answer.set_result)
+    else:
+        asyncio.ensure_future(bench.dispatcher.dispatch(command)).add_done_callback(
+            lambda done: answer.set_result(done.result())
+        )
+        while not bench.dispatcher._tasks:  # noqa: ASYNC110 - the caller's own first step
+            await asyncio.sleep(0)
+    (task,) = bench.dispatcher._tasks
+    task.cancel()
+
+    assert code_of(await asyncio.wait_for(answer, 5)) == "internal"
+    assert bench.calls == []
+
+
 async def test_nothing_is_begun_while_it_stops(tmp_path: Path) -> None:
     """While a stop waits for what is in progress an order is refused; a stop, a kill and what reads are not."""
     begun, let_go = asyncio.Event(), asyncio.Event()
@@ -822,7 +842,10 @@ async def test_a_kill_that_nobody_carries_out_leaves_no_barrier(how: str) -> Non
     assert handled == []
 
 
-async def test_a_kill_whose_work_is_stuck_is_answered_and_stays_barred(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("door", ["kill", "begin"])
+async def test_a_kill_whose_work_is_stuck_is_answered_and_stays_barred(
+    monkeypatch: pytest.MonkeyPatch, door: str
+) -> None:
     """Whoever kills hears that the gate is closed, though nothing else answers; the barrier goes with the work."""
     monkeypatch.setattr(dispatcher_module, "KILL_ANSWERED", 0.05)
     lifted: list[str] = []
@@ -842,7 +865,14 @@ async def test_a_kill_whose_work_is_stuck_is_answered_and_stays_barred(monkeypat
 
     handlers: dict[str, Handler] = {"kill_switch": handle}
     dispatcher = Dispatcher(BUILT_IN, handlers, journal=Quiet(), bar=lambda _args: Barrier())  # type: ignore[arg-type]
-    response = await dispatcher.kill(Command("kill_switch", {}, "socket"))
+    answers: asyncio.Queue[Response] = asyncio.Queue()
+    command = Command("kill_switch", {}, "socket")
+    if door == "begin":
+        dispatcher.begin(command, answers.put_nowait)
+    else:
+        answers.put_nowait(await dispatcher.kill(command))
+    del command
+    response = await answers.get()
     assert response.ok
     assert response.result is not None
     assert response.result["latched"] is False
@@ -853,6 +883,7 @@ async def test_a_kill_whose_work_is_stuck_is_answered_and_stays_barred(monkeypat
     stuck.set()
     await asyncio.sleep(0.01)
     assert lifted
+    assert answers.empty(), "it was answered once already"
 
 
 async def test_a_kill_is_carried_out_on_the_money_lane_beside_a_blocked_loop(tmp_path: Path) -> None:

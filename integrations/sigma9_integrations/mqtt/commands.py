@@ -26,7 +26,7 @@ from sigma9_core.errors import CommandError
 from sigma9_core.payload import read_command
 from sigma9_integrations.mqtt.answers import Answers, id_of
 from sigma9_integrations.mqtt.connection import Arrival, Wire
-from sigma9_integrations.mqtt.kill import KillLedger, carry_out_kill, read_kill, refuse_stored
+from sigma9_integrations.mqtt.kill import KillLedger, read_kill, refuse_stored
 from sigma9_integrations.mqtt.survey import Findings
 from sigma9_integrations.mqtt.sweep import Sweeper
 from sigma9_integrations.mqtt.topics import KILL, Topics
@@ -269,7 +269,7 @@ class CommandDoor:
         except CommandError as error:
             self._answers.refuse(KILL, arrival, error, id_of(arrival.payload))
         else:
-            self._answers.give(await self._server.doors.call(carry_out_kill(self._server, command)), arrival)
+            self._answers.give(await self._server.doors.call(self._server.kill(command)), arrival)
             self._answers.hasten()
         self._sweeper.after_live(KILL, own=own, retain=arrival.retain)
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import logging
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Final, Literal
+from collections.abc import Callable
+from functools import partial
+from typing import Final, Literal
 
 import aiomqtt
 
-from sigma9_core.clock import monotonic, wall_now
+from sigma9_core.clock import monotonic
 from sigma9_core.commands import Command, Response
 from sigma9_core.contracts import Server
 from sigma9_core.errors import CommandError
@@ -26,8 +26,6 @@ from sigma9_integrations.mqtt.answers import Answers, id_of
 from sigma9_integrations.mqtt.connection import Arrival, Wire
 from sigma9_integrations.mqtt.sweep import Sweeper
 from sigma9_integrations.mqtt.topics import KILL, Topics
-
-_LOG = logging.getLogger("sigma9.mqtt")
 
 Door = Literal["kill", "command"]
 MEMORY_SECONDS: Final = 5.0
@@ -103,7 +101,10 @@ class KillDoor:
         self._on_up = on_up
         self._answers = Answers(topics)
         self._sweeper = Sweeper(self._answers, topics)
-        self._work: set[asyncio.Task[None]] = set()
+        self._begun = 0
+        """Kills that have no answer yet; of these, `_aside` have a narrower scope."""
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._aside = 0
 
     def on_message(self, arrival: Arrival) -> None:
@@ -131,10 +132,11 @@ class KillDoor:
         except CommandError as error:
             self._answers.refuse(KILL, arrival, error, id_of(arrival.payload))
         else:
-            work = carry_out_kill(self._server, command)  # the gate is closed from here on
-            task = asyncio.get_running_loop().create_task(self._kill(work, arrival, scoped), name="mqtt-kill")
-            self._work.add(task)
-            task.add_done_callback(self._work.discard)
+            self._begun += 1
+            self._idle.clear()
+            self._aside += scoped
+            # It returns with the gate closed.
+            self._server.begin(command, partial(self._answered, arrival, scoped))
         self._sweeper.after_live(KILL, own=own, retain=arrival.retain)
 
     async def serve(self, wire: Wire) -> None:
@@ -156,26 +158,21 @@ class KillDoor:
         self._sweeper.flush()
         try:
             async with asyncio.timeout(seconds):
-                if self._work:
-                    await asyncio.wait(set(self._work))
+                await self._idle.wait()
                 if wire is not None:
                     await self._answers.written(wire)
         except TimeoutError:
             pass  # the kill goes on without its answer: it is in the engine's hands
-        for task in tuple(self._work):
-            task.cancel()
-        await asyncio.gather(*self._work, return_exceptions=True)
 
     def _up(self) -> None:
         self._ledger.up = True
         self._on_up(True)
 
-    async def _kill(self, work: Coroutine[Any, Any, Response], arrival: Arrival, scoped: bool) -> None:
-        self._aside += scoped
-        try:
-            response = await work
-        finally:
-            self._aside -= scoped
+    def _answered(self, arrival: Arrival, scoped: bool, response: Response) -> None:
+        self._aside -= scoped
+        self._begun -= 1
+        if not self._begun:
+            self._idle.set()
         self._answers.give(response, arrival)
         self._answers.hasten()
 
@@ -183,21 +180,6 @@ class KillDoor:
 def read_kill(server: Server, arrival: Arrival) -> Command:
     """Read a kill command; raise CommandError."""
     return read_command(KILL, arrival.payload, server.specs, source="mqtt", right="admin")
-
-
-def carry_out_kill(server: Server, command: Command) -> Coroutine[Any, Any, Response]:
-    """Kill: close the gate at once, and give the answer, whatever happens, to whoever awaits it."""
-    return _answered(server.kill(command), command)
-
-
-async def _answered(work: Awaitable[Response], command: Command) -> Response:
-    try:
-        return await work
-    except Exception as error:  # noqa: BLE001 - every command is answered, and a kill most of all
-        _LOG.exception("the kill switch raised")
-        failure = CommandError("internal", f"the kill switch failed: {error}")
-        took = (monotonic() - command.received) * 1000
-        return Response.failed(command, failure, ts=wall_now(), duration_ms=took)
 
 
 def refuse_stored(answers: Answers, name: str, arrival: Arrival) -> None:

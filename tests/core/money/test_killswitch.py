@@ -1322,6 +1322,15 @@ async def test_who_killed_and_why_is_in_the_journal_with_the_answer(tmp_path: Pa
         assert "fired" in [note.body.get("what") for note in after.journal.notes("kill", 10)]
 
 
+async def test_a_kill_with_nothing_to_do_is_fired_before_it_is_done(room: MoneyRoom) -> None:
+    """The trail tells what happened in its order, and a restart finds that the kill is done."""
+    await kill(room)
+    await room.until(lambda: room.kill.body()["phase"] == "done")
+    await trail_written(room)
+    newest_first = [note.body["what"] for note in room.journal.notes("kill", 9)]
+    assert newest_first == ["done", "fired"]
+
+
 async def test_kills_work_on_a_position_one_at_a_time(room: MoneyRoom, mocker: MockerFixture) -> None:
     """A stop that one kill puts back while another one closes would have the close refused, for ever."""
     work, seen, goes_on = room.kill._work, list[str](), asyncio.Event()

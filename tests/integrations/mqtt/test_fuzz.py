@@ -596,7 +596,7 @@ class Doors:
         return tracemalloc.get_traced_memory()[0]
 
     async def _kills_done(self) -> None:
-        while self.kill._work or self.kill._answers._waits:  # noqa: ASYNC110 - they tell nobody
+        while self.kill._begun or self.kill._answers._waits:  # noqa: ASYNC110 - they tell nobody
             await asyncio.sleep(0.001)
 
 
