@@ -24,14 +24,14 @@ $(VENV)/.dev: pyproject.toml
 run: $(VENV)/.run
 	@case "$$(ps -o stat= -p $$$$ 2>/dev/null)" in *+*) trap '' TSTP; set -m; $(BIN)/sigma9 run ;; *) exec $(BIN)/sigma9 run ;; esac
 
-# Four at a time on two cores: they wait for brokers, timers and disks for more than half of their time.
+# Three at a time on two cores: they wait for brokers, timers and disks for more than half of their time.
 test: $(VENV)/.dev
 	@sh tests/programs.sh
-	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "not slow"
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-all: $(VENV)/.dev
 	@sh tests/programs.sh
-	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

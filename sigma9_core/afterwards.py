@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Final
@@ -23,29 +24,39 @@ class Afterwards:
     """Does steps a moment later, on the loop that they were given on, and in the order of that."""
 
     def __init__(self) -> None:
-        self._steps: dict[asyncio.AbstractEventLoop, deque[Step]] = {}
+        self._steps: dict[asyncio.AbstractEventLoop, _Steps] = {}
 
     def do(self, step: Step) -> None:
         """Do a step soon; the caller does not wait for it."""
         loop = asyncio.get_running_loop()
-        self._steps.setdefault(loop, deque()).append(step)
+        self._steps.setdefault(loop, _Steps()).waiting.append(step)
         loop.call_later(AFTER, self.flush)
 
     def flush(self) -> None:
         """Do now what is still to be done on this loop."""
-        _do_all(self._steps.get(asyncio.get_running_loop()))
+        steps = self._steps.get(asyncio.get_running_loop())
+        if steps is not None:
+            steps.do_all()
 
     def end(self) -> None:
         """Do now what is still to be done, of loops that have ended as well."""
         for steps in tuple(self._steps.values()):
-            _do_all(steps)
+            steps.do_all()
 
 
-def _do_all(steps: deque[Step] | None) -> None:
-    """Do steps; one that fails is logged, and holds up no other."""
-    while steps:
-        step = steps.popleft()
-        try:
-            step()
-        except Exception:  # whatever it is, nobody who waits for something depends on it
-            log.exception("what was to be done after an answer failed")
+class _Steps:
+    """What waits on one loop; done one after the other also where the end does it beside that loop."""
+
+    def __init__(self) -> None:
+        self.waiting: deque[Step] = deque()
+        self._lock = threading.RLock()
+
+    def do_all(self) -> None:
+        """Do steps; one that fails is logged, and holds up no other."""
+        with self._lock:
+            while self.waiting:
+                step = self.waiting.popleft()
+                try:
+                    step()
+                except Exception:  # whatever it is, nobody who waits for something depends on it
+                    log.exception("what was to be done after an answer failed")

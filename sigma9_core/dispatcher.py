@@ -249,6 +249,8 @@ class Dispatcher:
 
     async def _deliver(self, command: Command, args: Frozen | None, first: _Once) -> None:
         response = await self._answer(command, args)
+        if command.taken is not None:
+            command.taken()  # before the answer: whoever has that finds the gate as it is to be
         first.give(lambda: response)
 
     def _held(self, command: Command) -> tuple[Command, Frozen | None]:

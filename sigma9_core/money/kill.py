@@ -66,6 +66,8 @@ class Kill:
     """Begun by a drill, and no real kill has joined it."""
     joins: int = 0
     """How often it was fired; a reset that was overtaken by another fire does not reset."""
+    in_trail: bool = False
+    """The trail tells that it was fired; that it is done stands after that."""
     ending: bool = False
     """A reset asks the work to end; it is never cut off in the middle of an order."""
     tries: dict[str, int] = field(default_factory=dict)

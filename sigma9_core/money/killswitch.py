@@ -170,7 +170,6 @@ class KillSwitch:
 
         `taken` is told once the gate is closed for good: a barrier that stood in for it can go.
         """
-        joined = key_of(scope) in self._kills
         note = self._nothing_of(key_of(scope))
         kill = self.gate_now(reason=reason, source=source, flatten=flatten, scope=scope, drill=drill)
         if taken is not None:
@@ -178,14 +177,17 @@ class KillSwitch:
         self._afterwards.do(
             partial(log.critical, "KILL SWITCH (%s) by %s: %s", told_key(kill.key), source, reason)
         )
-        latched = self._latching.write(kill)
-        self._say(lambda: self._fired(kill.key))
-        await latched
+        await self._latching.write(kill)
         self._begin(kill)
+        self._say(lambda: self._fired(kill.key))
         for _ in range(TURNS):
             if not kill.cancels_sent.is_set():
                 await asyncio.sleep(0)
-        self._trail("joined" if joined else "fired", kill, source=source, reason=reason)
+        self._trail("joined" if kill.in_trail else "fired", kill, source=source, reason=reason)
+        if not kill.in_trail:
+            kill.in_trail = True
+            if kill.phase == "done":
+                self._trail("done", kill)
         if kill.told != kill.phase:
             self._enter(kill, kill.phase)
         if not kill.cancels_sent.is_set():
@@ -363,6 +365,7 @@ class KillSwitch:
                 latched.source,
                 latched.at or wall_now(),
                 latched=True,
+                in_trail=True,
             )
             self._kills[latched.key] = kill
             self._gate.close(latched.key, halt=not kill.flatten)
@@ -434,7 +437,7 @@ class KillSwitch:
         again = kill.phase == "done"
         told: str | None = None
         while not kill.ending:
-            before, failed = self._progress(kill), {**kill.failed}
+            before, failed, joins = self._progress(kill), {**kill.failed}, kill.joins
             error: str | None = None
             done = False
             try:
@@ -460,8 +463,8 @@ class KillSwitch:
             if done:
                 kill.phase, kill.detail, kill.error, kill.pending = "done", None, None, []
                 kill.cancels_sent.set()
-                # A first round that finds nothing to do is over before the trail says that the kill was fired.
-                self._afterwards.do(partial(self._trail, "done", kill))
+                if kill.in_trail:  # else `fire` tells it: a first round that finds nothing to do is over before
+                    self._trail("done", kill)
                 counts = len(kill.cancelled), len(kill.closed)
                 self._afterwards.do(partial(log.critical, "kill switch done: %d cancelled, %d closed", *counts))
                 self._tell()
@@ -476,6 +479,8 @@ class KillSwitch:
                 log.critical("the kill makes no progress (%s); it goes on trying", why)
             if moved or error is not None or kill.failed != failed or kill.idle_rounds == GIVE_UP_ROUNDS:
                 self._tell()
+            if kill.joins != joins:
+                continue  # who has joined meanwhile waits for cancels of its own
             kill.wake.clear()
             try:
                 async with asyncio.timeout(ROUND_WAITING if kill.detail == WAITING_FOR_MARKET else ROUND):

@@ -110,12 +110,13 @@ class KillWork:
 
     async def _round(self, kill: Kill) -> bool:
         link = self.link_up()
-        cancels = self._to_cancel(kill)
+        cancels, joins = self._to_cancel(kill), kill.joins
         first = kill.phase == "gated"
         if first:
             kill.phase = "cancelling"
         await self._cancel(kill, cancels)
-        kill.cancels_sent.set()
+        if kill.joins == joins:  # who has joined meanwhile may want more of them
+            kill.cancels_sent.set()
         if first and self.pending(kill):  # where there is nothing to do it is done before anybody could hear of it
             self._enter(kill, "cancelling")
         foreign = (

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final
+from typing import Final
 
 from sigma9_core.lanes import hurry
 from sigma9_core.money.kill import Key, Kill
@@ -35,15 +35,9 @@ class Latching:
         self._again: asyncio.Task[None] | None = None
         """Tries to write a latch that could not be written."""
 
-    def write(self, kill: Kill) -> Coroutine[Any, Any, None]:
-        """Write the kills in force; await what is given to note in this one whether a restart would know of it.
-
-        The disk is at work when this returns.
-        """
-        loop = asyncio.get_running_loop()
-        return self._wait(kill, loop.run_in_executor(self._disk, self._latch.write, self._state()))
-
-    async def _wait(self, kill: Kill, write: asyncio.Future[None]) -> None:
+    async def write(self, kill: Kill) -> None:
+        """Write the kills in force, and note in this one whether a restart would know of it."""
+        write = asyncio.get_running_loop().run_in_executor(self._disk, self._latch.write, self._state())
         await asyncio.wait([write], timeout=LATCH_BUDGET)
         if write.done():
             self._written(kill, write)

@@ -382,7 +382,7 @@ class EngineRoom:
         """Name the events of an order, in order."""
         return [str(data.event) for data in self.told(TradeEvent) if data.order_id == order_id]
 
-    async def until(self, what: Callable[[], object], why: str = "it", within: float = 5) -> None:
+    async def until(self, what: Callable[[], object], why: str = "it", within: float = 20) -> None:
         """Wait until something is true."""
         end = monotonic() + within
         while not what():

@@ -185,7 +185,7 @@ class MoneyRoom:
         await self.until(lambda: all(order.order_id in self.exchange.orders for order in closes()))
         return closes()
 
-    async def until(self, what: Callable[[], object], within: float = 3) -> None:
+    async def until(self, what: Callable[[], object], within: float = 20) -> None:
         """Wait until something is true."""
         end = monotonic() + within
         while not what():

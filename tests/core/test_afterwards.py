@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 
@@ -57,3 +58,27 @@ async def test_the_steps_of_another_loop_are_left_to_it() -> None:
     lane.stop()
     afterwards.end()
     assert done == ["mine", "theirs"]
+
+
+async def test_the_end_does_not_overtake_what_a_loop_is_doing() -> None:
+    """The row of an answer does not come before the one of its command, which another thread is about to write."""
+    done: list[int] = []
+    afterwards = Afterwards()
+    begun, goes_on = threading.Event(), threading.Event()
+
+    def first() -> None:
+        begun.set()
+        goes_on.wait(5)
+        done.append(1)
+
+    lane = Lane("doors")
+    lane.start()
+    await lane.ask(afterwards.do, first)
+    await lane.ask(afterwards.do, lambda: done.append(2))
+    await asyncio.to_thread(begun.wait, 5)
+    end = asyncio.create_task(asyncio.to_thread(afterwards.end))
+    await asyncio.sleep(0.05)
+    goes_on.set()
+    await end
+    lane.stop()
+    assert done == [1, 2]

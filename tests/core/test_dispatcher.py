@@ -809,6 +809,26 @@ async def test_the_gate_is_closed_for_a_kill_when_it_is_heard(
     assert bool(lifted) == bool(barred)
 
 
+async def test_whoever_has_the_answer_to_a_refused_kill_finds_the_gate_as_it_was() -> None:
+    """The barrier of a kill that does not come about goes before its answer does."""
+    gate = RiskGate([], SteppedClock("replay", Wall().now))
+    order = OrderRequest(symbol="ABCD", side="buy", quantity=Decimal(1))
+
+    async def refuse(_args: Any, _call: Call) -> None:
+        raise CommandError("not_found", "there is no such strategy")
+
+    dispatcher = Dispatcher(
+        BUILT_IN,
+        {"kill_switch": refuse},
+        journal=Stalled(),
+        bar=lambda args: gate.bar(None, halt=not args.flatten),
+    )
+    seen: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+    dispatcher.begin(Command("kill_switch", {}, "mqtt"), lambda _: seen.set_result(gate.closed_for(order)))
+    assert gate.closed_for(order) is not None
+    assert await seen is None
+
+
 @pytest.mark.parametrize("how", ["closed", "cancelled"])
 async def test_a_kill_that_nobody_carries_out_leaves_no_barrier(how: str) -> None:
     """Its coroutine is dropped, or its task is cancelled before the first step: the gate is as it was."""

@@ -171,7 +171,7 @@ def test_daily_bars_that_can_not_be_enough_are_told_at_once(tmp_path: Path) -> N
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         check=False,
     )
     assert (result.returncode, result.stdout) == (1, "")
@@ -187,7 +187,7 @@ def test_files_that_are_not_there_are_named(tmp_path: Path) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         check=False,
     )
     assert result.returncode == 1

@@ -101,10 +101,8 @@ class KillDoor:
         self._on_up = on_up
         self._answers = Answers(topics)
         self._sweeper = Sweeper(self._answers, topics)
-        self._begun = 0
+        self._begun: set[asyncio.Future[None]] = set()
         """Kills that have no answer yet; of these, `_aside` have a narrower scope."""
-        self._idle = asyncio.Event()
-        self._idle.set()
         self._aside = 0
 
     def on_message(self, arrival: Arrival) -> None:
@@ -132,11 +130,11 @@ class KillDoor:
         except CommandError as error:
             self._answers.refuse(KILL, arrival, error, id_of(arrival.payload))
         else:
-            self._begun += 1
-            self._idle.clear()
+            done = asyncio.get_running_loop().create_future()
+            # It returns with the gate closed; the answer comes later.
+            self._server.begin(command, partial(self._answered, arrival, scoped, done))
+            self._begun.add(done)
             self._aside += scoped
-            # It returns with the gate closed.
-            self._server.begin(command, partial(self._answered, arrival, scoped))
         self._sweeper.after_live(KILL, own=own, retain=arrival.retain)
 
     async def serve(self, wire: Wire) -> None:
@@ -158,7 +156,8 @@ class KillDoor:
         self._sweeper.flush()
         try:
             async with asyncio.timeout(seconds):
-                await self._idle.wait()
+                if self._begun:
+                    await asyncio.wait(set(self._begun))
                 if wire is not None:
                     await self._answers.written(wire)
         except TimeoutError:
@@ -168,11 +167,10 @@ class KillDoor:
         self._ledger.up = True
         self._on_up(True)
 
-    def _answered(self, arrival: Arrival, scoped: bool, response: Response) -> None:
+    def _answered(self, arrival: Arrival, scoped: bool, done: asyncio.Future[None], response: Response) -> None:
         self._aside -= scoped
-        self._begun -= 1
-        if not self._begun:
-            self._idle.set()
+        self._begun.discard(done)
+        done.set_result(None)
         self._answers.give(response, arrival)
         self._answers.hasten()
 

@@ -271,7 +271,9 @@ class Client:
                 properties.CorrelationData = correlation
         await self._client.publish(topic, payload, qos, retain, properties)
 
-    async def until(self, condition: Callable[[list[Heard]], bool], seconds: float = 5, *, what: str = "") -> None:
+    async def until(
+        self, condition: Callable[[list[Heard]], bool], seconds: float = 20, *, what: str = ""
+    ) -> None:
         """Wait until the messages fulfil a condition; raise AssertionError, showing the last, where they don't."""
         deadline = monotonic() + seconds
         while not condition(self.heard):
@@ -285,7 +287,7 @@ class Client:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._news.wait(), min(left, 0.1))
 
-    async def until_heard(self, topic: str, payload: str | None = None, seconds: float = 5) -> Heard:
+    async def until_heard(self, topic: str, payload: str | None = None, seconds: float = 20) -> Heard:
         """Wait for a message on a topic and give the first one."""
 
         def fits(message: Heard) -> bool:

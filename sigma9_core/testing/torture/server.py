@@ -44,6 +44,9 @@ KEPT: Final = (
     "published.jsonl",
 )
 """What is looked at after a crash."""
+USUAL_START: Final = 1.5
+"""Seconds that a server takes to come up on a machine of the usual speed."""
+MOST_PACE: Final = 6.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,8 @@ class TorturedServer:
         self.process = ServerProcess(folder / "server")
         self._seed = seed
         self._settings = self.process.settings
+        self._pace = 1.0
+        """How many times slower than usual it comes up: it lives so much longer, else it would die before a trade."""
 
     @property
     def data(self) -> Path:
@@ -114,7 +119,7 @@ class TorturedServer:
         self.process.settings = (*self._settings, *self._side.at_once(plan.at_once))
         timer = None
         if plan.point is None:
-            timer = threading.Timer(plan.seconds, self.kill)
+            timer = threading.Timer(plan.seconds * self._pace, self.kill)
             timer.daemon = True
             timer.start()
         try:
@@ -123,6 +128,7 @@ class TorturedServer:
             if self.process.process.wait(20) != -signal.SIGKILL:
                 raise
             return False
+        self._pace = min(MOST_PACE, max(1.0, (time.monotonic() - self.process.started) / USUAL_START))
         return True
 
     def kill(self) -> None:

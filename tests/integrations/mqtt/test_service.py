@@ -47,7 +47,7 @@ asyncio.run(main())
 """
 
 
-async def wait_for(condition: Callable[[], bool], seconds: float = 5) -> None:
+async def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
     deadline = monotonic() + seconds
     while not condition():
         assert monotonic() < deadline, "the condition did not come true in time"
