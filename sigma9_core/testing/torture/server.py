@@ -76,7 +76,7 @@ class TorturedServer:
         self._seed = seed
         self._settings = self.process.settings
         self._pace = 1.0
-        """How many times slower than usual it comes up: it lives so much longer, else it would die before a trade."""
+        """How many times slower than usual it comes up; it lives so much longer, else it would never trade."""
 
     @property
     def data(self) -> Path:
