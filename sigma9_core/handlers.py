@@ -28,6 +28,7 @@ from sigma9_core.commands import (
 )
 from sigma9_core.dispatcher import Call, Handler
 from sigma9_core.errors import CommandError
+from sigma9_core.garbage import uncollected
 from sigma9_core.plain import Plain
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ class Handlers:
     async def kill_switch(self, args: KillArgs, call: Call) -> Result:
         """Kill, on the money lane; the gate is closed since the command was heard."""
         engine = self._engine
-        with engine.money.hurried():
+        with uncollected(), engine.money.hurried():
             result = await engine.money.call(engine.path.kill(args, call.command))
         if not engine.doors.current:  # such as REST, where the state may be read next: it is told first
             await engine.money.ask(engine.path.afterwards.flush)

@@ -15,7 +15,8 @@ from sigma9_core.models import ZERO, Intent, OrderView, Side
 
 def remaining(order: OrderView) -> Decimal:
     """Give the quantity that may still fill."""
-    return max(order.quantity - order.filled_quantity, ZERO)
+    left = order.quantity - order.filled_quantity
+    return max(ZERO, left)  # several rules ask it of every working order: max() takes twice as long
 
 
 def reserved(orders: Iterable[OrderView], symbol: str, side: Side) -> Decimal:

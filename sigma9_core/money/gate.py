@@ -18,7 +18,7 @@ from typing import Any, Final, Literal, Self, TypeVar
 from sigma9_core.clock import Clock
 from sigma9_core.contracts import RiskRule, RiskView, Trip
 from sigma9_core.errors import CommandError
-from sigma9_core.models import _APPROVAL, ZERO, ApprovedOrder, Intent, OrderRequest, RuleUsage, Verdict
+from sigma9_core.models import _APPROVAL, ZERO, ApprovedOrder, Intent, OrderRequest, OrderView, RuleUsage, Verdict
 from sigma9_core.money.exposure import closable, held, is_exit
 from sigma9_core.money.rules import Failure, GuardedRule, OutsideRules, Question, answer_of
 
@@ -168,8 +168,9 @@ class RiskGate:
         A change of a working order is judged as a new order for what has not filled: leave it in `view.working`,
         or say in `filled` how much of it has. There is no suspension point where every rule runs inline.
         """
-        shrinks = self.shrinks(order_id, request, view)
-        view, filled = _without_itself(order_id, request, view, filled)
+        mine = _working(order_id, view)
+        shrinks = self._shrinks(mine, request, view)
+        view, filled = _without(mine, request, view, filled)
         refused = self._core(request, view, filled, shrinks=shrinks)
         if refused is not None:
             return Decision(None, (refused,), refused)
@@ -255,7 +256,9 @@ class RiskGate:
         It passes under any kill, and where the symbol is held: a stop that outlives its kill's wait, or the shares
         that somebody has sold at the broker, must not turn the position round.
         """
-        mine = next((order for order in view.working if order.order_id == order_id), None)
+        return self._shrinks(_working(order_id, view), request, view)
+
+    def _shrinks(self, mine: OrderView | None, request: OrderRequest, view: RiskView) -> bool:
         if mine is None or not request.protective or request.intent == "entry":
             return False
         same = all(getattr(mine, name) == getattr(request, name) for name in _TERMS)
@@ -278,7 +281,7 @@ class RiskGate:
         """Say why an exit, or a change of one, is by now larger than what it can close; None where it fits."""
         if not is_exit(request.intent):
             return None
-        view, filled = _without_itself(order_id, request, view, ZERO)
+        view, filled = _without(_working(order_id, view), request, view, ZERO)
         verdict = _exit_quantity(request, view, request.quantity - filled)
         return None if verdict is None else verdict.reason
 
@@ -524,13 +527,21 @@ def _refuse(rule: str, reason: str, used: Decimal | None = None, limit: Decimal 
     return Verdict(rule=rule, code=CORE, outcome="refuse", reason=reason, used=used, limit=limit)
 
 
-def _without_itself(
-    order_id: str, request: OrderRequest, view: RiskView, filled: Decimal
+def _working(order_id: str, view: RiskView) -> OrderView | None:
+    """Find the order that is being changed; None for a new one."""
+    for order in view.working:  # a plain loop: this is asked for every order, of all that work
+        if order.order_id == order_id:
+            return order
+    return None
+
+
+def _without(
+    mine: OrderView | None, request: OrderRequest, view: RiskView, filled: Decimal
 ) -> tuple[RiskView, Decimal]:
     """Take an order that is being changed out of the view that its change is judged by."""
-    mine = next((order for order in view.working if order.order_id == order_id), None)
     if mine is None:
         return view, filled
+    order_id = mine.order_id
     counted = view.intents.get(order_id) == "entry" and request.intent == "entry"
     return (
         replace(

@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Final, TypeGuard
 
 from sigma9_core.contracts import Mark
-from sigma9_core.models import OrderRequest, OrderType, OrderView
+from sigma9_core.models import ZERO, OrderRequest, OrderType, OrderView
 
 LIMITED: Final[frozenset[OrderType]] = frozenset(("limit", "limit_on_close", "stop_limit"))
 """The types of order that trade at their limit or better; with any other a limit bounds nothing."""
@@ -17,7 +17,7 @@ LIMITED: Final[frozenset[OrderType]] = frozenset(("limit", "limit_on_close", "st
 
 def usable(price: Decimal | None) -> TypeGuard[Decimal]:
     """Tell whether a price is a number above zero."""
-    return price is not None and price.is_finite() and price > 0
+    return price is not None and price.is_finite() and price > ZERO
 
 
 def met_price(order: OrderRequest, mark: Mark | None) -> Decimal | None:
@@ -44,9 +44,10 @@ def reference_price(order: OrderRequest | OrderView, mark: Mark | None) -> Decim
     A buy that is limited costs its limit at most. Any other order may trade at the market, so it is valued at the
     higher of its own prices, the last price and, for a buy, the ask.
     """
-    if order.side == "buy" and order.order_type in LIMITED and usable(order.limit_price):
-        return order.limit_price
-    candidates = [order.limit_price, order.stop_price]
+    limit = order.limit_price
+    if usable(limit) and order.side == "buy" and order.order_type in LIMITED:
+        return limit
+    candidates = [limit, order.stop_price]
     if mark is not None:
         candidates += [mark.price, mark.ask if order.side == "buy" else mark.bid]
     return max((price for price in candidates if usable(price)), default=None)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal, localcontext
@@ -15,6 +13,7 @@ from sigma9_core.calendar import trading_day
 from sigma9_core.clock import rfc3339
 from sigma9_core.contracts import Submission
 from sigma9_core.errors import JournalError
+from sigma9_core.garbage import uncollected
 from sigma9_core.models import ZERO, Fill, OrderStatus, Split
 from sigma9_core.money.adoption import ADOPTED
 from sigma9_core.money.days import Days
@@ -85,19 +84,7 @@ class Known:
     """The newest notes of the kills' trail, newest first."""
 
 
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Look for no garbage meanwhile: there is none in a journal's rows, and looking takes as long as reading."""
-    before = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if before:
-            gc.enable()
-
-
-@_uncollected()
+@uncollected()  # there is no garbage in a journal's rows, and looking for it takes as long as reading them
 def read(journal: Journal, now: datetime) -> Known:
     """Read it all (blocks: disk; 1 s for 100,000 fills)."""
     opening = next(iter(journal.notes("opening", 1)), None)
@@ -194,7 +181,7 @@ def _memory(body: Mapping[str, Any]) -> Mapping[str, Any]:
     return body
 
 
-@_uncollected()
+@uncollected()  # there is no garbage in a journal's rows, and looking for it takes as long as reading them
 def restore(known: Known, portfolio: Portfolio, desk: OrderDesk, gate: RiskGate, exits: ExitManager) -> None:
     """Give each part what is its own; on the money lane."""
     if known.opening is not None:

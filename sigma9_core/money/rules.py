@@ -6,11 +6,11 @@ Whatever a rule does (raise, hang, answer nonsense), its caller gets an answer o
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from types import CoroutineType
 from typing import Any, TypeVar
 
 from sigma9_core.contracts import RiskRule, RiskView
@@ -39,15 +39,14 @@ class GuardedRule:
     error: str | None = None
     """What is wrong with it; None after an answer that counts."""
 
-    @property
-    def name(self) -> str:
-        """Give the instance's name."""
-        return self.rule.name
+    name: str = field(init=False)
+    """The instance's name."""
+    code: str = field(init=False)
+    """The reason code; `?` where the rule's author forgot it."""
 
-    @property
-    def code(self) -> str:
-        """Give the reason code; `?` where the rule's author forgot it."""
-        return getattr(self.rule, "code", "?")
+    def __post_init__(self) -> None:
+        """Take down what is asked for with every order."""
+        self.name, self.code = self.rule.name, getattr(self.rule, "code", "?")
 
     def failed(self, failure: Failure) -> None:
         """Note that it gave no usable answer; logged once until it changes."""
@@ -69,7 +68,7 @@ def answer_of(function: Callable[..., T], *args: Any) -> T | Failure:
     except BaseException as error:  # a rule is a plugin: it may raise anything, SystemExit too
         log.debug("a risk rule raised", exc_info=error)
         return Failure(described(error))
-    if inspect.iscoroutine(answer):
+    if isinstance(answer, CoroutineType):
         answer.close()
         return Failure("its methods must not be async")
     return answer

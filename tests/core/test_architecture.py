@@ -26,7 +26,7 @@ VOCABULARY = frozenset(
     )
 )
 """The nouns that everything else is written in."""
-MONEY_MAY = VOCABULARY | {"afterwards", "payload", "workers"}
+MONEY_MAY = VOCABULARY | {"afterwards", "garbage", "payload", "workers"}
 """What the money path imports from the rest of the core."""
 PUBLIC = VOCABULARY | {"bars", "money.days", "money.exposure", "money.ids", "money.pricing"}
 """What a plugin imports: the vocabulary, how our order ids look, and sums that gate and rules must do alike."""
