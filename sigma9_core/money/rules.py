@@ -9,7 +9,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from types import CoroutineType
 from typing import Any, TypeVar
 
@@ -39,14 +39,15 @@ class GuardedRule:
     error: str | None = None
     """What is wrong with it; None after an answer that counts."""
 
-    name: str = field(init=False)
-    """The instance's name."""
-    code: str = field(init=False)
-    """The reason code; `?` where the rule's author forgot it."""
+    @property
+    def name(self) -> str:
+        """Give the instance's name."""
+        return self.rule.name
 
-    def __post_init__(self) -> None:
-        """Take down what is asked for with every order."""
-        self.name, self.code = self.rule.name, getattr(self.rule, "code", "?")
+    @property
+    def code(self) -> str:
+        """Give the reason code; `?` where the rule's author forgot it."""
+        return getattr(self.rule, "code", "?")
 
     def failed(self, failure: Failure) -> None:
         """Note that it gave no usable answer; logged once until it changes."""
