@@ -75,7 +75,7 @@ class TorturedServer:
         self.process = ServerProcess(folder / "server")
         self._seed = seed
         self._settings = self.process.settings
-        self._pace = 1.0
+        self._pace: float | None = None
         """How many times slower than usual it comes up; it lives so much longer, else it would never trade."""
 
     @property
@@ -119,15 +119,18 @@ class TorturedServer:
         self.process.settings = (*self._settings, *self._side.at_once(plan.at_once))
         timer = None
         if plan.point is None:
-            timer = threading.Timer(plan.seconds * self._pace, self.kill)
+            timer = threading.Timer(plan.seconds * (self._pace or 1.0), self.kill)
             timer.daemon = True
-            timer.start()
+            if self._pace is not None:  # the first life is not cut off before there is a journal to look at
+                timer.start()
         try:
             self.process.start()
         except AssertionError:
             if self.process.process.wait(20) != -signal.SIGKILL:
                 raise
             return False
+        if timer is not None and self._pace is None:
+            timer.start()
         self._pace = min(MOST_PACE, max(1.0, (time.monotonic() - self.process.started) / USUAL_START))
         return True
 
