@@ -181,7 +181,7 @@ def _memory(body: Mapping[str, Any]) -> Mapping[str, Any]:
     return body
 
 
-@uncollected()  # there is no garbage in a journal's rows, and looking for it takes as long as reading them
+@uncollected()  # as `read`
 def restore(known: Known, portfolio: Portfolio, desk: OrderDesk, gate: RiskGate, exits: ExitManager) -> None:
     """Give each part what is its own; on the money lane."""
     if known.opening is not None:

@@ -705,9 +705,8 @@ async def test_a_thousand_orders_in_the_queue_do_not_hold_a_kill_up(room: MoneyR
     assert room.path.gate.closed_for(held.request) is not None
     before = len(left)
     await killing
-    assert (
-        loop.time() - began < 6
-    )  # it is answered within 2 s, beside a thousand tasks that end, also where that is slow
+    # It is answered within 2 s; a thousand tasks that end meanwhile take their time on a slow machine.
+    assert loop.time() - began < 6
     orders = [(await task) for task in queue]
 
     assert set(left[before:]) <= {"kill"}
